@@ -1,0 +1,100 @@
+"""What this machine is: for benchmarks, lineage and the choice of defaults."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+SPEED_FLAGS = (
+    "sse4_1",
+    "avx",
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+"""The CPU flags that decide which kernels run."""
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """Give the flags of the first CPU as Linux names them; empty on other systems."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def cpu_name() -> str:
+    """Give the CPU's model name."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Give the number of cores this process may use: its affinity, limited by the cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if quota.isdigit() and period.isdigit():
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def peak_memory_bytes() -> int:
+    """Give this process's largest resident size so far.
+
+    Read from VmHWM: ``ru_maxrss`` is inherited from the parent across fork and exec.
+    """
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource  # not on Windows, where this function has no answer
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Give the versions of Python and of those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment(*packages: str) -> dict[str, Any]:
+    """Describe the machine for a report: CPU, flags, cores, load, system and versions."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "cpu": cpu_name(),
+        "flags": [f for f in SPEED_FLAGS if f in cpu_flags()],
+        "cores": usable_cores(),
+        "load_1min": load,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(*packages),
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

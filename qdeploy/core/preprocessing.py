@@ -1,0 +1,102 @@
+"""From an image to the model's input: the one implementation that training, calibration, prediction and
+serving share. It travels inside every artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.image import RGB, decode
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes a model's input.
+
+    The shorter side is resized to ``size`` (bilinear, antialiased), then the centre square is cut out.
+    The model's graph itself normalises: ``(pixel / 255 - mean) / std`` per channel.
+    """
+
+    size: int = 64
+    """Height and width of the input in pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    background: RGB = (255, 255, 255)
+    """Colour behind transparent pixels."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"preprocessing size must be positive, found {self.size}")
+        if min(self.std) <= 0:
+            raise InputError(f"preprocessing std must be positive, found {self.std}")
+
+    def __call__(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn a path, a file's bytes, a PIL image or a uint8 array into uint8 ``[size, size, 3]``, RGB.
+
+        Raises:
+            ImageError: If the source is not a usable image.
+        """
+        return self.resize(self.open(source))
+
+    def open(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
+        """Decode a source to an RGB image of its own size."""
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source).convert("RGB")
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
+        return decode(source, self.background)
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize the shorter side and cut the centre square of an RGB image."""
+        width, height = image.size
+        scale = self.size / min(width, height)
+        target = (max(self.size, round(width * scale)), max(self.size, round(height * scale)))
+        if target != image.size:
+            image = image.resize(target, Image.Resampling.BILINEAR)
+        left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
+        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give every rule as JSON-ready values, with a hash over all of them."""
+        rules = {
+            **asdict(self),
+            "exif_transpose": True,
+            "colour": "RGB",
+            "sixteen_bit": "upper 8 bits",
+            "resize": "shorter side, bilinear, antialiased",
+            "crop": "centre",
+        }
+        text = json.dumps(rules, sort_keys=True)
+        return {**json.loads(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
+        """Rebuild from ``to_dict`` and check the hash.
+
+        Raises:
+            InputError: If the rules are not those of this version of qdeploy.
+        """
+        try:
+            own = cls(
+                size=fields["size"],
+                mean=tuple(fields["mean"]),
+                std=tuple(fields["std"]),
+                background=tuple(fields["background"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the preprocessing rules are incomplete: {error}") from error
+        if own.to_dict()["sha256"] != fields.get("sha256"):
+            raise InputError("the preprocessing rules differ from this version's; use the qdeploy that wrote them")
+        return own

@@ -1,0 +1,47 @@
+"""A run's folder: the place where training leaves its result and export finds it.
+
+    runs/<name>/run.json  best.safetensors  log.csv  curves.png
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.files import newest, read_json, sha256_of
+
+RUNS = Path("runs")
+WEIGHTS = "best.safetensors"
+RECORD = "run.json"
+
+
+def newest_run() -> Path:
+    """Find the most recent run below ``./runs``.
+
+    Raises:
+        InputError: If there is none.
+    """
+    record = newest(RUNS, f"*/{RECORD}")
+    if record is None:
+        raise InputError("there is no run to export below ./runs; train one first with `qdeploy train`")
+    return record.parent
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """Read a run's record and its weights' file, and check that they belong together.
+
+    Raises:
+        InputError: If the folder is no run or is damaged.
+    """
+    if not (folder / RECORD).is_file():
+        what = "is not a run: it has no run.json" if folder.is_dir() else "does not exist"
+        raise InputError(f"{folder} {what}; give a folder below ./runs, or none for the newest")
+    record = read_json(folder / RECORD)
+    try:
+        weights = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise InputError(f"{folder / WEIGHTS} cannot be read: {error.strerror}; train again") from error
+    if not isinstance(record, dict) or sha256_of(weights) != record.get("weights_sha256"):
+        raise InputError(f"{folder} is damaged: {WEIGHTS} is not the file that run.json describes; train again")
+    return record, weights

@@ -1,0 +1,68 @@
+"""A folder of images, one sub-folder a class, with or without train/, val/ and test/ above them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qdeploy.core.errors import DataError
+from qdeploy.core.image import SUFFIXES
+from qdeploy.data.dataset import Record, Source
+
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def source_from_folder(folder: Path) -> Source:
+    """List the images of a folder; nothing is decoded yet.
+
+    Raises:
+        DataError: If it is missing, has no class folders, or its splits have different classes.
+    """
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"the data folder {folder} {what}; give a folder with one sub-folder of images per class")
+    split_folders = _split_folders(folder)
+    classes = _classes(split_folders.get("train", folder))
+    if not classes:
+        raise DataError(f"{folder} has no sub-folders; put the images of each class into a folder of its own")
+    problems: list[str] = []
+    records = {}
+    for split, root in (split_folders or {"train": folder}).items():
+        unknown = sorted(set(_classes(root)) - set(classes))
+        if unknown:
+            raise DataError(f"{root} has a class '{unknown[0]}' that {split_folders['train']} has not")
+        records[split] = [r for k, name in enumerate(classes) for r in _records(root / name, k, problems)]
+    return Source(name=folder.resolve().name, classes=tuple(classes), records=records, problems=problems)
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    by_name = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
+    found = {
+        split: by_name[name] for split, names in SPLIT_FOLDERS.items() for name in names if name in by_name
+    }
+    if not found:
+        return {}
+    if "train" not in found:
+        if len(by_name) > len(found):  # a class may be called "test"
+            return {}
+        raise DataError(f"{folder} has {', '.join(p.name for p in found.values())} but no train/ folder")
+    return found
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _records(folder: Path, label: int, problems: list[str]) -> list[Record]:
+    if not folder.is_dir():
+        return []
+    records = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        if path.suffix.lower() in SUFFIXES:
+            records.append(Record(path, label))
+        else:
+            problems.append(f"{path}: not an image file (known: {', '.join(sorted(SUFFIXES))})")
+    return records

@@ -1,0 +1,148 @@
+"""The two classification heads of the paper: GAP + linear, and the triple-path "SOTA" head.
+
+Array names: B batch, C channels (= d), N patch tokens, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qdeploy.models.layers import CLAMP
+
+
+class GapHead(nn.Module):
+    """Global average pooling and a linear layer: the head of the paper's reported model."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``[B, d, H, W]`` to logits ``[B, K]``."""
+        return self.fc(features.mean(dim=(2, 3)))
+
+
+class SwiGlu(nn.Module):
+    """Pre-normed gated MLP on tokens ``[B, N, C]`` with a residual connection."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.w12 = nn.Linear(dim, 2 * dim)
+        self.w3 = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Keep the shape ``[B, N, C]``."""
+        a, b = self.w12(self.norm(t)).chunk(2, dim=-1)
+        return t + self.dropout(self.w3(self.dropout(F.silu(a) * b)))
+
+
+class TokenMixer(nn.Module):
+    """A width-3 convolution along the token axis with a residual connection."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim)
+        self.conv = nn.Conv1d(dim, dim, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Keep the shape ``[B, N, C]``."""
+        return t + self.dropout(F.gelu(self.conv(self.norm(t.mT)))).mT
+
+
+class TokenReducer(nn.Module):
+    """Keep the quarter of the tokens with the highest score, scaled by the score's sigmoid.
+
+    The scaling is ours: without it top-k gives the scorer no gradient.
+    """
+
+    def __init__(self, dim: int, keep: int) -> None:
+        super().__init__()
+        self.keep = keep
+        self.norm = nn.LayerNorm(dim)
+        self.score = nn.Linear(dim, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map ``[B, N, C]`` to ``[B, keep, C]``."""
+        score = self.score(self.norm(tokens)).squeeze(-1)
+        best, index = score.topk(self.keep, dim=1)
+        kept = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return kept * torch.sigmoid(best).unsqueeze(-1)
+
+
+class ClassTokenAttention(nn.Module):
+    """The class token attends to itself and to the kept tokens, 4 heads."""
+
+    NUM_HEADS = 4
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, cls: Tensor, kept: Tensor) -> Tensor:
+        """Update ``cls`` ``[B, 1, C]`` from ``kept`` ``[B, N, C]``."""
+        context = self.norm(torch.cat([cls, kept], dim=1))
+        q = self._heads(self.query(cls))
+        k, v = (self._heads(x) for x in self.key_value(context).chunk(2, dim=-1))
+        weights = self.dropout((q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1))
+        return cls + self.out((weights @ v).transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BNC: Tensor) -> Tensor:
+        return x_BNC.unflatten(2, (self.NUM_HEADS, -1)).transpose(1, 2)
+
+
+class SotaHead(nn.Module):
+    """The paper's ``SOTAQlassifierHead``: a transformer, a convolutional and an auxiliary path.
+
+    ``logits = 0.4 conf T + 0.4 (1 - conf) C + 0.2 A`` with ``conf`` the detached largest softmax probability
+    of T, in training as in inference (the paper's, which needs the label, would leak it).
+    C and A are averages of 1x1 convolutions, which equal linear layers on the pooled vector.
+    """
+
+    def __init__(self, dim: int, num_classes: int, num_tokens: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.cls = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        self.pos = nn.Parameter(torch.randn(1, num_tokens + 1, dim) * 0.02)
+        self.swiglu = SwiGlu(dim, dropout)
+        self.mixer = TokenMixer(dim, dropout)
+        self.reducer = TokenReducer(dim, keep=max(1, num_tokens // 4))
+        self.attention = ClassTokenAttention(dim, dropout)
+        self.gate = nn.Parameter(torch.zeros(dim))
+        self.classify = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, num_classes)
+        )
+        self.spatial = nn.Sequential(
+            nn.Conv2d(dim, dim // 8, 1), nn.GELU(), nn.Conv2d(dim // 8, 1, 3, padding=1), nn.Sigmoid()
+        )
+        self.conv_path = nn.Linear(dim, num_classes)
+        self.aux_path = nn.Linear(dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``[B, d, H, W]`` to logits ``[B, K]``."""
+        return self.combine(*self.paths(features))
+
+    def paths(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the logits of the transformer, convolutional and auxiliary paths, each ``[B, K]``."""
+        tokens = features.flatten(2).mT
+        cls = self.cls.expand(tokens.shape[0], -1, -1)
+        t = self.mixer(self.swiglu(torch.cat([cls, tokens], dim=1) + self.pos)).clamp(-CLAMP, CLAMP)
+        c = self.attention(t[:, :1], self.reducer(t[:, 1:]))[:, 0]
+        c = c + c * torch.tanh(self.gate)
+        pooled = (features * self.spatial(features)).mean(dim=(2, 3))
+        return self.classify(c), self.conv_path(pooled), self.aux_path(pooled)
+
+    @staticmethod
+    def combine(transformer: Tensor, conv: Tensor, aux: Tensor) -> Tensor:
+        """Weigh the three paths by the transformer path's confidence (paper, III.B)."""
+        conf = transformer.detach().softmax(dim=-1).amax(dim=-1, keepdim=True)
+        return 0.4 * conf * transformer + 0.4 * (1.0 - conf) * conv + 0.2 * aux
