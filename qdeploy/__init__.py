@@ -1,0 +1,22 @@
+"""qdeploy: small image classifiers from a folder of images to a verified INT8 model on a device.
+
+``import qdeploy`` loads no heavy library; ``qdeploy.load`` opens a model without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdeploy.runtime.classifier import Classifier, Prediction, load
+
+__all__ = ["Classifier", "Prediction", "__version__", "load"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Classifier", "Prediction", "load"):
+        from qdeploy.runtime import classifier
+
+        return getattr(classifier, name)
+    raise AttributeError(f"module 'qdeploy' has no attribute '{name}'")

@@ -1,0 +1,239 @@
+"""One model file: its card, its checksum and its bytes, read without any machine-learning library.
+
+The card (JSON) and the checksum are two entries of the ONNX file's ``metadata_props``. The checksum is the
+SHA-256 of the whole file with the checksum's own 64 digits set to ``0``: one file is complete by itself, and
+damage is found before a runtime sees it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy.core.errors import ArtifactError, InputError
+from qdeploy.core.files import newest, sha256_of
+from qdeploy.core.preprocessing import Preprocessing
+
+SCHEMA = 1
+CARD_KEY = "qdeploy"
+CHECKSUM_KEY = "qdeploy_sha256"
+BLANK = "0" * 64
+EXPORTS = Path("exports")
+SHIPPED = Path(__file__).parents[1] / "shipped"
+"""The small pretrained model inside the package: an export's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goldens:
+    """A few inputs and the logits that the file gave for them when it was made."""
+
+    images: NDArray[np.uint8]
+    """``[N, S, S, 3]``"""
+    logits: NDArray[np.float32]
+    """``[N, K]``"""
+    min_sqnr_db: float
+    """Least agreement, in decibels, that a sound runtime reaches."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON-ready values; the images are compressed."""
+        packed = base64.b64encode(zlib.compress(self.images.tobytes(), 9)).decode()
+        return {
+            "shape": list(self.images.shape),
+            "images_zlib_base64": packed,
+            "logits": [[round(float(v), 6) for v in row] for row in self.logits],
+            "min_sqnr_db": self.min_sqnr_db,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Goldens:
+        """Rebuild from ``to_dict``."""
+        raw = zlib.decompress(base64.b64decode(fields["images_zlib_base64"]))
+        return cls(
+            images=np.frombuffer(raw, np.uint8).reshape(fields["shape"]),
+            logits=np.asarray(fields["logits"], np.float32),
+            min_sqnr_db=fields["min_sqnr_db"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a model file says about itself."""
+
+    name: str
+    """Name of the export, e.g. ``nano-fashion-mnist``."""
+    model: dict[str, Any]
+    """Registry name, family, params, macs, input_size and the full configuration."""
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    precision: str
+    """fp32 or int8."""
+    target: str
+    """The encoding: float, x86 or tensorrt."""
+    float_layers: tuple[str, ...]
+    """Layers left in float by an INT8 file."""
+    lineage: dict[str, Any]
+    """Training configuration, seed, data set, git commit, versions, calibration images, parent's SHA-256."""
+    accuracy: dict[str, Any]
+    """split, top1 in percent, n, ci95."""
+    goldens: Goldens
+    task: str = "image-classification"
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON-ready values."""
+        return {
+            "schema": self.schema,
+            "name": self.name,
+            "task": self.task,
+            "model": self.model,
+            "labels": list(self.labels),
+            "preprocessing": self.preprocessing.to_dict(),
+            "precision": self.precision,
+            "target": self.target,
+            "float_layers": list(self.float_layers),
+            "lineage": self.lineage,
+            "accuracy": self.accuracy,
+            "goldens": self.goldens.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Card:
+        """Rebuild from ``to_dict``.
+
+        Raises:
+            ArtifactError: If the schema is unknown or a field is missing.
+        """
+        if fields.get("schema") != SCHEMA:
+            raise ArtifactError(f"has a card of schema {fields.get('schema')}; this qdeploy reads schema {SCHEMA}")
+        try:
+            plain = {k: fields[k] for k in ("name", "task", "model", "precision", "target", "lineage", "accuracy")}
+            return cls(
+                **plain,
+                labels=tuple(fields["labels"]),
+                preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
+                float_layers=tuple(fields["float_layers"]),
+                goldens=Goldens.from_dict(fields["goldens"]),
+            )
+        except (KeyError, TypeError, ValueError, zlib.error, InputError) as error:
+            raise ArtifactError(f"has an unusable card: {error}") from error
+
+    def with_accuracy(self, accuracy: dict[str, Any]) -> Card:
+        """Copy the card with another measured accuracy."""
+        return replace(self, accuracy=accuracy)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model file in memory; its checksum has been verified."""
+
+    path: Path
+    data: bytes = field(repr=False)
+    card: Card = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file as it is on disk."""
+        return sha256_of(self.data)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read a model file once, verify its checksum and parse its card.
+
+    Raises:
+        ArtifactError: If it is missing, damaged, or not written by qdeploy.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"the model file {path} cannot be read: {error.strerror}") from error
+    try:
+        entries = {e.key: e for e in _metadata(data)}
+    except (IndexError, ValueError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not an ONNX file, or is damaged; export it again") from error
+    if CARD_KEY not in entries or CHECKSUM_KEY not in entries:
+        raise ArtifactError(f"{path} has no qdeploy card; give a file written by `qdeploy export`")
+    checksum = entries[CHECKSUM_KEY]
+    if sha256_of(_blanked(data, checksum)) != checksum.value:
+        raise ArtifactError(f"{path} is damaged: its checksum does not match its contents; export or copy it again")
+    try:
+        return Artifact(path, data, Card.from_dict(json.loads(entries[CARD_KEY].value)))
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} {error}") from error
+
+
+def sealed(data: bytes) -> bytes:
+    """Put the checksum into the bytes of a model whose checksum entry is ``BLANK``."""
+    entry = next(e for e in _metadata(data) if e.key == CHECKSUM_KEY)
+    blank = _blanked(data, entry)
+    return blank[: entry.start] + sha256_of(blank).encode() + blank[entry.start + len(BLANK) :]
+
+
+def newest_export() -> Path | None:
+    """Find the most recent export's folder below ``./exports``, or None."""
+    report = newest(EXPORTS, "*/report.json")
+    return report.parent if report else None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    key: str
+    value: str
+    start: int
+    """Offset of the value in the file."""
+
+
+def _blanked(data: bytes, checksum: _Entry) -> bytes:
+    return data[: checksum.start] + BLANK.encode() + data[checksum.start + len(BLANK) :]
+
+
+_METADATA_FIELD = 14  # of onnx.ModelProto
+
+
+def _metadata(data: bytes) -> Iterator[_Entry]:
+    """Walk the top level of an ONNX file and give its ``metadata_props``."""
+    at = 0
+    while at < len(data):
+        number, start, end = _field(data, at)
+        if number == _METADATA_FIELD:
+            _, key_start, key_end = _field(data, start)
+            _, value_start, value_end = _field(data, key_end)
+            if value_end != end:
+                raise ValueError("metadata entry of unexpected length")
+            yield _Entry(data[key_start:key_end].decode(), data[value_start:value_end].decode(), value_start)
+        at = end
+
+
+def _field(data: bytes, at: int) -> tuple[int, int, int]:
+    """Give the number and the span of the contents of the protobuf field that begins at an offset."""
+    tag, at = _varint(data, at)
+    kind = tag & 7
+    if kind == 0:
+        _, end = _varint(data, at)
+    elif kind == 2:
+        length, at = _varint(data, at)
+        end = at + length
+    else:
+        raise ValueError(f"unexpected wire type {kind}")
+    if end > len(data) or tag >> 3 == 0:
+        raise ValueError("field reaches beyond the file")
+    return tag >> 3, at, end
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("varint too long")

@@ -1,0 +1,77 @@
+"""From a trained model to a float ONNX graph: folded, readable, reproducible, free of local paths."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+
+import onnx
+import torch
+
+from qdeploy.models.folding import Deployed
+
+OPSET = 20
+"""The first with a native Gelu: at 18 it becomes five operators, 12 % slower and worse in INT8."""
+MAX_BATCH = 4096
+
+
+def trace(model: Deployed, size: int) -> onnx.ModelProto:
+    """Trace a deployable model to ONNX.
+
+    The graph takes ``image``, uint8 ``[batch, size, size, 3]``, and gives ``logits`` and ``probabilities``,
+    float32 ``[batch, K]``. Nodes are named after the module they come from.
+    """
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["logits", "probabilities"],
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+            )
+    finally:
+        exporter_log.setLevel(level)
+    assert program is not None
+    graph: onnx.ModelProto = program.model_proto
+    _name_nodes(graph)
+    _strip(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Name each node ``module/Operator`` from the scopes the exporter recorded."""
+    counts: Counter[str] = Counter()
+    module = ""
+    for node in model.graph.node:
+        recorded = {p.key: p.value for p in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
+        if recorded:
+            module = ast.literal_eval(recorded)[-2]
+        name = f"{module or 'model'}/{node.op_type}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes: they hold source paths and stack traces of this machine."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    graph = model.graph
+    graph.name = "qdeploy"
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]

@@ -1,0 +1,135 @@
+"""Images in, labels out: the object that ``qdeploy.load`` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
+from qdeploy.core.errors import ArtifactError
+from qdeploy.core.files import read_json
+from qdeploy.runtime.session import open_session
+
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One label with its rank's probability."""
+
+    label: str
+    index: int
+    probability: float
+    """In [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image."""
+
+    labels: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    """``[K]``, summing to 1."""
+
+    @property
+    def index(self) -> int:
+        """Class number of the most probable label."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def label(self) -> str:
+        """The most probable label."""
+        return self.labels[self.index]
+
+    @property
+    def probability(self) -> float:
+        """Probability of the most probable label, in [0, 1]."""
+        return float(self.probabilities[self.index])
+
+    def top(self, k: int) -> list[Ranked]:
+        """Give the k most probable labels, best first."""
+        best = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [Ranked(self.labels[i], int(i), float(self.probabilities[i])) for i in best]
+
+
+class Classifier:
+    """An opened artifact with its own preprocessing and labels. Safe to call from several threads."""
+
+    def __init__(
+        self, artifact: Artifact, engine: str = "ort", threads: int | None = None, selftest: bool = True
+    ) -> None:
+        self.artifact = artifact
+        self.card = artifact.card
+        self.session = open_session(artifact, engine, threads, selftest)
+
+    @overload
+    def __call__(self, image: ImageLike) -> Prediction: ...
+
+    @overload
+    def __call__(self, image: Sequence[ImageLike]) -> list[Prediction]: ...
+
+    def __call__(self, image: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
+        """Classify one image (path, file's bytes, PIL image or uint8 array ``[H, W, 3]``) or a list of them.
+
+        Raises:
+            ImageError: If an image cannot be read.
+        """
+        if isinstance(image, (str, Path, bytes, Image.Image, np.ndarray)):
+            return self.classify(self._preprocess(image)[None])[0]
+        return self.classify(np.stack([self._preprocess(i) for i in image])) if len(image) else []
+
+    def classify(self, images_BSSC: NDArray[np.uint8]) -> list[Prediction]:
+        """Classify preprocessed images ``[B, S, S, 3]``."""
+        _, probabilities = self.session.infer(images_BSSC)
+        return [Prediction(self.card.labels, row) for row in probabilities]
+
+    def _preprocess(self, image: ImageLike) -> NDArray[np.uint8]:
+        return self.card.preprocessing(Path(image) if isinstance(image, str) else image)
+
+
+def find_artifact(given: Path | None = None) -> Path:
+    """Find the model file to use: the given file or export folder, the newest export, or the shipped model.
+
+    Of an export's folder the recommended file is taken.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    if given is None:
+        return recommended_file(newest_export() or SHIPPED)
+    if given.is_dir():
+        return recommended_file(given)
+    if not given.exists():
+        raise ArtifactError(f"the model file {given} does not exist; `qdeploy export` makes one")
+    return given
+
+
+def recommended_file(folder: Path) -> Path:
+    """Give the file that an export's report recommends for this kind of CPU."""
+    if not (folder / "report.json").is_file():
+        raise ArtifactError(f"{folder} is not an export: it has no report.json; give a model file")
+    name = read_json(folder / "report.json").get("recommended")
+    if not isinstance(name, str) or not (folder / name).is_file():
+        raise ArtifactError(f"{folder} is damaged: its recommended model file is missing; export again")
+    return folder / name
+
+
+def load(
+    model: str | Path | None = None, *, engine: str = "ort", threads: int | None = None, selftest: bool = True
+) -> Classifier:
+    """Open a model file for classification; costs no torch.
+
+    Args:
+        model: A model file or an export's folder; by default the model that ships in the package.
+        engine: The inference engine.
+        threads: Threads of one inference; by default 1 for small models, else the usable cores.
+        selftest: Whether to check the file's goldens.
+    """
+    path = find_artifact(Path(model)) if model is not None else recommended_file(SHIPPED)
+    return Classifier(read_artifact(path), engine, threads, selftest)

@@ -1,0 +1,46 @@
+"""One fresh process that opens a model and runs it once: its memory and its cold start.
+
+    python -m qdeploy.runtime.probe MODEL THREADS
+
+Prints one JSON object. Peak memory is taken in a process of its own, because a process that has already
+held another model, or a parent's inherited maximum, would answer for somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from qdeploy.core.artifact import read_artifact
+from qdeploy.core.machine import peak_memory_bytes
+from qdeploy.runtime.session import open_session
+
+
+def main(path: str, threads: str) -> None:
+    """Open, run once and print load_ms, first_ms and the two memory peaks."""
+    base = peak_memory_bytes()
+    begin = time.perf_counter_ns()
+    artifact = read_artifact(Path(path))
+    session = open_session(artifact, threads=int(threads), selftest=False)
+    loaded = time.perf_counter_ns()
+    size = artifact.card.preprocessing.size
+    session.infer(np.zeros((1, size, size, 3), np.uint8))
+    first = time.perf_counter_ns()
+    print(
+        json.dumps(
+            {
+                "load_ms": (loaded - begin) / 1e6,
+                "first_ms": (first - loaded) / 1e6,
+                "base_rss_bytes": base,
+                "peak_rss_bytes": peak_memory_bytes(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

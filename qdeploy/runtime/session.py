@@ -1,0 +1,114 @@
+"""The one contract of every inference engine, and the table of engines.
+
+A session is opened from an artifact's verified bytes, never from a path, so that what was checked is what runs.
+To add an engine: one file in ``engines/``, one row here, one subclass of the contract tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy.core.artifact import Artifact
+from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError, near_miss
+from qdeploy.core.machine import usable_cores
+from qdeploy.core.metrics import sqnr_db
+
+SMALL_MACS = 100_000_000
+"""Below this a second thread costs more in hand-over than it computes."""
+
+
+class Session(Protocol):
+    """An opened model. ``infer`` may be called from several threads."""
+
+    engine: str
+    """What really runs, e.g. ``onnxruntime CPUExecutionProvider``."""
+
+    def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
+
+    def close(self) -> None:
+        """Free the model; ``infer`` raises afterwards."""
+
+    def __enter__(self) -> Session:
+        """Give the session itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where an engine's class is, and what installs its library."""
+
+    location: str
+    library: str
+    install: str
+
+
+ENGINES = {
+    "ort": Engine("qdeploy.runtime.engines.onnxruntime_session:OnnxRuntimeSession", "onnxruntime", "onnxruntime"),
+}
+
+
+def open_session(
+    artifact: Artifact, engine: str = "ort", threads: int | None = None, selftest: bool = True
+) -> Session:
+    """Open an artifact with an engine and check it against its goldens.
+
+    Args:
+        artifact: A verified model file.
+        engine: A key of ``ENGINES``.
+        threads: Threads of one inference; by default 1 for small models, else the usable cores.
+        selftest: Whether to run the goldens; they cost milliseconds.
+
+    Raises:
+        InputError: If the engine or the number of threads is unknown or out of range.
+        MissingDependencyError: If the engine's library is not installed.
+        ArtifactError: If the engine refuses the model or its answers differ from the goldens.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"there is no engine '{engine}'{near_miss(engine, ENGINES)}; known: {', '.join(ENGINES)}")
+    if threads is None:
+        threads = 1 if artifact.card.model.get("macs", 0) < SMALL_MACS else usable_cores()
+    if not 1 <= threads <= 1024:
+        raise InputError(f"--threads must be between 1 and 1024, found {threads}")
+    session = _engine_class(ENGINES[engine])(artifact, threads)
+    if selftest:
+        check_goldens(artifact, session)
+    return session
+
+
+def check_goldens(artifact: Artifact, session: Session) -> None:
+    """Run the golden inputs and compare.
+
+    Raises:
+        ArtifactError: If the answers are not those the file was made with.
+    """
+    goldens = artifact.card.goldens
+    logits, _ = session.infer(goldens.images)
+    found = sqnr_db(goldens.logits, logits)
+    if not found >= goldens.min_sqnr_db:
+        raise ArtifactError(
+            f"{artifact.path} gives wrong answers with {session.engine} on this machine: {found:.1f} dB against its "
+            f"goldens, at least {goldens.min_sqnr_db:.0f} dB expected; use the fp32 file or another engine"
+        )
+
+
+def _engine_class(engine: Engine) -> type[Session]:
+    module, _, name = engine.location.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    except ModuleNotFoundError as error:
+        if error.name != engine.library:
+            raise
+        raise MissingDependencyError(
+            f"{engine.library} is not installed; run: pip install '{engine.install}'"
+        ) from error
