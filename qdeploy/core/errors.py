@@ -42,6 +42,6 @@ class VerdictError(QdeployError):
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """Give ``"; did you mean 'a' or 'b'?"`` for the nearest known words, or an empty text."""
+    """Give ``" (did you mean 'a'?)"`` for the nearest known words, or an empty text."""
     close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return "; did you mean " + " or ".join(f"'{c}'" for c in close) + "?" if close else ""
+    return " (did you mean " + " or ".join(f"'{c}'" for c in close) + "?)" if close else ""

@@ -1,0 +1,41 @@
+"""``qdeploy data``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qdeploy.cli.output import Bar, emit_json
+
+
+def data_command(
+    data: Annotated[str | None, typer.Argument(help="A folder or a data set's name. Default: the embedded set.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
+) -> None:
+    """Check a data set: classes, splits, unreadable and repeated images."""
+    from qdeploy.data.catalog import EMBEDDED, load_dataset
+
+    with Bar("reading images") as bar:
+        dataset = load_dataset(data or EMBEDDED, progress=bar.update)
+    counts = {
+        name: {label: int((split.labels == k).sum()) for k, label in enumerate(dataset.classes)}
+        for name, split in dataset.splits.items()
+    }
+    if json:
+        emit_json(
+            {
+                "name": dataset.name,
+                "classes": list(dataset.classes),
+                "splits": counts,
+                "sha256": dataset.sha256,
+                "problems": list(dataset.problems),
+            }
+        )
+        return
+    for name, by_class in counts.items():
+        print(f"{name}: {sum(by_class.values())} images ({', '.join(f'{k} {n}' for k, n in by_class.items())})")
+    print(f"sha256 {dataset.sha256}")
+    print(f"{len(dataset.problems)} problem(s)")
+    for problem in dataset.problems:
+        print(f"  {problem}")

@@ -1,0 +1,41 @@
+"""``qdeploy inspect``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qdeploy.cli.output import emit_json
+
+
+def inspect_command(
+    artifact: Annotated[Path | None, typer.Argument(help="A model file or export folder. Default: as for predict.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the whole card as one JSON document.")] = False,
+) -> None:
+    """Verify a model file's checksum and show its card."""
+    from qdeploy.core.artifact import read_artifact
+    from qdeploy.runtime.classifier import find_artifact
+
+    found = read_artifact(find_artifact(artifact))
+    card = found.card
+    if json:
+        emit_json({**card.to_dict(), "sha256": found.sha256, "size_bytes": len(found.data)})
+        return
+    lineage = card.lineage
+    low, high = card.accuracy["ci95"]
+    lines = {
+        "file": f"{found.path} ({len(found.data):,} bytes, checksum verified)",
+        "model": f"{card.model['name']}, {card.model['params']:,} parameters, {card.model['macs'] / 1e6:.1f} M MACs",
+        "precision": f"{card.precision}, encoding {card.target}, {len(card.float_layers)} layers left in float",
+        "labels": ", ".join(card.labels),
+        "input": f"uint8 RGB {card.preprocessing.size}x{card.preprocessing.size}",
+        "accuracy": f"{card.accuracy['top1']} % top-1 ({low} to {high}) on {card.accuracy['n']} {card.accuracy['split']} images",
+        "data": f"{lineage['dataset']['name']} {lineage['dataset']['sha256'][:12]}",
+        "training": ", ".join(f"{k} {v}" for k, v in lineage["training"].items()),
+        "made with": ", ".join(f"{k} {v}" for k, v in lineage["versions"].items()),
+        "sha256": found.sha256,
+    }
+    for key, text in lines.items():
+        print(f"{key:>10}  {text}")
