@@ -102,6 +102,7 @@ def quantize(
         quantizer.quantize_model()
     finally:
         root.setLevel(level)
-    result = quantizer.model.model
-    assert isinstance(result, onnx.ModelProto)
+    quantizer.model.topological_sort()  # it inserts pairs behind their readers
+    result: onnx.ModelProto = quantizer.model.model
+    onnx.checker.check_model(result)
     return result

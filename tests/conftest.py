@@ -1,0 +1,59 @@
+"""Fixtures: one small real run and its export, made once a session; generated image folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qdeploy.export.made import ExportConfig
+from qdeploy.export.pipeline import ExportReport, export
+from qdeploy.training.loop import TrainResult, train
+from qdeploy.training.recipes import config_from_recipe
+
+MakeImages = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """nano-ar, three epochs on the embedded data."""
+    out = tmp_path_factory.mktemp("trained") / "runs" / "small-run"
+    return train(config_from_recipe("small", model="nano-ar", epochs=3), out)
+
+
+@pytest.fixture(scope="session")
+def exported(trained: TrainResult) -> ExportReport:
+    """The export of that run, fp32 and INT8; its run folder and export folder are below one root."""
+    run = Path(trained.run)
+    return export(run, ExportConfig(int8=True), run.parents[1] / "exports" / "small-run")
+
+
+@pytest.fixture(scope="session")
+def fp32_file(exported: ExportReport) -> Path:
+    return Path(exported.artifacts[0].path)
+
+
+@pytest.fixture(scope="session")
+def int8_file(exported: ExportReport) -> Path:
+    return Path(exported.artifacts[1].path)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> MakeImages:
+    """Make a folder of class folders with random images; returns its path."""
+
+    def make(classes: tuple[str, ...] = ("cat", "dog"), count: int = 8, name: str = "images", seed: int = 0) -> Path:
+        rng = np.random.default_rng(seed)
+        root = tmp_path / name
+        for label in classes:
+            folder = root / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+        return root
+
+    return make

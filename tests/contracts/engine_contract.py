@@ -1,0 +1,86 @@
+"""What every engine must do; each engine's test class inherits these checks."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qdeploy.core.artifact import read_artifact
+from qdeploy.core.errors import InputError
+from qdeploy.core.metrics import softmax, sqnr_db
+from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.runtime.bench import sample_images
+from qdeploy.runtime.session import Session, open_session
+
+
+class EngineContract:
+    """Subclass with ``engine`` set."""
+
+    engine: str
+
+    @pytest.fixture(params=["fp32", "int8"])
+    def file(self, request: pytest.FixtureRequest, fp32_file: Path, int8_file: Path) -> Path:
+        return {"fp32": fp32_file, "int8": int8_file}[request.param]
+
+    @pytest.fixture
+    def session(self, file: Path) -> Session:
+        return open_session(read_artifact(file), self.engine, threads=1)
+
+    def test_it_names_what_really_runs(self, session: Session) -> None:
+        assert session.engine
+
+    def test_answers_are_the_goldens(self, session: Session, file: Path) -> None:
+        goldens = read_artifact(file).card.goldens
+        logits, probabilities = session.infer(goldens.images)
+        assert sqnr_db(goldens.logits, logits) >= goldens.min_sqnr_db
+        assert np.allclose(probabilities, softmax(logits), atol=1e-5)
+        assert logits.dtype == probabilities.dtype == np.float32
+
+    @pytest.mark.parametrize("batch", [1, 3, 64])
+    def test_a_batch_gives_what_single_images_give(self, session: Session, batch: int) -> None:
+        images = sample_images(Preprocessing(), batch)[0]
+        together, _ = session.infer(images)
+        alone = np.concatenate([session.infer(images[i : i + 1])[0] for i in range(batch)])
+        assert together.shape == (batch, 10)
+        assert np.allclose(together, alone, atol=1e-4)
+
+    def test_threads_do_not_change_the_answer(self, file: Path) -> None:
+        artifact = read_artifact(file)
+        one, two = (open_session(artifact, self.engine, threads=t) for t in (1, 2))
+        images = artifact.card.goldens.images
+        assert np.allclose(one.infer(images)[0], two.infer(images)[0], atol=1e-4)
+
+    def test_concurrent_callers_get_their_own_answers(self, session: Session) -> None:
+        images = sample_images(Preprocessing())[:32]
+        expected = [session.infer(i)[0] for i in images]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda i: session.infer(i)[0], images))
+        assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
+
+    @pytest.mark.parametrize(
+        "images",
+        [
+            np.zeros((1, 64, 64, 3), np.float32),
+            np.zeros((64, 64, 3), np.uint8),
+            np.zeros((1, 3, 64, 64), np.uint8),
+            np.zeros((1, 65, 64, 3), np.uint8),
+        ],
+    )
+    def test_wrong_inputs_are_refused_by_shape_and_dtype(self, session: Session, images: np.ndarray) -> None:  # type: ignore[type-arg]
+        with pytest.raises(InputError, match="the model takes uint8 images of shape"):
+            session.infer(images)
+
+    def test_a_closed_session_says_so(self, session: Session) -> None:
+        with session:
+            pass
+        with pytest.raises(InputError, match="closed"):
+            session.infer(np.zeros((1, 64, 64, 3), np.uint8))
+
+    @pytest.mark.parametrize("threads", [0, -1, 5000])
+    def test_impossible_threads_are_refused(self, file: Path, threads: int) -> None:
+        with pytest.raises(InputError, match="threads"):
+            open_session(read_artifact(file), self.engine, threads=threads)
+

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from qdeploy.core.artifact import Card, Goldens, read_artifact
+from qdeploy.core.errors import ArtifactError
+
+
+def test_the_card_survives_json(int8_file: Path) -> None:
+    card = read_artifact(int8_file).card
+    again = Card.from_dict(card.to_dict())
+    assert again.to_dict() == card.to_dict()
+
+
+def test_the_card_says_everything_a_user_needs(int8_file: Path, fp32_file: Path) -> None:
+    card = read_artifact(int8_file).card
+    assert card.precision == "int8"
+    assert card.target == "x86"
+    assert len(card.labels) == 10
+    assert card.preprocessing.size == 64
+    assert card.accuracy["split"] == "test"
+    assert card.accuracy["n"] == 1000
+    assert card.model["config"]["dims"] == [16, 32, 64, 128]
+    lineage = card.lineage
+    assert lineage["parent_sha256"] == read_artifact(fp32_file).sha256
+    assert len(lineage["calibration"]["images"]) == 256
+    assert lineage["training"]["seed"] == 0
+    assert lineage["dataset"]["name"] == "fashion-mnist-mini"
+    assert {"torch", "onnx", "onnxruntime", "qdeploy"} <= set(lineage["versions"])
+    assert card.goldens.images.shape == (4, 64, 64, 3)
+
+
+def test_one_flipped_bit_anywhere_is_found(int8_file: Path, tmp_path: Path) -> None:
+    data = bytearray(int8_file.read_bytes())
+    copy = tmp_path / "model.onnx"
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(data), 200):
+        data[at] ^= 1 << int(rng.integers(8))
+        copy.write_bytes(data)
+        with pytest.raises(ArtifactError):
+            read_artifact(copy)
+        data[:] = int8_file.read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_truncated_file_is_refused(int8_file: Path, tmp_path: Path, share: float) -> None:
+    data = int8_file.read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ArtifactError):
+        read_artifact(tmp_path / "m.onnx")
+
+
+def test_a_foreign_onnx_file_is_refused_by_name(int8_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(int8_file))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "foreign.onnx"))
+    with pytest.raises(ArtifactError, match="has no qdeploy card"):
+        read_artifact(tmp_path / "foreign.onnx")
+
+
+def test_it_is_a_plain_valid_onnx_file_without_local_paths(fp32_file: Path, int8_file: Path) -> None:
+    for file in (fp32_file, int8_file):
+        onnx.checker.check_model(onnx.load(str(file)), full_check=True)
+        data = file.read_bytes()
+        for trace in (str(Path.home()), str(file.parents[3]), "site-packages", "qdeploy/models", ".py"):
+            assert trace.encode() not in data
+
+
+def test_goldens_survive_json() -> None:
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    goldens = Goldens(images=images, logits=np.array([[0.5, 1.25]] * 2, np.float32), min_sqnr_db=20.0)
+    again = Goldens.from_dict(goldens.to_dict())
+    assert np.array_equal(again.images, images)
+    assert np.array_equal(again.logits, goldens.logits)

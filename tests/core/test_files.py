@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.files import folder_made_whole, newest, read_json, require_writable, write_bytes, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"x": 1})
+
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(target, b"new")
+    assert read_json(target) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_appears_only_when_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "export"
+    with pytest.raises(RuntimeError), folder_made_whole(target) as work:
+        (work / "half").touch()
+        raise RuntimeError
+    assert list((tmp_path / "deep").iterdir()) == []
+    for name in ("first", "second"):
+        with folder_made_whole(target) as work:
+            (work / name).touch()
+    assert [p.name for p in target.iterdir()] == ["second"]
+    assert [p.name for p in target.parent.iterdir()] == ["export"]
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        require_writable(tmp_path / "file" / "below")
+
+
+def test_newest_ignores_hidden_folders(tmp_path: Path) -> None:
+    for i, name in enumerate(("a", "b", ".work")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.json").touch()
+        os.utime(tmp_path / name / "x.json", (i, i))
+    assert newest(tmp_path, "*/x.json") == tmp_path / "b" / "x.json"
+    assert newest(tmp_path, "*/none") is None
+
+
+def test_damaged_json_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_json(tmp_path / "x.json")

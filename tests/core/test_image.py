@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qdeploy.core.errors import ImageError
+from qdeploy.core.image import MAX_PIXELS, decode
+
+WHITE = (255, 255, 255)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_every_format_gives_the_same_flat_colour(kind: str) -> None:
+    flat = Image.new("RGB", (9, 7), (200, 100, 50))
+    pixels = np.asarray(decode(encoded(flat, kind), WHITE)).astype(int)
+    assert pixels.shape == (7, 9, 3)
+    assert np.abs(pixels - (200, 100, 50)).max() <= 4  # JPEG and WebP are lossy
+
+
+def test_transparent_pixels_show_the_background() -> None:
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    image.putpixel((1, 0), (0, 255, 0, 0))
+    pixels = np.asarray(decode(encoded(image), (10, 20, 30)))
+    assert pixels[0].tolist() == [[255, 0, 0], [10, 20, 30]]
+
+
+def test_palette_with_transparent_entry_shows_the_background() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    pixels = np.asarray(decode(encoded(image, transparency=1), WHITE))
+    assert pixels[0].tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    assert decode(encoded(Image.new("L", (4, 4), 255).convert(mode)), WHITE).mode == "RGB"
+
+
+def test_sixteen_bit_grey_keeps_its_upper_bits() -> None:
+    values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    pixels = np.asarray(decode(encoded(Image.fromarray(values)), WHITE))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.new("RGB", (8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    assert decode(encoded(image, "JPEG", exif=exif), WHITE).size == (4, 8)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"<html></html>", b"%PDF-1.4", b"GIF89a" + bytes(20)])
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match="not a readable"):
+        decode(data, WHITE)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_every_truncation_is_refused(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    data = encoded(Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)), kind)
+    for end in range(0, len(data) - 24, 7):
+        with pytest.raises(ImageError):
+            decode(data[:end], WHITE)
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+    header = (12_000).to_bytes(4, "big") + (12_000).to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    assert 12_000**2 > MAX_PIXELS
+    with pytest.raises(ImageError, match="12000x12000 pixels"):
+        decode(bomb, WHITE)
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        decode(tmp_path / "none.png", WHITE)
+    with pytest.raises(ImageError, match="is a folder"):
+        decode(tmp_path, WHITE)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qdeploy.core.metrics import (
+    MIN_SAMPLES,
+    agreement,
+    paired_difference,
+    percentile,
+    softmax,
+    sqnr_db,
+    topk_percent,
+    wilson_interval,
+)
+
+LOGITS = np.array([[3, 2, 1], [1, 3, 2], [1, 2, 3], [3, 1, 2]], np.float32)
+
+
+def test_topk() -> None:
+    labels = np.array([0, 2, 2, 1])
+    assert topk_percent(LOGITS, labels, 1) == 50.0
+    assert topk_percent(LOGITS, labels, 2) == 75.0
+    assert topk_percent(LOGITS, labels, 9) == 100.0
+
+
+def test_sqnr_of_a_tenth_is_twenty_decibels() -> None:
+    reference = np.ones((2, 3), np.float32)
+    assert sqnr_db(reference, reference * np.float32(1.1)) == pytest.approx(20.0, abs=1e-4)
+    assert sqnr_db(reference, reference) == np.inf
+
+
+def test_agreement() -> None:
+    assert agreement(LOGITS, LOGITS) == 1.0
+    assert agreement(LOGITS, LOGITS[::-1]) == 0.5
+
+
+def test_percentile_is_one_of_the_samples() -> None:
+    samples = list(range(1, 101))
+    assert [percentile(samples, p) for p in (50, 90, 99, 100)] == [50, 90, 99, 100]
+    assert percentile([7.0], 99) == 7.0
+
+
+def test_min_samples_are_those_of_mlperf_loadgen() -> None:
+    # Fewest n for which seeing no overrun leaves 1 % doubt about a percentile, margin included (MLPerf rules).
+    assert MIN_SAMPLES[90] == 64
+    assert MIN_SAMPLES[99] == 662
+
+
+def test_wilson_interval_of_a_known_case() -> None:
+    low, high = wilson_interval(0.9, 100)  # textbook value
+    assert (low, high) == (pytest.approx(0.8256, abs=5e-4), pytest.approx(0.9448, abs=5e-4))
+
+
+def test_paired_difference_counts_discordant_pairs() -> None:
+    labels = np.zeros(1000, np.int64)
+    old, new = np.zeros((1000, 2), np.float32), np.zeros((1000, 2), np.float32)
+    old[:, 0] = new[:, 0] = 1
+    new[:30] = [0, 1]  # 30 losses
+    old[970:] = [0, 1]  # 30 gains
+    difference = paired_difference(new, old, labels)
+    assert difference.points == 0.0
+    assert difference.margin95 == pytest.approx(1.96 * np.sqrt(0.06 / 1000) * 100, rel=1e-3)
+
+
+def test_softmax_sums_to_one_for_large_logits() -> None:
+    probabilities = softmax(np.array([[1000.0, 999.0]], np.float32))
+    assert probabilities.sum() == pytest.approx(1.0)
+    assert probabilities[0, 0] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from qdeploy.core.artifact import read_artifact
+from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.metrics import agreement, sqnr_db, topk_percent
+from qdeploy.data.catalog import load_dataset
+from qdeploy.export import pipeline
+from qdeploy.export.made import ExportConfig
+from qdeploy.export.pipeline import ExportReport, export
+from qdeploy.training.loop import TrainResult
+
+
+def logits_of(file: Path, pixels: Any) -> Any:
+    """Run the file with plain ONNX Runtime, as a user without qdeploy would."""
+    return ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(["logits"], {"image": pixels})[0]
+
+
+def test_the_folder_holds_every_promised_file(exported: ExportReport) -> None:
+    out = Path(exported.out)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "calibration.json",
+        "model.fp32.onnx",
+        "model.int8.onnx",
+        "report.html",
+        "report.json",
+    ]
+    assert [p.name for p in out.parent.iterdir()] == [out.name]  # no leftovers
+    report = json.loads((out / "report.json").read_text())
+    assert report["artifacts"][1]["sha256"] == read_artifact(out / "model.int8.onnx").sha256
+    page = (out / "report.html").read_text()
+    assert exported.verdict.split(":")[0] in page
+    assert "model.int8.onnx" in page
+
+
+def test_the_graph_is_the_promised_contract(fp32_file: Path) -> None:
+    model = onnx.load(str(fp32_file))
+    assert max(o.version for o in model.opset_import if o.domain == "") >= 20
+    (image,) = model.graph.input
+    dims = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
+    assert image.name == "image"
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert dims[1:] == [64, 64, 3]
+    assert isinstance(dims[0], str)
+    assert [o.name for o in model.graph.output] == ["logits", "probabilities"]
+    operators = {n.op_type for n in model.graph.node}
+    assert not operators & {"BatchNormalization", "Resize", "Erf"}
+    assert len(model.graph.node) <= 100
+
+
+def test_fp32_is_within_a_ten_thousandth_on_real_images(exported: ExportReport) -> None:
+    parity = exported.artifacts[0].parity
+    assert parity["max_abs"] <= 1e-4
+    assert parity["n"] == 500
+    assert parity["top1_agreement"] == 1.0
+
+
+def test_int8_numbers_in_the_report_are_those_of_the_files(
+    exported: ExportReport, fp32_file: Path, int8_file: Path
+) -> None:
+    dataset = load_dataset()
+    val, test = dataset.splits["val"], dataset.splits["test"]
+    fp32, int8 = logits_of(fp32_file, val.pixels), logits_of(int8_file, val.pixels)
+    parity = exported.artifacts[1].parity
+    assert parity["sqnr_db"] == pytest.approx(sqnr_db(fp32, int8), abs=0.1)
+    assert parity["sqnr_db"] >= 20
+    assert parity["top1_agreement"] == pytest.approx(agreement(fp32, int8), abs=0.005)
+    for report, file in zip(exported.artifacts, (fp32_file, int8_file), strict=True):
+        assert report.accuracy["top1"] == pytest.approx(topk_percent(logits_of(file, test.pixels), test.labels, 1), abs=0.2)
+        assert report.accuracy == read_artifact(file).card.accuracy
+        assert report.size_bytes == file.stat().st_size
+    assert exported.artifacts[1].size_bytes < 0.35 * exported.artifacts[0].size_bytes
+
+
+def test_the_chosen_float_layers_are_the_fastest_measured(exported: ExportReport, int8_file: Path) -> None:
+    chosen = [c for c in exported.candidates if c.chosen]
+    assert len(chosen) == 1
+    speeds = [c.times_fp32_speed for c in exported.candidates if c.times_fp32_speed is not None]
+    assert len(speeds) == len(exported.candidates) >= 4
+    assert chosen[0].times_fp32_speed == max(speeds)
+    graph = onnx.load(str(int8_file)).graph
+    float_layers = read_artifact(int8_file).card.float_layers
+    assert set(float_layers) < {n.name for n in graph.node}
+
+
+def test_x86_encoding_is_unsigned_with_signed_weights_per_channel(int8_file: Path) -> None:
+    graph = onnx.load(str(int8_file)).graph
+    values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    activations = {values[n.input[2]].dtype for n in graph.node if n.op_type == "QuantizeLinear"}
+    assert activations == {np.dtype(np.uint8)}
+    weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and values.get(n.input[0], np.zeros(0)).ndim == 4]
+    assert len(weights) >= 20
+    for node in weights:
+        assert values[node.input[0]].dtype == np.int8
+        assert values[node.input[1]].shape == values[node.input[0]].shape[:1]
+        assert not values[node.input[2]].any()
+
+
+@pytest.fixture(scope="session")
+def for_tensorrt(trained: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tensorrt") / "export"
+    report = export(Path(trained.run), ExportConfig(int8=True, target="tensorrt"), out)
+    assert "must be measured on the target" in report.verdict
+    return out / "model.int8.tensorrt.onnx"
+
+
+def test_tensorrt_encoding_is_symmetric_with_float_bias(for_tensorrt: Path) -> None:
+    graph = onnx.load(str(for_tensorrt)).graph
+    values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    pairs = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 40
+    for node in pairs:
+        zero = values[node.input[2]]
+        assert zero.dtype == np.int8
+        assert not zero.any()
+        assert values.get(node.input[0], np.zeros(0, np.int8)).dtype == np.int8  # no int32 bias
+
+
+def test_tensorrt_encoding_is_accurate(for_tensorrt: Path, fp32_file: Path) -> None:
+    pixels = load_dataset().splits["val"].pixels
+    assert sqnr_db(logits_of(fp32_file, pixels), logits_of(for_tensorrt, pixels)) >= 20
+
+
+def test_exports_are_reproducible(trained: TrainResult, fp32_file: Path, tmp_path: Path) -> None:
+    export(Path(trained.run), ExportConfig(), tmp_path / "again")
+    assert (tmp_path / "again" / "model.fp32.onnx").read_bytes() == fp32_file.read_bytes()
+
+
+def test_a_broken_step_stops_the_export_and_leaves_nothing(
+    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pipeline.trace
+
+    def wrong_trace(*arguments: Any) -> onnx.ModelProto:
+        model = real(*arguments)
+        bias = next(i for i in model.graph.initializer if i.name == "head.fc.bias")
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(2e-4), bias.name))
+        return model
+
+    monkeypatch.setattr(pipeline, "trace", wrong_trace)
+    with pytest.raises(VerdictError, match="parity failed at 'torch to ONNX fp32'"):
+        export(Path(trained.run), ExportConfig(), tmp_path / "exports" / "x")
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_int8_beyond_its_budget_is_rejected(
+    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qdeploy.export import int8
+
+    monkeypatch.setattr(int8, "topk_percent", lambda logits, labels, k, drops=iter((90.0, 88.0)): next(drops))
+    with pytest.raises(VerdictError, match="INT8 REJECTED: it costs 2.00 points"):
+        export(Path(trained.run), ExportConfig(int8=True, choice_runs=10), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_changed_data_is_noticed(trained: TrainResult, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run)
+    record = json.loads((run / "run.json").read_text())
+    record["dataset"]["sha256"] = "0" * 64
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="has changed since training"):
+        export(run, ExportConfig(), tmp_path / "x")
+
+
+@pytest.mark.parametrize("fields", [{"target": "x68"}, {"calibration_images": 0}, {"max_drop": -1.0}])
+def test_values_out_of_range_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        ExportConfig(**fields)

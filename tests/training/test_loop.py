@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.run_folder import read_run
+from qdeploy.training.device import choose_precision
+from qdeploy.training.loop import Silent, TrainResult, train
+from qdeploy.training.recipes import config_from_recipe
+from tests.conftest import MakeImages
+
+
+def test_a_run_learns_and_leaves_everything(trained: TrainResult) -> None:
+    run = Path(trained.run)
+    assert trained.epochs == 3
+    assert trained.params == 828_542
+    assert trained.test_top1 is not None
+    assert trained.test_top1 > 60  # chance is 10
+    assert sorted(p.name for p in run.iterdir()) == ["best.safetensors", "curves.png", "log.csv", "run.json"]
+    record, _ = read_run(run)
+    assert record["labels"][0] == "T-shirt/top"
+    assert record["dataset"]["images"] == {"train": 2000, "val": 500, "test": 1000}
+    assert record["interrupted"] is False
+    rows = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
+    assert [r["epoch"] for r in rows] == ["1", "2", "3"]
+    assert float(rows[2]["train_loss"]) < float(rows[0]["train_loss"])
+    best = max(max(float(r["val_top1"]), float(r["ema_val_top1"])) for r in rows)
+    assert trained.val_top1 == pytest.approx(best, abs=1e-4)
+    with Image.open(run / "curves.png") as picture:
+        assert picture.size[0] > 800
+
+
+@pytest.mark.parametrize("recipe", ["small", "confidence"])
+def test_the_same_seed_gives_the_same_weights(image_folder: MakeImages, tmp_path: Path, recipe: str) -> None:
+    root = image_folder(count=12)
+    config = config_from_recipe(recipe, data=str(root), model="nano-ar", epochs=2, batch_size=8, device="cpu")
+    first, second = (load_file(Path(train(config, tmp_path / n).run) / "best.safetensors") for n in "ab")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    other = config_from_recipe(
+        recipe, data=str(root), model="nano-ar", epochs=2, batch_size=8, device="cpu", seed=1
+    )
+    third = load_file(Path(train(other, tmp_path / "c").run) / "best.safetensors")
+    assert not all(torch.equal(first[k], third[k]) for k in first)
+
+
+def test_the_confidence_recipe_follows_the_controller(image_folder: MakeImages, tmp_path: Path) -> None:
+    config = config_from_recipe(
+        "confidence", data=str(image_folder(count=12)), model="nano-ar", epochs=3, batch_size=8
+    )
+    run = Path(train(config, tmp_path / "run").run)
+    rows = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
+    assert float(rows[0]["confidence"]) == 0.5
+    reward = min(5.0, float(rows[0]["val_top1"]))
+    assert float(rows[1]["confidence"]) == pytest.approx(1 / (1 + 2.718281828 ** (-0.5 * reward)), abs=1e-4)
+    assert float(rows[1]["momentum"]) == pytest.approx(min(0.98, 0.9 + 0.02 * reward), abs=1e-5)
+
+
+class _Interrupt(Silent):
+    def __init__(self, epoch: int) -> None:
+        self.at = epoch
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        if epoch == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_ctrl_c_leaves_a_usable_run(image_folder: MakeImages, tmp_path: Path, epoch: int) -> None:
+    config = config_from_recipe("small", data=str(image_folder(count=12)), model="nano-ar", epochs=3, batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", _Interrupt(epoch))
+    record, weights = read_run(tmp_path / "run")
+    assert record["interrupted"] is True
+    assert record["results"]["epochs"] == epoch
+    assert len(weights) > 800_000 * 4
+
+
+def test_a_run_is_never_overwritten_and_bad_input_writes_nothing(
+    trained: TrainResult, tmp_path: Path, image_folder: MakeImages
+) -> None:
+    with pytest.raises(InputError, match="already holds a run"):
+        train(config_from_recipe("small", epochs=1), Path(trained.run))
+    for bad in ({"model": "nanno"}, {"data": "nowhere"}, {"device": "tpu"}, {"amp": "fp16"}):
+        with pytest.raises(InputError):
+            train(config_from_recipe("small", **bad), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0), ("batch_size", 1), ("lr", 0.0), ("lr", float("nan")), ("seed", -1), ("shift", 40), ("amp", "int8")],
+)
+def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=field.replace("_", "-")):
+        config_from_recipe("small", **{field: value})
+
+
+def test_a_damaged_run_is_refused(trained: TrainResult, tmp_path: Path) -> None:
+    run = Path(trained.run)
+    copy = tmp_path / "run"
+    copy.mkdir()
+    data = bytearray((run / "best.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "best.safetensors").write_bytes(data)
+    (copy / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text())))
+    with pytest.raises(InputError, match="is damaged"):
+        read_run(copy)
+    with pytest.raises(InputError, match="is not a run"):
+        read_run(tmp_path)
+
+
+@pytest.mark.gpu
+def test_cuda_training_uses_mixed_precision() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    assert choose_precision("auto", "auto").autocast_dtype is not None
