@@ -18,6 +18,9 @@ from qdeploy.cli.predict import predict_command
 from qdeploy.cli.train import train_command
 from qdeploy.core.errors import QdeployError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C; Typer turns the interrupt into it."""
+
 app = typer.Typer(
     name="qdeploy",
     help="Small image classifiers, from a folder of images to a verified INT8 model on a device.",
@@ -52,9 +55,10 @@ def run(arguments: list[str]) -> int:
     """Run a command line and give its exit code: 0 done, 1 negative verdict, 2 bad input, 130 interrupted."""
     try:
         result = typer.main.get_command(app).main(args=arguments, prog_name="qdeploy", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        return _fail("interrupted", code) if code == INTERRUPTED else code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except QdeployError as error:
         return _fail(str(error), error.exit_code)
     except TyperException as error:

@@ -1,0 +1,218 @@
+"""The commands as a user types them, in process, in a folder that holds one run and one export."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdeploy.cli.main import run
+from qdeploy.export.pipeline import ExportReport
+from tests.conftest import MakeImages
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def workplace(exported: ExportReport, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with ./runs and ./exports."""
+    root = Path(exported.out).parents[1]
+    monkeypatch.chdir(root)
+    return root
+
+
+def stdout_json(capsys: pytest.CaptureFixture[str]) -> Any:
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+def test_train_and_export_by_json(
+    image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder(count=12)
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", str(root), "--model", "nano-ar", "--epochs", "1", "--batch-size", "8", "--json"]) == 0
+    trained = stdout_json(capsys)
+    assert set(trained) >= {
+        "run", "model", "params", "epochs", "best_epoch", "val_top1", "val_top5", "seconds", "images_per_s",
+        "peak_memory_bytes",
+    }  # fmt: skip
+    assert Path(trained["run"]).parent == Path("runs")
+    assert run(["export", "--json"]) == 0
+    report = stdout_json(capsys)
+    assert set(report) >= {"out", "artifacts", "verdict"}
+    (artifact,) = report["artifacts"]
+    assert set(artifact) >= {"path", "precision", "engine", "size_bytes", "sha256", "parity", "accuracy", "latency_ms"}
+    assert set(artifact["parity"]) == {"max_abs", "sqnr_db", "top1_agreement", "n"}
+    assert (tmp_path / artifact["path"]).is_file()
+
+
+def test_predict_prints_a_line_per_image(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", str(EXAMPLES / "bag.png"), str(EXAMPLES / "trouser.png")]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in out.splitlines()] == [str(EXAMPLES / n) for n in ("bag.png", "trouser.png")]
+    assert "%" in out
+    assert "model: exports" in err
+
+
+def test_predict_json(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", str(EXAMPLES / "bag.png"), "--json", "--top", "2"]) == 0
+    answer = stdout_json(capsys)
+    assert set(answer) == {"image", "predictions", "latency_ms"}
+    assert len(answer["predictions"]) == 2
+    assert set(answer["predictions"][0]) == {"label", "index", "probability"}
+    assert set(answer["latency_ms"]) == {"decode", "preprocess", "infer"}
+
+
+def test_predict_goes_on_after_a_bad_image_and_exits_2(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    assert run(["predict", str(bad), str(EXAMPLES / "bag.png"), "--json"]) == 2
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert set(lines[0]) == {"image", "error"}
+    assert "predictions" in lines[1]
+
+
+def test_bench_table_and_json(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "--runs", "100"]) == 0
+    out = capsys.readouterr().out
+    for word in ("int8", "fp32", "top-1 %", "p99", "peak MB", "x as fast as", "onnxruntime", "report: exports"):
+        assert word in out
+    assert run(["bench", "--runs", "100", "--json"]) == 0
+    report = stdout_json(capsys)
+    assert set(report) >= {"environment", "results", "comparisons"}
+    assert set(report["environment"]) >= {"cpu", "flags", "threads", "versions"}
+    assert set(report["results"][0]) >= {
+        "path", "precision", "engine", "batch", "threads", "n", "latency_ms", "throughput_per_s", "peak_rss_bytes",
+        "model_bytes", "load_ms", "first_ms",
+    }  # fmt: skip
+
+
+def test_models_lists_all_with_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--json"]) == 0
+    models = {m["name"]: m for m in stdout_json(capsys)}
+    assert set(models["nano"]) == {"name", "family", "params", "macs", "input_size", "num_classes"}
+    assert models["qonstraint-5.9-gap"]["params"] == 96_595_744
+    assert run(["models"]) == 0
+    assert "96,595,744" in capsys.readouterr().out
+
+
+def test_data_lists_problems(image_folder: MakeImages, capsys: pytest.CaptureFixture[str]) -> None:
+    root = image_folder()
+    (root / "cat" / "x.txt").touch()
+    assert run(["data", str(root), "--json"]) == 0
+    summary = stdout_json(capsys)
+    assert set(summary) == {"name", "classes", "splits", "sha256", "problems"}
+    assert len(summary["problems"]) == 1
+    assert run(["data", str(root)]) == 0
+    assert "x.txt: not an image file" in capsys.readouterr().out
+
+
+def test_inspect_shows_the_card(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect"]) == 0
+    assert "checksum verified" in capsys.readouterr().out
+    assert run(["inspect", "--json"]) == 0
+    assert stdout_json(capsys)["labels"][9] == "Ankle boot"
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("qdeploy 0.")
+    assert run(["--help"]) == 0
+    verbs = capsys.readouterr().out
+    assert all(v in verbs for v in ("train", "export", "predict", "bench", "models", "data", "inspect"))
+
+
+BAD = [
+    (["predict", "x.png", "--model", "no.onnx"], "does not exist"),
+    (["predict", "x.png", "--model", "{text}"], "is not an ONNX file"),
+    (["predict", "x.png", "--model", "{damaged}"], "checksum does not match"),
+    (["predict", "x.png", "--engine", "tensorflow"], "there is no engine"),
+    (["predict", "x.png", "--threads", "0"], "--threads"),
+    (["predict", "x.png", "--top", "0"], "--top"),
+    (["predict", "x.png"], "no such file"),
+    (["predict", "{text}"], "not a readable"),
+    (["predict", "{empty}"], "holds no image"),
+    (["bench", "no.onnx"], "cannot be read"),
+    (["bench", "{damaged}"], "is damaged"),
+    (["bench", "--runs", "0"], "--runs"),
+    (["bench", "--threads", "many"], "--threads"),
+    (["train", "{empty}"], "no sub-folders"),
+    (["train", "nowhere"], "no data folder or data set named"),
+    (["train", "--model", "nanno"], "did you mean 'nano'"),
+    (["train", "--recipe", "smal"], "did you mean 'small'"),
+    (["train", "--epochs", "0"], "--epochs"),
+    (["train", "--epochs", "ten"], "--epochs"),
+    (["train", "--lr", "-1"], "--lr"),
+    (["train", "--batch-size", "1"], "--batch-size"),
+    (["train", "--device", "gpu"], "--device must be"),
+    (["train", "--out", "{text}/below"], "is a file, not a folder"),
+    (["export", "{empty}"], "is not a run"),
+    (["export", "no-such-run"], "does not exist"),
+    (["export", "--target", "tensort"], "did you mean 'tensorrt'"),
+    (["export", "--int8", "--max-drop", "-3"], "--max-drop"),
+    (["export", "--out", "{text}/below"], "is a file, not a folder"),
+    (["data", "nowhere/at/all"], "does not exist"),
+    (["inspect", "{text}"], "is not an ONNX file"),
+    (["trian"], "Did you mean"),
+    (["train", "--epoch", "3"], "--epoch"),
+    (["predict"], "Missing argument"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_bad_input_is_one_line_exit_code_2_and_writes_nothing(
+    arguments: list[str],
+    text: str,
+    workplace: Path,
+    int8_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text").write_text("some text that is neither model nor image")
+    (tmp_path / "empty").mkdir()
+    data = bytearray(int8_file.read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / "damaged").write_bytes(data)
+    places = {name: str(tmp_path / name) for name in ("text", "empty", "damaged")}
+    before = sorted(workplace.rglob("*"))
+    assert run([a.format(**places) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    complaint = [line for line in err.splitlines() if line.startswith("qdeploy: ")]
+    assert len(complaint) == 1
+    assert text in complaint[0]
+    assert "Traceback" not in err
+    assert sorted(workplace.rglob("*")) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged", "empty", "text"]
+
+
+def test_export_without_a_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", "--int8"]) == 2
+    assert "train one first with `qdeploy train`" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o500)
+    assert run(["export", "--out", str(tmp_path / "x")]) == 2
+    assert "no permission" in capsys.readouterr().err
+
+
+def test_a_verdict_is_exit_code_1(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from qdeploy.export import parity
+
+    monkeypatch.setattr(parity, "INT8_MIN_SQNR_DB", 500.0)
+    before = sorted((workplace / "exports").rglob("*"))
+    assert run(["export", "--int8", "--out", "exports/rejected"]) == 1
+    assert "parity failed at 'fp32 to INT8'" in capsys.readouterr().err
+    assert sorted((workplace / "exports").rglob("*")) == before

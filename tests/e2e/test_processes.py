@@ -1,0 +1,90 @@
+"""Real processes: start-up budgets, Ctrl-C, pipes, and the machine-kept import rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QDEPLOY = [sys.executable, "-m", "qdeploy"]
+
+
+def seconds(command: list[str], repeats: int = 5) -> float:
+    """Best of several: a shared machine only ever makes it slower."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def test_start_up_budgets() -> None:
+    # the issue's budgets are 0.20 s and 0.30 s on an idle machine; benchmarks/cold_start.py measures them.
+    # Here the ratio to the bare floor, measured side by side, keeps a slow import from creeping in.
+    floor = seconds([sys.executable, "-c", "import numpy, PIL.Image, onnxruntime"])
+    bare = seconds([sys.executable, "-c", "pass"])
+    assert seconds([*QDEPLOY, "--help"]) <= bare + 1.2 * floor
+    assert seconds([*QDEPLOY, "predict", str(ROOT / "examples" / "bag.png")]) <= bare + 3.0 * floor
+
+
+def test_help_and_predict_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from qdeploy.cli.main import run; code = run(sys.argv[1:]); "
+        "print([m for m in ('torch', 'onnx', 'matplotlib', 'rich', 'onnxruntime') if m in sys.modules], file=sys.stderr)"
+    )
+    helped = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert helped.stderr.splitlines()[-1] == "[]"
+    example = str(ROOT / "examples" / "bag.png")
+    predicted = subprocess.run([sys.executable, "-c", code, "predict", example], capture_output=True, text=True)
+    assert predicted.stderr.splitlines()[-1] == "['onnxruntime']"
+
+
+def test_ctrl_c_leaves_a_run_that_exports(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*QDEPLOY, "train", "--model", "nano-ar", "--epochs", "50"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch   1/50"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert [line for line in err.splitlines() if line.startswith("qdeploy:")] == ["qdeploy: interrupted"]
+    assert "Traceback" not in err
+    done = subprocess.run([*QDEPLOY, "export", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["artifacts"][0]["accuracy"]["n"] == 1000
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    examples = " ".join([str(ROOT / "examples")] * 30)
+    command = f"{sys.executable} -m qdeploy predict {examples} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_an_image_from_standard_input() -> None:
+    with (ROOT / "examples" / "bag.png").open("rb") as stream:
+        done = subprocess.run([*QDEPLOY, "predict", "-", "--json"], stdin=stream, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["predictions"][0]["label"] == "Bag"
+
+
+@pytest.mark.parametrize("command", [["predict", "x\ny.png"], ["predict", "-x.png"], ["inspect", "\n"]])
+def test_odd_names_give_one_line(command: list[str]) -> None:
+    done = subprocess.run([*QDEPLOY, *command], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    assert done.returncode == 2
+    assert len([line for line in done.stderr.splitlines() if not line.startswith("model:")]) == 1

@@ -1,0 +1,60 @@
+"""The model in the package: its claims are checked on the real 10,000 test images where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qdeploy
+from qdeploy.core.artifact import SHIPPED, read_artifact
+from qdeploy.core.files import read_json
+from qdeploy.core.metrics import topk_percent
+from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.data.embedded import embedded_source
+from qdeploy.data.published import _local_folder, fashion_mnist_source
+from qdeploy.export.parity import run_session
+from qdeploy.runtime.session import open_session
+
+INT8 = SHIPPED / "model.int8.onnx"
+FP32 = SHIPPED / "model.fp32.onnx"
+
+
+def test_it_is_small_accurate_and_int8_costs_little() -> None:
+    assert sum(p.stat().st_size for p in SHIPPED.iterdir()) <= 5e6
+    fp32, int8 = (read_artifact(f).card.accuracy for f in (FP32, INT8))
+    assert int8["n"] == fp32["n"] == 10_000
+    assert int8["top1"] >= 93.0
+    assert fp32["top1"] - int8["top1"] <= 0.3
+
+
+def test_it_was_trained_on_the_full_set_and_says_how() -> None:
+    lineage = read_artifact(INT8).card.lineage
+    assert lineage["dataset"]["name"] == "fashion-mnist"
+    assert lineage["dataset"]["images"] == {"train": 58_000, "val": 2_000, "test": 10_000}
+    assert lineage["parent_sha256"] == read_artifact(FP32).sha256
+    assert read_json(SHIPPED / "report.json")["recommended"] == "model.int8.onnx"
+
+
+def test_it_classifies_the_embedded_test_images() -> None:
+    # these 1,000 are among the 10,000 it was never trained on
+    records = embedded_source().records["test"]
+    classifier = qdeploy.load()
+    answers = classifier([r.source for r in records])  # type: ignore[misc]
+    right = sum(a.index == r.label for a, r in zip(answers, records, strict=True))
+    assert right >= 915  # 93 % less two standard errors
+
+
+@pytest.mark.parametrize("file", [INT8, FP32])
+def test_the_card_s_accuracy_is_true(file: Path) -> None:
+    folder = _local_folder()
+    if folder is None:
+        pytest.skip("the full Fashion-MNIST is not on this machine")
+    artifact = read_artifact(file)
+    rules = Preprocessing()
+    records = fashion_mnist_source(folder).records["test"]
+    pixels = np.stack([rules(r.source) for r in records])
+    labels = np.asarray([r.label for r in records])
+    top1 = topk_percent(run_session(open_session(artifact), pixels), labels, 1)
+    assert top1 == pytest.approx(artifact.card.accuracy["top1"], abs=0.05)
