@@ -38,7 +38,8 @@ def bench_command(
         return
     show_table(_table(report))
     for c in report.comparisons:
-        print(f"{c.model} is {c.ratio:.2f}x as fast as {c.against} (95 % interval {c.ci95[0]:.2f} to {c.ci95[1]:.2f}): {c.verdict}")
+        interval = f"95 % interval {c.ci95[0]:.2f} to {c.ci95[1]:.2f}"
+        print(f"{c.model} is {c.ratio:.2f}x as fast as {c.against} ({interval}): {c.verdict}")
     print(_machine(report))
     if report_page:
         print(f"report: {report_page}")
@@ -66,7 +67,21 @@ def _model_files(given: list[Path] | None) -> tuple[list[Path], Path | None]:
 def _table(report: BenchReport) -> Table:
     from rich.table import Table
 
-    head = ("model", "top-1 %", "p50 ms", "p90", "p95", "p99", "n", "images/s", "file kB", "peak MB", "load ms", "first ms", "cold ms")
+    head = (
+        "model",
+        "top-1 %",
+        "p50 ms",
+        "p90",
+        "p95",
+        "p99",
+        "n",
+        "images/s",
+        "file kB",
+        "peak MB",
+        "load ms",
+        "first ms",
+        "cold ms",
+    )
     table = Table(title=f"batch {report.config.batch_size}, {report.config.threads} thread(s), interleaved")
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)

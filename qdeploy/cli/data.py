@@ -10,11 +10,14 @@ from qdeploy.cli.output import Bar, emit_json
 
 
 def data_command(
-    data: Annotated[str | None, typer.Argument(help="A folder or a data set's name. Default: the embedded set.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="A folder or a data set's name. Default: the embedded set.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
 ) -> None:
     """Check a data set: classes, splits, unreadable and repeated images."""
-    from qdeploy.data.catalog import EMBEDDED, load_dataset
+    from qdeploy.data.catalog import load_dataset
+    from qdeploy.data.embedded import NAME as EMBEDDED
 
     with Bar("reading images") as bar:
         dataset = load_dataset(data or EMBEDDED, progress=bar.update)

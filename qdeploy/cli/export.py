@@ -12,7 +12,9 @@ from qdeploy.cli.output import emit_json, extra_needed, note
 
 def export_command(
     run: Annotated[Path | None, typer.Argument(help="A run's folder. Default: the newest below ./runs.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Also make an INT8 model, calibrated on training images.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also make an INT8 model, calibrated on training images.")
+    ] = False,
     target: Annotated[str, typer.Option(help="INT8 encoding: x86 or tensorrt.")] = "x86",
     calibration_images: Annotated[int, typer.Option(help="Training images that set the ranges.")] = 256,
     max_drop: Annotated[float, typer.Option(help="Points of validation top-1 that INT8 may cost.")] = 1.0,

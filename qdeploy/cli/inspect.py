@@ -11,7 +11,9 @@ from qdeploy.cli.output import emit_json
 
 
 def inspect_command(
-    artifact: Annotated[Path | None, typer.Argument(help="A model file or export folder. Default: as for predict.")] = None,
+    artifact: Annotated[
+        Path | None, typer.Argument(help="A model file or export folder. Default: as for predict.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole card as one JSON document.")] = False,
 ) -> None:
     """Verify a model file's checksum and show its card."""
@@ -24,14 +26,15 @@ def inspect_command(
         emit_json({**card.to_dict(), "sha256": found.sha256, "size_bytes": len(found.data)})
         return
     lineage = card.lineage
-    low, high = card.accuracy["ci95"]
+    accuracy = card.accuracy
+    low, high = accuracy["ci95"]
     lines = {
         "file": f"{found.path} ({len(found.data):,} bytes, checksum verified)",
         "model": f"{card.model['name']}, {card.model['params']:,} parameters, {card.model['macs'] / 1e6:.1f} M MACs",
         "precision": f"{card.precision}, encoding {card.target}, {len(card.float_layers)} layers left in float",
         "labels": ", ".join(card.labels),
         "input": f"uint8 RGB {card.preprocessing.size}x{card.preprocessing.size}",
-        "accuracy": f"{card.accuracy['top1']} % top-1 ({low} to {high}) on {card.accuracy['n']} {card.accuracy['split']} images",
+        "accuracy": f"{accuracy['top1']} % top-1 ({low} to {high}) on {accuracy['n']} {accuracy['split']} images",
         "data": f"{lineage['dataset']['name']} {lineage['dataset']['sha256'][:12]}",
         "training": ", ".join(f"{k} {v}" for k, v in lineage["training"].items()),
         "made with": ", ".join(f"{k} {v}" for k, v in lineage["versions"].items()),

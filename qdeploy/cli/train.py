@@ -15,11 +15,15 @@ from qdeploy.cli.output import Bar, emit_json, extra_needed
 def train_command(
     data: Annotated[
         str | None,
-        typer.Argument(help="A folder with one sub-folder of images per class, or fashion-mnist. "
-                       "Default: the embedded 3,500 images of Fashion-MNIST."),
+        typer.Argument(
+            help="A folder with one sub-folder of images per class, or fashion-mnist. "
+            "Default: the embedded 3,500 images of Fashion-MNIST."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="A name of `qdeploy models`. Default: nano.")] = None,
-    recipe: Annotated[str, typer.Option(help="small (AdamW, cosine) or confidence (the paper's controller).")] = "small",
+    recipe: Annotated[
+        str, typer.Option(help="small (AdamW, cosine) or confidence (the paper's controller).")
+    ] = "small",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
@@ -62,7 +66,9 @@ class _Progress:
     def started(self, record: dict[str, Any], folder: Path) -> None:
         model, data = record["model"], record["dataset"]
         images = ", ".join(f"{n} {name}" for name, n in data["images"].items())
-        self.bar.line(f"{model['name']}: {model['params']:,} parameters, {model['macs'] / 1e6:.1f} M MACs; amp {record['amp']}")
+        self.bar.line(
+            f"{model['name']}: {model['params']:,} parameters, {model['macs'] / 1e6:.1f} M MACs; amp {record['amp']}"
+        )
         self.bar.line(f"{data['name']}: {len(record['labels'])} classes, {images} images; run folder {folder}")
         if data["problems"]:
             self.bar.line(f"{data['problems']} problem(s) with the data; `qdeploy data {data['source']}` lists them")

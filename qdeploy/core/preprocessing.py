@@ -1,5 +1,6 @@
-"""From an image to the model's input: the one implementation that training, calibration, prediction and
-serving share. It travels inside every artifact.
+"""From an image to the model's input, by rules that travel inside every artifact.
+
+This is the one implementation: training, calibration, prediction, benchmarks and serving share it.
 """
 
 from __future__ import annotations

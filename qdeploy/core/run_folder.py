@@ -1,6 +1,6 @@
 """A run's folder: the place where training leaves its result and export finds it.
 
-    runs/<name>/run.json  best.safetensors  log.csv  curves.png
+runs/<name>/run.json  best.safetensors  log.csv  curves.png
 """
 
 from __future__ import annotations

@@ -58,9 +58,7 @@ class Split:
 
     def take(self, index: NDArray[np.int64]) -> Split:
         """Give the images at some positions."""
-        return Split(
-            pixels=self.pixels[index], labels=self.labels[index], hashes=tuple(self.hashes[i] for i in index)
-        )
+        return Split(pixels=self.pixels[index], labels=self.labels[index], hashes=tuple(self.hashes[i] for i in index))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +82,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def read_source(
-    source: Source, preprocessing: Preprocessing, seed: int, progress: Progress | None = None
-) -> Dataset:
+def read_source(source: Source, preprocessing: Preprocessing, seed: int, progress: Progress | None = None) -> Dataset:
     """Decode every image, drop the unreadable and the repeated, and complete the splits.
 
     Raises:

@@ -40,9 +40,7 @@ def source_from_folder(folder: Path) -> Source:
 
 def _split_folders(folder: Path) -> dict[str, Path]:
     by_name = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
-    found = {
-        split: by_name[name] for split, names in SPLIT_FOLDERS.items() for name in names if name in by_name
-    }
+    found = {split: by_name[name] for split, names in SPLIT_FOLDERS.items() for name in names if name in by_name}
     if not found:
         return {}
     if "train" not in found:

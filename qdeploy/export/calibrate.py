@@ -38,9 +38,7 @@ def choose_images(train: Split, count: int, num_classes: int, seed: int) -> Spli
     queues = [list(rng.permutation(np.flatnonzero(train.labels == k))) for k in range(num_classes)]
     chosen: list[int] = []
     while len(chosen) < min(count, len(train)):
-        for queue in queues:
-            if queue:
-                chosen.append(int(queue.pop()))
+        chosen.extend(int(queue.pop()) for queue in queues if queue)
     return train.take(np.asarray(chosen[:count], np.int64))
 
 
@@ -71,23 +69,19 @@ def calibrate(
     broken = [n for n in names if not np.isfinite([low[n], high[n]]).all()]
     if broken:
         raise VerdictError(f"calibration failed: tensor '{broken[0]}' is not finite on the training images")
-    return Calibration(
-        ranges={n: (low[n], high[n]) for n in names}, image_hashes=images.hashes, seed=seed
-    )
+    return Calibration(ranges={n: (low[n], high[n]) for n in names}, image_hashes=images.hashes, seed=seed)
 
 
 def _session_with_all_outputs(model: onnx.ModelProto) -> tuple[ort.InferenceSession, list[str]]:
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
-    types = {v.name: v.type.tensor_type.elem_type for v in (*wide.graph.value_info, *wide.graph.output)}
+    infos = (*wide.graph.value_info, *wide.graph.output)
+    floats = {v.name for v in infos if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    names = [name for node in wide.graph.node for name in node.output if name in floats]
     present = {o.name for o in wide.graph.output}
-    names = []
-    for node in wide.graph.node:
-        for name in node.output:
-            if types.get(name) == onnx.TensorProto.FLOAT:
-                names.append(name)
-                if name not in present:
-                    wide.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    wide.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in present
+    )
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3

@@ -47,9 +47,7 @@ def int8_step(work: Work, fp32: Made) -> tuple[Made, Calibration, tuple[Candidat
         VerdictError: If it is broken or costs more accuracy than allowed.
     """
     dataset, config = work.dataset, work.config
-    images = choose_images(
-        dataset.splits["train"], config.calibration_images, len(dataset.classes), CALIBRATION_SEED
-    )
+    images = choose_images(dataset.splits["train"], config.calibration_images, len(dataset.classes), CALIBRATION_SEED)
     calibration = calibrate(fp32.model, images, CALIBRATION_SEED)
     work.note(f"calibrated on {len(images)} training images")
     made = _quantized_graphs(work, fp32, calibration)
@@ -71,9 +69,7 @@ def _quantized_graphs(work: Work, fp32: Made, calibration: Calibration) -> list[
     made = []
     for name in FLOAT_GROUPS if timed else (FLOAT_FOR_TENSORRT,):
         layers = tuple(n.name for n in fp32.model.graph.node if any(p in n.name for p in FLOAT_GROUPS[name]))
-        card = replace(
-            fp32.card, precision="int8", target=encoding.target, float_layers=layers, lineage=lineage
-        )
+        card = replace(fp32.card, precision="int8", target=encoding.target, float_layers=layers, lineage=lineage)
         graph = quantize(fp32.model, calibration, encoding, layers)
         file = "model.int8.onnx" if timed else f"model.int8.{encoding.target}.onnx"
         made.append(finish(work, graph, card, fp32.parity_logits, file, INT8_GOLDEN_DB, float_layers=name))

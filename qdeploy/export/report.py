@@ -9,7 +9,8 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.35rem .6rem;border-bottom:1px solid #d8dee6}
-th:first-child,td:first-child{text-align:left}.verdict{background:#eef4ee;border-left:4px solid #3a7d44;padding:.6rem 1rem}
+th:first-child,td:first-child{text-align:left}
+.verdict{background:#eef4ee;border-left:4px solid #3a7d44;padding:.6rem 1rem}
 code{font-size:.85em;word-break:break-all}.bar{background:#3b6ea8;height:.8rem}
 """
 
@@ -54,7 +55,7 @@ def _candidates(candidates: list[dict[str, Any]]) -> list[str]:
         return []
     candidates = [c for c in candidates if c["times_fp32_speed"]]
     longest = max((c["times_fp32_speed"] for c in candidates), default=1.0)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             c["float_layers"] + (" (chosen)" if c["chosen"] else ""),
             f"{c['sqnr_db']:.1f}",

@@ -33,7 +33,7 @@ class Deployed(nn.Module):
         self.stem = nn.Sequential(*(_fold_stem_block(b) for b in model.stem))
         _scale_input(self.stem, [1.0 / (255.0 * s) for s in std])
         self.stages = nn.ModuleList(
-            nn.Sequential(*(FoldedBlock(m) if isinstance(m, QonvViTBlock) else m for m in stage))
+            nn.Sequential(*(FoldedBlock(m) if isinstance(m, QonvViTBlock) else m for m in stage.children()))
             for stage in model.backbone.stages
         )
         self.fusion = FoldedFusion(model.fusion, side)
@@ -154,7 +154,8 @@ def _conv(affine: Affine) -> nn.Conv2d:
 
 
 def _batchnorm_affine(norm: nn.BatchNorm2d) -> Affine:
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     gain = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
     return gain, norm.bias.double() - norm.running_mean.double() * gain
 
@@ -172,7 +173,8 @@ def _scaled(conv: nn.Conv2d, scale: Tensor) -> nn.Conv2d:
     return _with(conv, conv.weight.double() * scale.double(), conv.bias.double() * scale.double())
 
 
-def _fold_stem_block(block: StemBlock) -> nn.Sequential:
+def _fold_stem_block(block: nn.Module) -> nn.Sequential:
+    assert isinstance(block, StemBlock)
     conv, norm, act = block[0], block[1], block[2]
     assert isinstance(norm, nn.BatchNorm2d)
     gain, shift = _batchnorm_affine(norm)

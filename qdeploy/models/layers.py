@@ -66,7 +66,7 @@ class FoldableNormConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to the convolution's output."""
         weight, bias = self.folded(*self._statistics(x))
-        return F.conv2d(x, weight, bias, padding=self.conv.padding)  # type: ignore[arg-type]
+        return F.conv2d(x, weight, bias, padding=self.conv.padding)
 
     def folded(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Give the weight and bias of the one convolution that equals norm and convolution.

@@ -75,7 +75,8 @@ class QonstraintConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> QonstraintConfig:
         """Rebuild a configuration from ``to_dict``."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
 
 
 class StemBlock(nn.Sequential):

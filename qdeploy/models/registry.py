@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -85,7 +85,7 @@ def create_model(name: str, num_classes: int) -> Qonstraint:
     return Qonstraint(model_config(name, num_classes))
 
 
-@lru_cache(maxsize=None)
+@cache
 def summarise(name: str, num_classes: int = PUBLISHED_CLASSES) -> ModelSummary:
     """Count a model's parameters and multiply-accumulates without allocating it."""
     config = model_config(name, num_classes)

@@ -126,12 +126,8 @@ def bench(
     rounds = time_rounds(
         sessions, [_inputs(a, config.batch_size) for a in artifacts], config.runs, config.seconds, tick
     )
-    results = tuple(
-        _result(a, s, times, config) for a, s, times in zip(artifacts, sessions, rounds, strict=True)
-    )
-    comparisons = tuple(
-        compare(results[i].name, results[0].name, rounds[i], rounds[0]) for i in range(1, len(results))
-    )
+    results = tuple(_result(a, s, times, config) for a, s, times in zip(artifacts, sessions, rounds, strict=True))
+    comparisons = tuple(compare(results[i].name, results[0].name, rounds[i], rounds[0]) for i in range(1, len(results)))
     return BenchReport(
         environment={**environment("qdeploy", "onnxruntime", "numpy", "pillow"), "threads": config.threads},
         config=config,
@@ -182,9 +178,7 @@ def compare(model: str, against: str, new: list[list[float]], old: list[list[flo
     medians = np.median(rng.choice(ratios, (BOOTSTRAPS, len(ratios))), axis=1)
     low, high = (float(v) for v in np.percentile(medians, [2.5, 97.5]))
     verdict = "faster" if low > 1.0 else "slower" if high < 1.0 else "no difference beyond noise"
-    return Comparison(
-        model=model, against=against, ratio=float(np.median(ratios)), ci95=(low, high), verdict=verdict
-    )
+    return Comparison(model=model, against=against, ratio=float(np.median(ratios)), ci95=(low, high), verdict=verdict)
 
 
 def sample_images(preprocessing: Preprocessing, batch_size: int = 1) -> NDArray[np.uint8]:

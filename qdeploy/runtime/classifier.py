@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -72,17 +71,17 @@ class Classifier:
     def __call__(self, image: ImageLike) -> Prediction: ...
 
     @overload
-    def __call__(self, image: Sequence[ImageLike]) -> list[Prediction]: ...
+    def __call__(self, image: list[ImageLike]) -> list[Prediction]: ...
 
-    def __call__(self, image: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
+    def __call__(self, image: ImageLike | list[ImageLike]) -> Prediction | list[Prediction]:
         """Classify one image (path, file's bytes, PIL image or uint8 array ``[H, W, 3]``) or a list of them.
 
         Raises:
             ImageError: If an image cannot be read.
         """
-        if isinstance(image, (str, Path, bytes, Image.Image, np.ndarray)):
+        if not isinstance(image, list):
             return self.classify(self._preprocess(image)[None])[0]
-        return self.classify(np.stack([self._preprocess(i) for i in image])) if len(image) else []
+        return self.classify(np.stack([self._preprocess(i) for i in image])) if image else []
 
     def classify(self, images_BSSC: NDArray[np.uint8]) -> list[Prediction]:
         """Classify preprocessed images ``[B, S, S, 3]``."""

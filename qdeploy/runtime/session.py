@@ -7,6 +7,7 @@ To add an engine: one file in ``engines/``, one row here, one subclass of the co
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -58,9 +59,7 @@ ENGINES = {
 }
 
 
-def open_session(
-    artifact: Artifact, engine: str = "ort", threads: int | None = None, selftest: bool = True
-) -> Session:
+def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = None, selftest: bool = True) -> Session:
     """Open an artifact with an engine and check it against its goldens.
 
     Args:
@@ -102,10 +101,10 @@ def check_goldens(artifact: Artifact, session: Session) -> None:
         )
 
 
-def _engine_class(engine: Engine) -> type[Session]:
+def _engine_class(engine: Engine) -> Callable[[Artifact, int], Session]:
     module, _, name = engine.location.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name != engine.library:
             raise

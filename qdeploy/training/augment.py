@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 
-def flip_and_shift(
-    pixels_BSSC: Tensor, *, flip: bool, max_shift: int, generator: torch.Generator
-) -> Tensor:
+def flip_and_shift(pixels_BSSC: Tensor, *, flip: bool, max_shift: int, generator: torch.Generator) -> Tensor:
     """Mirror half of the images and move each by up to ``max_shift`` pixels; the border is repeated.
 
     Args:

@@ -43,7 +43,7 @@ class Learner:
     ) -> None:
         self.config, self.precision = config, precision
         device = precision.device
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.lr)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
@@ -75,9 +75,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"], group["betas"] = settings.lr, (settings.momentum, 0.999)
         self.model.set_confidence(settings.confidence)
-        moved = flip_and_shift(
-            pixels, flip=self.config.flip, max_shift=self.config.shift, generator=self.generator
-        )
+        moved = flip_and_shift(pixels, flip=self.config.flip, max_shift=self.config.shift, generator=self.generator)
         image = normalise(moved, self.mean, self.std)
         with self.precision.autocast():
             logits, auxiliary = self.model.forward_with_auxiliary(image)
@@ -97,12 +95,15 @@ class Learner:
     @torch.no_grad()
     def _update_average(self, decay: float) -> None:
         pairs = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
-        floats, others = [], []
+        averages: list[Tensor] = []
+        news: list[Tensor] = []
         for mine, new in pairs:
-            (floats if mine.is_floating_point() else others).append((mine, new))
-        torch._foreach_lerp_([m for m, _ in floats], [n for _, n in floats], 1.0 - decay)
-        for mine, new in others:
-            mine.copy_(new)
+            if mine.is_floating_point():
+                averages.append(mine)
+                news.append(new)
+            else:  # counters of BatchNorm
+                mine.copy_(new)
+        torch._foreach_lerp_(averages, news, 1.0 - decay)
 
     def evaluate(self, model: nn.Module, split_pixels: Tensor, labels: Tensor) -> Score:
         """Score a model on ``[N, S, S, 3]`` uint8 images, in the precision of training."""

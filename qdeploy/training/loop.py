@@ -153,7 +153,10 @@ class _Run:
             used = schedule.settings(min(self.learner.step_count + steps // 2, self.config.epochs * steps - 1))
             begin = time.perf_counter()
             score = self.learner.train_epoch(
-                pixels, labels, schedule, lambda done, total, e=epoch: reporter.batch(e, done, total)  # type: ignore[misc]
+                pixels,
+                labels,
+                schedule,
+                lambda done, total, e=epoch: reporter.batch(e, done, total),  # type: ignore[misc]
             )
             seconds = time.perf_counter() - begin
             self.train_seconds += seconds
@@ -166,9 +169,7 @@ class _Run:
             write_log(self.folder, self.rows)
             reporter.epoch(row)
 
-    def _row(
-        self, epoch: int, used: Row, train: Score, raw: Score, averaged: Score, seconds: float, steps: int
-    ) -> Row:
+    def _row(self, epoch: int, used: Row, train: Score, raw: Score, averaged: Score, seconds: float, steps: int) -> Row:
         images = steps * min(self.config.batch_size, len(self.dataset.splits["train"]))
         return {
             "epoch": epoch + 1,

@@ -193,7 +193,9 @@ def test_bad_input_is_one_line_exit_code_2_and_writes_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged", "empty", "text"]
 
 
-def test_export_without_a_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_without_a_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["export", "--int8"]) == 2
     assert "train one first with `qdeploy train`" in capsys.readouterr().err
@@ -208,7 +210,9 @@ def test_a_folder_without_permission_is_refused(
     assert "no permission" in capsys.readouterr().err
 
 
-def test_a_verdict_is_exit_code_1(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_verdict_is_exit_code_1(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from qdeploy.export import parity
 
     monkeypatch.setattr(parity, "INT8_MIN_SQNR_DB", 500.0)

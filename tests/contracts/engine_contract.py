@@ -69,7 +69,7 @@ class EngineContract:
             np.zeros((1, 65, 64, 3), np.uint8),
         ],
     )
-    def test_wrong_inputs_are_refused_by_shape_and_dtype(self, session: Session, images: np.ndarray) -> None:  # type: ignore[type-arg]
+    def test_wrong_inputs_are_refused_by_shape_and_dtype(self, session: Session, images: np.ndarray) -> None:
         with pytest.raises(InputError, match="the model takes uint8 images of shape"):
             session.infer(images)
 
@@ -83,4 +83,3 @@ class EngineContract:
     def test_impossible_threads_are_refused(self, file: Path, threads: int) -> None:
         with pytest.raises(InputError, match="threads"):
             open_session(read_artifact(file), self.engine, threads=threads)
-

@@ -25,9 +25,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
 def test_a_folder_appears_only_when_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "export"
-    with pytest.raises(RuntimeError), folder_made_whole(target) as work:
-        (work / "half").touch()
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with folder_made_whole(target) as work:
+            (work / "half").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list((tmp_path / "deep").iterdir()) == []
     for name in ("first", "second"):
         with folder_made_whole(target) as work:

@@ -25,7 +25,9 @@ def test_a_plain_folder_is_split_by_class_and_always_alike(image_folder: MakeIma
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "valid", "testing"), ("train", "test")])
-def test_given_splits_are_kept_and_missing_ones_cut_from_train(image_folder: MakeImages, names: tuple[str, ...]) -> None:
+def test_given_splits_are_kept_and_missing_ones_cut_from_train(
+    image_folder: MakeImages, names: tuple[str, ...]
+) -> None:
     for i, name in enumerate(names):
         image_folder(("x", "y"), count=10 + i, name=f"data/{name}", seed=i)
     root = Path(image_folder(("x",), 1, name="other")).parent / "data"

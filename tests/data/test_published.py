@@ -60,7 +60,9 @@ def test_the_published_layout_is_read(small_set: tuple[Path, dict[str, str]]) ->
     assert np.array_equal(dataset.splits["test"].pixels[3], Preprocessing()(expected))
 
 
-@pytest.mark.parametrize("damage", [b"", b"junk", gzip.compress(b"\x00\x00\x09\x01"), gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x09ab")])
+@pytest.mark.parametrize(
+    "damage", [b"", b"junk", gzip.compress(b"\x00\x00\x09\x01"), gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x09ab")]
+)
 def test_a_damaged_file_is_named(small_set: tuple[Path, dict[str, str]], damage: bytes) -> None:
     (small_set[0] / "t10k-images-idx3-ubyte.gz").write_bytes(damage)
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte.gz"):

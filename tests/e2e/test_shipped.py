@@ -41,7 +41,7 @@ def test_it_classifies_the_embedded_test_images() -> None:
     # these 1,000 are among the 10,000 it was never trained on
     records = embedded_source().records["test"]
     classifier = qdeploy.load()
-    answers = classifier([r.source for r in records])  # type: ignore[misc]
+    answers = classifier([r.source for r in records])
     right = sum(a.index == r.label for a, r in zip(answers, records, strict=True))
     assert right >= 915  # 93 % less two standard errors
 

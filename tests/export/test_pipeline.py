@@ -75,7 +75,9 @@ def test_int8_numbers_in_the_report_are_those_of_the_files(
     assert parity["sqnr_db"] >= 20
     assert parity["top1_agreement"] == pytest.approx(agreement(fp32, int8), abs=0.005)
     for report, file in zip(exported.artifacts, (fp32_file, int8_file), strict=True):
-        assert report.accuracy["top1"] == pytest.approx(topk_percent(logits_of(file, test.pixels), test.labels, 1), abs=0.2)
+        assert report.accuracy["top1"] == pytest.approx(
+            topk_percent(logits_of(file, test.pixels), test.labels, 1), abs=0.2
+        )
         assert report.accuracy == read_artifact(file).card.accuracy
         assert report.size_bytes == file.stat().st_size
     assert exported.artifacts[1].size_bytes < 0.35 * exported.artifacts[0].size_bytes
@@ -97,7 +99,9 @@ def test_x86_encoding_is_unsigned_with_signed_weights_per_channel(int8_file: Pat
     values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
     activations = {values[n.input[2]].dtype for n in graph.node if n.op_type == "QuantizeLinear"}
     assert activations == {np.dtype(np.uint8)}
-    weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and values.get(n.input[0], np.zeros(0)).ndim == 4]
+    weights = [
+        n for n in graph.node if n.op_type == "DequantizeLinear" and values.get(n.input[0], np.zeros(0)).ndim == 4
+    ]
     assert len(weights) >= 20
     for node in weights:
         assert values[node.input[0]].dtype == np.int8
@@ -138,7 +142,7 @@ def test_exports_are_reproducible(trained: TrainResult, fp32_file: Path, tmp_pat
 def test_a_broken_step_stops_the_export_and_leaves_nothing(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline.trace
+    from qdeploy.export.trace import trace as real
 
     def wrong_trace(*arguments: Any) -> onnx.ModelProto:
         model = real(*arguments)
@@ -157,7 +161,8 @@ def test_int8_beyond_its_budget_is_rejected(
 ) -> None:
     from qdeploy.export import int8
 
-    monkeypatch.setattr(int8, "topk_percent", lambda logits, labels, k, drops=iter((90.0, 88.0)): next(drops))
+    accuracies = iter((90.0, 88.0))
+    monkeypatch.setattr(int8, "topk_percent", lambda *_: next(accuracies))
     with pytest.raises(VerdictError, match="INT8 REJECTED: it costs 2.00 points"):
         export(Path(trained.run), ExportConfig(int8=True, choice_runs=10), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

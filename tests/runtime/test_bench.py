@@ -69,4 +69,4 @@ def test_peak_memory_is_this_process_s_own() -> None:
 @pytest.mark.parametrize("fields", [{"threads": 0}, {"batch_size": 0}, {"runs": 1}, {"seconds": 0.0}])
 def test_values_out_of_range_are_refused(fields: dict[str, int]) -> None:
     with pytest.raises(InputError):
-        BenchConfig(**fields)  # type: ignore[arg-type]
+        BenchConfig(**fields)

@@ -26,9 +26,7 @@ def test_images_are_moved_and_mirrored_and_nothing_else() -> None:
 
 def test_a_seed_means_the_same_images() -> None:
     pixels = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8)
-    a, b = (
-        flip_and_shift(pixels, flip=True, max_shift=4, generator=torch.Generator().manual_seed(s)) for s in (1, 1)
-    )
+    a, b = (flip_and_shift(pixels, flip=True, max_shift=4, generator=torch.Generator().manual_seed(s)) for s in (1, 1))
     assert torch.equal(a, b)
 
 

@@ -44,17 +44,13 @@ def test_the_same_seed_gives_the_same_weights(image_folder: MakeImages, tmp_path
     config = config_from_recipe(recipe, data=str(root), model="nano-ar", epochs=2, batch_size=8, device="cpu")
     first, second = (load_file(Path(train(config, tmp_path / n).run) / "best.safetensors") for n in "ab")
     assert all(torch.equal(first[k], second[k]) for k in first)
-    other = config_from_recipe(
-        recipe, data=str(root), model="nano-ar", epochs=2, batch_size=8, device="cpu", seed=1
-    )
+    other = config_from_recipe(recipe, data=str(root), model="nano-ar", epochs=2, batch_size=8, device="cpu", seed=1)
     third = load_file(Path(train(other, tmp_path / "c").run) / "best.safetensors")
     assert not all(torch.equal(first[k], third[k]) for k in first)
 
 
 def test_the_confidence_recipe_follows_the_controller(image_folder: MakeImages, tmp_path: Path) -> None:
-    config = config_from_recipe(
-        "confidence", data=str(image_folder(count=12)), model="nano-ar", epochs=3, batch_size=8
-    )
+    config = config_from_recipe("confidence", data=str(image_folder(count=12)), model="nano-ar", epochs=3, batch_size=8)
     run = Path(train(config, tmp_path / "run").run)
     rows = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
     assert float(rows[0]["confidence"]) == 0.5

@@ -29,7 +29,9 @@ class OnnxRuntimeSession:
             )
         except Exception as error:  # its exception types have no common base of their own
             reason = str(error).splitlines()[0]
-            raise ArtifactError(f"{artifact.path} cannot be opened by ONNX Runtime {ort.__version__}: {reason}") from error
+            raise ArtifactError(
+                f"{artifact.path} cannot be opened by ONNX Runtime {ort.__version__}: {reason}"
+            ) from error
         self.engine = f"onnxruntime {self._session.get_providers()[0]}"
         size = artifact.card.preprocessing.size
         self._shape = (size, size, 3)
