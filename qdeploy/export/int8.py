@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import onnx
+
+from qdeploy.core.artifact import Card
 from qdeploy.core.errors import VerdictError
 from qdeploy.core.files import sha256_of
 from qdeploy.core.metrics import topk_percent
 from qdeploy.export.calibrate import Calibration, calibrate, choose_images
-from qdeploy.export.made import Made, Work, finish
-from qdeploy.export.parity import INT8_MIN_SQNR_DB, require_sound, run_session
+from qdeploy.export.made import Made, Work, finish, open_graph
+from qdeploy.export.parity import INT8_MIN_SQNR_DB, Parity, measure, require_sound, run_session
 from qdeploy.export.quantize import encoding_for, quantize
 from qdeploy.runtime.bench import compare, sample_images, time_rounds
+from qdeploy.runtime.session import Session
 
 CALIBRATION_SEED = 0
 INT8_GOLDEN_DB = 20.0
@@ -22,6 +26,7 @@ FLOAT_GROUPS: dict[str, tuple[str, ...]] = {
     "stem": ("stem",),
     "stem, attention": ("stem", "fusion.attention"),
     "stem, attention, gates": ("stem", "fusion.attention", ".excite"),
+    "stem, attention, gates, head": ("stem", "fusion.attention", ".excite", "head"),
 }
 """Parts of node names that INT8 may leave in float; the fastest sound set is taken, by measurement."""
 FLOAT_FOR_TENSORRT = "stem, attention"
@@ -40,6 +45,17 @@ class Candidate:
     chosen: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """A quantized graph, opened and compared with fp32, not yet measured on the test split."""
+
+    float_layers: str
+    model: onnx.ModelProto
+    card: Card
+    session: Session
+    parity: Parity
+
+
 def int8_step(work: Work, fp32: Made) -> tuple[Made, Calibration, tuple[Candidate, ...]]:
     """Make the INT8 graph of a float one.
 
@@ -50,57 +66,59 @@ def int8_step(work: Work, fp32: Made) -> tuple[Made, Calibration, tuple[Candidat
     images = choose_images(dataset.splits["train"], config.calibration_images, len(dataset.classes), CALIBRATION_SEED)
     calibration = calibrate(fp32.model, images, CALIBRATION_SEED)
     work.note(f"calibrated on {len(images)} training images")
-    made = _quantized_graphs(work, fp32, calibration)
-    int8, candidates = _fastest(work, fp32, made) if config.target == "x86" else _only(made)
-    require_sound("fp32 to INT8", int8.parity)
+    trials = _trials(work, fp32, calibration)
+    chosen, candidates = _fastest(work, fp32, trials) if config.target == "x86" else _only(trials)
+    require_sound("fp32 to INT8", chosen.parity)
+    file = "model.int8.onnx" if config.target == "x86" else f"model.int8.{config.target}.onnx"
+    int8 = finish(work, chosen.model, chosen.card, fp32.parity_logits, file, INT8_GOLDEN_DB, chosen.float_layers)
     _require_accuracy(work, fp32, int8)
     work.note(f"int8: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.top1_agreement:.1%} of images")
     return int8, calibration, candidates
 
 
-def _quantized_graphs(work: Work, fp32: Made, calibration: Calibration) -> list[Made]:
+def _trials(work: Work, fp32: Made, calibration: Calibration) -> list[_Trial]:
     encoding = encoding_for(work.config.target)
-    timed = encoding.target == "x86"
     lineage = {
         **fp32.card.lineage,
         "parent_sha256": sha256_of(fp32.data),
         "calibration": {"method": "minmax", "images": list(calibration.image_hashes), "seed": calibration.seed},
     }
-    made = []
-    for name in FLOAT_GROUPS if timed else (FLOAT_FOR_TENSORRT,):
+    trials = []
+    for name in FLOAT_GROUPS if encoding.target == "x86" else (FLOAT_FOR_TENSORRT,):
         layers = tuple(n.name for n in fp32.model.graph.node if any(p in n.name for p in FLOAT_GROUPS[name]))
         card = replace(fp32.card, precision="int8", target=encoding.target, float_layers=layers, lineage=lineage)
-        graph = quantize(fp32.model, calibration, encoding, layers)
-        file = "model.int8.onnx" if timed else f"model.int8.{encoding.target}.onnx"
-        made.append(finish(work, graph, card, fp32.parity_logits, file, INT8_GOLDEN_DB, float_layers=name))
-    return made
+        model = quantize(fp32.model, calibration, encoding, layers)
+        session = open_graph(model, card)
+        parity = measure(fp32.parity_logits, run_session(session, work.parity_pixels))
+        trials.append(_Trial(float_layers=name, model=model, card=card, session=session, parity=parity))
+    return trials
 
 
-def _fastest(work: Work, fp32: Made, made: list[Made]) -> tuple[Made, tuple[Candidate, ...]]:
+def _fastest(work: Work, fp32: Made, trials: list[_Trial]) -> tuple[_Trial, tuple[Candidate, ...]]:
     images = sample_images(work.dataset.preprocessing)
-    sessions = [m.session for m in (fp32, *made)]
+    sessions = [fp32.session, *(t.session for t in trials)]
     rounds = time_rounds(sessions, [images] * len(sessions), work.config.choice_runs, seconds=60.0)
-    speeds = [compare(m.float_layers, "fp32", r, rounds[0]) for m, r in zip(made, rounds[1:], strict=True)]
+    speeds = [compare(t.float_layers, "fp32", r, rounds[0]) for t, r in zip(trials, rounds[1:], strict=True)]
 
     def rank(i: int) -> tuple[bool, float]:
-        return made[i].parity.sqnr_db >= INT8_MIN_SQNR_DB, speeds[i].ratio
+        return trials[i].parity.sqnr_db >= INT8_MIN_SQNR_DB, speeds[i].ratio
 
-    best = max(range(len(made)), key=rank)
+    best = max(range(len(trials)), key=rank)
     candidates = tuple(
         Candidate(
-            float_layers=m.float_layers,
-            sqnr_db=m.parity.sqnr_db,
+            float_layers=t.float_layers,
+            sqnr_db=t.parity.sqnr_db,
             times_fp32_speed=s.ratio,
             ci95=s.ci95,
-            chosen=m is made[best],
+            chosen=i == best,
         )
-        for m, s in zip(made, speeds, strict=True)
+        for i, (t, s) in enumerate(zip(trials, speeds, strict=True))
     )
-    return made[best], candidates
+    return trials[best], candidates
 
 
-def _only(made: list[Made]) -> tuple[Made, tuple[Candidate, ...]]:
-    (one,) = made
+def _only(trials: list[_Trial]) -> tuple[_Trial, tuple[Candidate, ...]]:
+    (one,) = trials
     candidate = Candidate(
         float_layers=one.float_layers, sqnr_db=one.parity.sqnr_db, times_fp32_speed=None, ci95=None, chosen=True
     )

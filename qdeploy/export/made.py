@@ -84,6 +84,11 @@ class Made:
     """The set of layers left in float by INT8, in words."""
 
 
+def open_graph(model: onnx.ModelProto, card: Card) -> Session:
+    """Open a graph that is not on disk yet."""
+    return open_session(Artifact(Path(f"the {card.precision} graph"), sealed_bytes(model, card), card), selftest=False)
+
+
 def finish(
     work: Work,
     model: onnx.ModelProto,
@@ -104,7 +109,7 @@ def finish(
         golden_db: Least agreement with the goldens that a runtime must reach.
         float_layers: For INT8, what stays in float, in words.
     """
-    session = open_session(Artifact(Path(file), sealed_bytes(model, card), card), selftest=False)
+    session = open_graph(model, card)
     logits = run_session(session, work.parity_pixels)
     test = work.dataset.splits["test"]
     test_logits = run_session(session, test.pixels)

@@ -99,6 +99,7 @@ def export(
     record, weights = read_run(run)
     model = _model(record, weights, run)
     out = out or EXPORTS / run.resolve().name
+    _require_own(out)
     with folder_made_whole(out) as folder:
         dataset = _dataset(record)
         name = f"{record['model']['name']}-{dataset.name}"
@@ -115,6 +116,12 @@ def export(
         write_json(folder / "report.json", report.to_dict())
         write_bytes(folder / "report.html", html_report(report.to_dict(), name).encode())
     return report
+
+
+def _require_own(out: Path) -> None:
+    """Refuse to replace a folder that is not an earlier export."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "report.json").is_file():
+        raise InputError(f"{out} holds other files and would be replaced; give an empty or new folder with --out")
 
 
 def _model(record: dict[str, Any], weights: bytes, run: Path) -> Qonstraint:

@@ -42,7 +42,8 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Classify images; normalisation is inside."""
-        x = self.stem(image.permute(0, 3, 1, 2).float() - self.offset)
+        nchw = image.float().permute(0, 3, 1, 2)  # cast first: TensorRT transposes no uint8
+        x = self.stem(nchw - self.offset)
         low = self.stages[1](self.stages[0](x))
         logits = self.head(self.fusion(low, self.stages[2](low)))
         return logits, logits.softmax(dim=-1)

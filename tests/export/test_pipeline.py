@@ -178,6 +178,13 @@ def test_changed_data_is_noticed(trained: TrainResult, tmp_path: Path) -> None:
         export(run, ExportConfig(), tmp_path / "x")
 
 
+def test_a_folder_with_other_files_is_never_replaced(trained: TrainResult, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="holds other files"):
+        export(Path(trained.run), ExportConfig(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 @pytest.mark.parametrize("fields", [{"target": "x68"}, {"calibration_images": 0}, {"max_drop": -1.0}])
 def test_values_out_of_range_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InputError):
