@@ -41,5 +41,5 @@ def predict_command(
             print(f"{answer.image}: {ranked}  ({answer.latency_ms['infer']:.2f} ms)", flush=True)
         if answer.error is not None:
             failed += 1
-            note(f"qdeploy: {answer.image}: {answer.error}")
+            note("qdeploy: " + " ".join(f"{answer.image}: {answer.error}".split()))
     return 2 if failed else 0
