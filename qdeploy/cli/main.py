@@ -24,7 +24,6 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="qdeploy",
     help="Small image classifiers, from a folder of images to a verified INT8 model on a device.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -53,8 +52,12 @@ def _options(
 
 def run(arguments: list[str]) -> int:
     """Run a command line and give its exit code: 0 done, 1 negative verdict, 2 bad input, 130 interrupted."""
+    if "" in arguments:
+        return _fail("an argument is empty; leave it out or give a value", 2)
     try:
-        result = typer.main.get_command(app).main(args=arguments, prog_name="qdeploy", standalone_mode=False)
+        result = typer.main.get_command(app).main(
+            args=arguments or ["--help"], prog_name="qdeploy", standalone_mode=False
+        )
         code = result if isinstance(result, int) else 0
         return _fail("interrupted", code) if code == INTERRUPTED else code
     except (KeyboardInterrupt, typer.Abort):
@@ -67,6 +70,12 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # e.g. `qdeploy predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError:
+        return _fail("not enough memory; use a smaller model or batch", 2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which must not be imported here
+            raise
+        return _fail("the device has not enough memory; use a smaller --batch-size or model", 2)
     except OSError as error:
         return _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 2)
 

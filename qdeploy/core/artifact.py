@@ -11,7 +11,7 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +111,40 @@ class Card:
         Raises:
             ArtifactError: If the schema is unknown or a field is missing.
         """
-        if fields.get("schema") != SCHEMA:
-            raise ArtifactError(f"has a card of schema {fields.get('schema')}; this qdeploy reads schema {SCHEMA}")
         try:
+            if fields["schema"] != SCHEMA:
+                raise ArtifactError(f"has a card of schema {fields['schema']}; this qdeploy reads schema {SCHEMA}")
             plain = {k: fields[k] for k in ("name", "task", "model", "precision", "target", "lineage", "accuracy")}
-            return cls(
+            card = cls(
                 **plain,
                 labels=tuple(fields["labels"]),
                 preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
                 float_layers=tuple(fields["float_layers"]),
                 goldens=Goldens.from_dict(fields["goldens"]),
             )
-        except (KeyError, TypeError, ValueError, zlib.error, InputError) as error:
-            raise ArtifactError(f"has an unusable card: {error}") from error
+            card._check()
+        except ArtifactError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, zlib.error, InputError) as error:
+            raise ArtifactError(f"has an unusable card: {type(error).__name__} {error}") from error
+        return card
 
-    def with_accuracy(self, accuracy: dict[str, Any]) -> Card:
-        """Copy the card with another measured accuracy."""
-        return replace(self, accuracy=accuracy)
+    def _check(self) -> None:
+        """Check what other parts rely on: the checksum proves that a card is unchanged, not that it is right."""
+        goldens, size = self.goldens, self.preprocessing.size
+        if goldens.images.shape[1:] != (size, size, 3) or goldens.logits.shape != (
+            len(goldens.images),
+            len(self.labels),
+        ):
+            raise ValueError("labels, preprocessing and goldens do not belong together")
+        numbers = (self.model["params"], self.model["macs"], goldens.min_sqnr_db)
+        if not all(isinstance(n, (int, float)) for n in numbers):
+            raise ValueError("params, macs and min_sqnr_db must be numbers")
+        for words in (self.model["name"], self.name, self.precision, self.target, *self.labels):
+            if not isinstance(words, str):
+                raise ValueError("names and labels must be texts")
+        for key in ("training", "dataset", "versions"):
+            self.lineage[key].keys()
 
 
 @dataclass(frozen=True)
@@ -165,7 +182,7 @@ def read_artifact(path: Path) -> Artifact:
         raise ArtifactError(f"{path} is damaged: its checksum does not match its contents; export or copy it again")
     try:
         return Artifact(path, data, Card.from_dict(json.loads(entries[CARD_KEY].value)))
-    except ArtifactError as error:
+    except (ArtifactError, ValueError) as error:
         raise ArtifactError(f"{path} {error}") from error
 
 

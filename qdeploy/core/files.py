@@ -79,15 +79,25 @@ def folder_made_whole(target: Path) -> Iterator[Path]:
         yield work
         work.chmod(0o755)
         if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
-            os.replace(target, old / "previous")
-            os.replace(work, target)
-            shutil.rmtree(old)
+            _swap(work, target)
         else:
             os.replace(work, target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _swap(work: Path, target: Path) -> None:
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+    try:
+        os.replace(target, old / "previous")
+        try:
+            os.replace(work, target)
+        except OSError:
+            os.replace(old / "previous", target)
+            raise
+    finally:
+        shutil.rmtree(old)
 
 
 def newest(folder: Path, pattern: str) -> Path | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from qdeploy.core.errors import ImageError
 
@@ -19,6 +20,19 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
 
 RGB = tuple[int, int, int]
+
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
+"""What Pillow raises on damaged files, by fuzzing."""
 
 
 def decode(source: bytes | Path, background: RGB) -> Image.Image:
@@ -41,12 +55,21 @@ def decode(source: bytes | Path, background: RGB) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image)
                 image.load()
-                upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright, background)
+                return upright_rgb(image, background)
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise ImageError(f"not a readable {'/'.join(FORMATS)} image: {_reason(error)}") from error
+
+
+def upright_rgb(image: Image.Image, background: RGB) -> Image.Image:
+    """Apply the EXIF orientation and turn any mode into 8-bit RGB."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except _DAMAGE:  # unusable EXIF: the pixels are fine
+        orientation = None
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return _to_rgb(image if turn is None else image.transpose(turn), background)
 
 
 def _read(path: Path) -> bytes:

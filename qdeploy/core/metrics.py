@@ -65,9 +65,10 @@ def paired_difference(new_NK: Floats, old_NK: Floats, labels_N: NDArray[np.int64
     """Compare two models' predictions sample by sample."""
     n = len(labels_N)
     delta = (new_NK.argmax(1) == labels_N).astype(np.int64) - (old_NK.argmax(1) == labels_N)
-    share = delta.mean()
-    margin = 1.959964 * math.sqrt(max(0.0, float((delta != 0).mean() - share**2)) / n)
-    return PairedDifference(points=float(share * 100), margin95=margin * 100, n=n)
+    discordant, net = int((delta != 0).sum()), int(delta.sum())
+    # Agresti and Min: half a pair more in each cell, so that no discordant pair does not mean no doubt
+    margin = 1.959964 * math.sqrt(discordant + 1 - net**2 / (n + 2)) / (n + 2)
+    return PairedDifference(points=100 * net / n, margin95=100 * margin, n=n)
 
 
 def softmax(logits_NK: Floats) -> Floats:

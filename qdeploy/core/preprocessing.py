@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qdeploy.core.errors import InputError
-from qdeploy.core.image import RGB, decode
+from qdeploy.core.errors import ImageError, InputError
+from qdeploy.core.image import RGB, decode, upright_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,7 +26,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocessing:
     """How an image becomes a model's input.
 
-    The shorter side is resized to ``size`` (bilinear, antialiased), then the centre square is cut out.
+    The centre square is cut out and resized to ``size`` (bilinear, antialiased).
     The model's graph itself normalises: ``(pixel / 255 - mean) / std`` per channel.
     """
 
@@ -52,22 +52,28 @@ class Preprocessing:
         return self.resize(self.open(source))
 
     def open(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
-        """Decode a source to an RGB image of its own size."""
+        """Turn a source into an upright RGB image of its own size; the rules are the same for every kind."""
+        if isinstance(source, (bytes, Path)):
+            return decode(source, self.background)
         if isinstance(source, np.ndarray):
-            return Image.fromarray(source).convert("RGB")
-        if isinstance(source, Image.Image):
-            return source.convert("RGB")
-        return decode(source, self.background)
+            if (
+                source.dtype != np.uint8
+                or source.size == 0
+                or not (source.ndim == 2 or source.shape[2:] in ((3,), (4,)))
+            ):
+                raise ImageError(
+                    f"an array must be uint8 [H, W], [H, W, 3] or [H, W, 4], found {source.dtype} {list(source.shape)}"
+                )
+            source = Image.fromarray(source)
+        return upright_rgb(source, self.background)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize the shorter side and cut the centre square of an RGB image."""
+        """Cut the centre square of an RGB image and resize it."""
         width, height = image.size
-        scale = self.size / min(width, height)
-        target = (max(self.size, round(width * scale)), max(self.size, round(height * scale)))
-        if target != image.size:
-            image = image.resize(target, Image.Resampling.BILINEAR)
-        left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
 
     def to_dict(self) -> dict[str, Any]:
         """Give every rule as JSON-ready values, with a hash over all of them."""
@@ -76,8 +82,8 @@ class Preprocessing:
             "exif_transpose": True,
             "colour": "RGB",
             "sixteen_bit": "upper 8 bits",
-            "resize": "shorter side, bilinear, antialiased",
-            "crop": "centre",
+            "crop": "centre square",
+            "resize": "bilinear, antialiased",
         }
         text = json.dumps(rules, sort_keys=True)
         return {**json.loads(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -96,7 +102,7 @@ class Preprocessing:
                 std=tuple(fields["std"]),
                 background=tuple(fields["background"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"the preprocessing rules are incomplete: {error}") from error
         if own.to_dict()["sha256"] != fields.get("sha256"):
             raise InputError("the preprocessing rules differ from this version's; use the qdeploy that wrote them")

@@ -14,6 +14,23 @@ from qdeploy.core.files import newest, read_json, sha256_of
 RUNS = Path("runs")
 WEIGHTS = "best.safetensors"
 RECORD = "run.json"
+_FIELDS: dict[str, type] = {
+    "created": str,
+    "config": dict,
+    "model": dict,
+    "model.name": str,
+    "model.params": int,
+    "model.macs": int,
+    "model.config": dict,
+    "labels": list,
+    "preprocessing": dict,
+    "dataset": dict,
+    "dataset.name": str,
+    "dataset.sha256": str,
+    "dataset.source": str,
+    "dataset.images": dict,
+}
+"""What export reads from a record."""
 
 
 def newest_run() -> Path:
@@ -44,4 +61,10 @@ def read_run(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise InputError(f"{folder / WEIGHTS} cannot be read: {error.strerror}; train again") from error
     if not isinstance(record, dict) or sha256_of(weights) != record.get("weights_sha256"):
         raise InputError(f"{folder} is damaged: {WEIGHTS} is not the file that run.json describes; train again")
+    for path, kind in _FIELDS.items():
+        value: Any = record
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise InputError(f"{folder / RECORD} is damaged: '{path}' is missing or no {kind.__name__}; train again")
     return record, weights

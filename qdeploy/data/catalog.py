@@ -23,9 +23,9 @@ def find_source(data: str) -> Source:
     Raises:
         DataError: If there is neither; the nearest name is suggested.
     """
-    folder = Path(data)
-    if data in PUBLISHED and not folder.is_dir():
+    if data in PUBLISHED:  # a name always wins; a folder of that name is ./NAME
         return PUBLISHED[data]()
+    folder = Path(data)
     if folder.is_dir() and has_fashion_mnist(folder):
         return fashion_mnist_source(folder)
     if not folder.exists() and "/" not in data:
@@ -34,6 +34,11 @@ def find_source(data: str) -> Source:
             + ", ".join(PUBLISHED)
         )
     return source_from_folder(folder)
+
+
+def location_of(data: str) -> str:
+    """Give a data set's name, or its folder's absolute path: what a run remembers."""
+    return data if data in PUBLISHED else str(Path(data).resolve())
 
 
 def load_dataset(

@@ -97,9 +97,8 @@ def read_source(source: Source, preprocessing: Preprocessing, seed: int, progres
     for name, records in source.records.items():
         parts[name] = _decode(records, preprocessing, problems, _offset(progress, done, total))
         done += len(records)
-    _require_every_class(parts, source, problems)
-    parts = _without_repeats(parts, problems)
-    splits = _complete(parts, source, seed)
+    splits = _complete(_without_repeats(parts, problems), source, problems, seed)
+    _note_missing_classes(splits, source, problems)
     return Dataset(
         name=source.name,
         classes=source.classes,
@@ -136,12 +135,17 @@ def _decode(
     return Split(pixels=pixels[: len(labels)], labels=np.asarray(labels, np.int64), hashes=tuple(hashes))
 
 
-def _require_every_class(parts: dict[str, Split], source: Source, problems: list[str]) -> None:
-    train = parts["train"].labels
-    for k, name in enumerate(source.classes):
-        if not (train == k).any():
-            unread = f" ({len(problems)} files could not be used, e.g. {problems[0]})" if problems else ""
-            raise DataError(f"class '{name}' of {source.name} has no usable training image{unread}")
+def _note_missing_classes(splits: dict[str, Split], source: Source, problems: list[str]) -> None:
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise DataError(f"{source.name} has no usable image in {name}{_because(problems)}")
+        missing = [label for k, label in enumerate(source.classes) if not (split.labels == k).any()]
+        if missing:
+            problems.append(f"{name} has no image of {', '.join(missing)}")
+
+
+def _because(problems: list[str]) -> str:
+    return f" ({len(problems)} problem(s), e.g. {problems[0]})" if problems else ""
 
 
 def _without_repeats(parts: dict[str, Split], problems: list[str]) -> dict[str, Split]:
@@ -164,8 +168,11 @@ def _without_repeats(parts: dict[str, Split], problems: list[str]) -> dict[str, 
     return kept
 
 
-def _complete(parts: dict[str, Split], source: Source, seed: int) -> dict[str, Split]:
+def _complete(parts: dict[str, Split], source: Source, problems: list[str], seed: int) -> dict[str, Split]:
     """Cut the splits that the source does not define from its training images, class by class, seeded."""
+    for k, name in enumerate(source.classes):
+        if not (parts["train"].labels == k).any():
+            raise DataError(f"class '{name}' of {source.name} has no usable training image{_because(problems)}")
     rng = np.random.default_rng(seed)
     splits = dict(parts)
     for name in SPLITS:

@@ -28,6 +28,9 @@ def source_from_folder(folder: Path) -> Source:
     classes = _classes(split_folders.get("train", folder))
     if not classes:
         raise DataError(f"{folder} has no sub-folders; put the images of each class into a folder of its own")
+    for name in classes:
+        if not name.isprintable():
+            raise DataError(f"{folder} has a class folder whose name is not printable text: {name!r}; rename it")
     problems: list[str] = []
     records = {}
     for split, root in (split_folders or {"train": folder}).items():
@@ -39,14 +42,21 @@ def source_from_folder(folder: Path) -> Source:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    by_name = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
-    found = {split: by_name[name] for split, names in SPLIT_FOLDERS.items() for name in names if name in by_name}
+    """Find train/, val/ and test/; a folder of such a name without sub-folders is an ordinary class."""
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        for split, names in SPLIT_FOLDERS.items():
+            if path.name.lower() in names and _classes(path):
+                if split in found:
+                    raise DataError(f"{folder} has both {found[split].name}/ and {path.name}/; keep one of them")
+                found[split] = path
     if not found:
         return {}
     if "train" not in found:
-        if len(by_name) > len(found):  # a class may be called "test"
-            return {}
-        raise DataError(f"{folder} has {', '.join(p.name for p in found.values())} but no train/ folder")
+        raise DataError(f"{folder} has {', '.join(p.name for p in found.values())} but no train/ with class folders")
+    others = sorted(set(_classes(folder)) - {p.name for p in found.values()})
+    if others:
+        raise DataError(f"{folder} has a folder '{others[0]}' beside {found['train'].name}/; move it into a split")
     return found
 
 

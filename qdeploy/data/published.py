@@ -40,8 +40,9 @@ def fashion_mnist_source(folder: Path | None = None, url: str = FASHION_URL) -> 
     """Give the full Fashion-MNIST: 58,000 training, 2,000 validation and 10,000 test images.
 
     Args:
-        folder: Where the four published ``.gz`` files are. By default the usual places are tried
-            (``./data/fashion-mnist``, Debian's ``dataset-fashion-mnist``, the cache), then they are fetched.
+        folder: Where the four published ``.gz`` files are. By default they are looked for in
+            ``./data/fashion-mnist``, ``./fashion-mnist``, Debian's ``dataset-fashion-mnist`` and the cache, and
+            else fetched.
         url: Where to fetch them from.
 
     Raises:
@@ -86,6 +87,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def _local_folder() -> Path | None:
     places = [
         Path("data/fashion-mnist"),
+        Path("fashion-mnist"),
         Path("/usr/share/datasets/fashion-mnist"),  # Debian package dataset-fashion-mnist
         cache_folder() / "fashion-mnist",
     ]

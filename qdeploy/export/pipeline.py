@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_i
 TORCH_BATCH = 64
 FLOAT_GOLDEN_DB = 80.0
 REPORT_RUNS = 300
+OWN_FILES = re.compile(r"model\.[a-z0-9.]+\.(onnx|engine)|report\.(json|html)|calibration\.json")
+"""What an export's folder may hold and be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,16 +122,21 @@ def export(
 
 
 def _require_own(out: Path) -> None:
-    """Refuse to replace a folder that is not an earlier export."""
-    if out.is_dir() and any(out.iterdir()) and not (out / "report.json").is_file():
-        raise InputError(f"{out} holds other files and would be replaced; give an empty or new folder with --out")
+    """Refuse to replace a folder that is not an earlier export, or that the user stands in."""
+    if Path.cwd().resolve().is_relative_to(out.resolve()):
+        raise InputError(f"cannot export to {out}, the folder you are in; give a new folder with --out")
+    if not out.is_dir():
+        return
+    others = [p.name for p in out.iterdir() if not (p.is_file() and OWN_FILES.fullmatch(p.name))]
+    if others:
+        raise InputError(f"{out} holds '{others[0]}' and would be replaced; give an empty or new folder with --out")
 
 
 def _model(record: dict[str, Any], weights: bytes, run: Path) -> Qonstraint:
     try:
         model = Qonstraint(QonstraintConfig.from_dict(record["model"]["config"]))
         model.load_state_dict(load_tensors(weights))
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, InputError) as error:
         raise InputError(f"{run} cannot be read as a model: {str(error).splitlines()[0]}; train again") from error
     return model.eval()
 
@@ -189,7 +197,7 @@ def _report(
         comparison = compare("int8", "fp32", rounds[1], rounds[0])
         difference = paired_difference(made[1].test_logits, made[0].test_logits, test.labels)
         verdict = _verdict(comparison, difference, config.target)
-    use_int8 = comparison is not None and comparison.verdict == "faster"
+    use_int8 = config.target == "x86" and comparison is not None and comparison.verdict == "faster"
     return ExportReport(
         out=str(out),
         artifacts=tuple(

@@ -59,13 +59,14 @@ def _candidates(candidates: list[dict[str, Any]]) -> list[str]:
         (
             c["float_layers"] + (" (chosen)" if c["chosen"] else ""),
             f"{c['sqnr_db']:.1f}",
+            f"{c['val_drop']:.2f}",
             f"{c['times_fp32_speed']:.2f}x",
             f"{c['ci95'][0]:.2f} to {c['ci95'][1]:.2f}",
             f'<div class="bar" style="width:{100 * c["times_fp32_speed"] / longest:.0f}%"></div>',
         )
         for c in candidates
     ]
-    head = ("layers left in float", "SQNR dB", "speed of fp32", "95 % interval", "")
+    head = ("layers left in float", "SQNR dB", "val. points lost", "speed of fp32", "95 % interval", "")
     return ["<h2>INT8 candidates, timed in turn</h2>", _table(head, rows, raw_last=True)]
 
 

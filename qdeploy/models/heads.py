@@ -142,7 +142,12 @@ class SotaHead(nn.Module):
         return self.classify(c), self.conv_path(pooled), self.aux_path(pooled)
 
     @staticmethod
-    def combine(transformer: Tensor, conv: Tensor, aux: Tensor) -> Tensor:
-        """Weigh the three paths by the transformer path's confidence (paper, III.B)."""
-        conf = transformer.detach().softmax(dim=-1).amax(dim=-1, keepdim=True)
+    def combine(transformer: Tensor, conv: Tensor, aux: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Weigh the three paths by the transformer path's confidence (paper, III.B).
+
+        With ``labels`` ``[B]`` the confidence is the probability of the true class: training only.
+        """
+        probabilities = transformer.detach().softmax(dim=-1)
+        best = probabilities.amax(dim=-1, keepdim=True)
+        conf = best if labels is None else probabilities.gather(1, labels[:, None])
         return 0.4 * conf * transformer + 0.4 * (1.0 - conf) * conv + 0.2 * aux

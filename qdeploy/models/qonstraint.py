@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,14 @@ from qdeploy.models.layers import (
     norm_conv,
 )
 
+Head = Literal["gap", "sota"]
+Stem = Literal["soft", "aggressive"]
+Recentre = Literal["sample", "running"]
+_CHOICES = {
+    name: get_args(kind)
+    for name, kind in (("head", Head), ("stem", Stem), ("recentre", Recentre), ("norm", Norm), ("act", Activation))
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class QonstraintConfig:
@@ -44,12 +52,12 @@ class QonstraintConfig:
     num_classes: int
     input_size: int = 64
     """Height and width of the image in pixels; the paper's and our only published size."""
-    head: Literal["gap", "sota"] = "gap"
+    head: Head = "gap"
     norm: Norm = "layernorm"
     """layernorm is the paper's 5.9, batchnorm its 5.5 and 5.6, foldable the deployable form of the latter."""
-    stem: Literal["soft", "aggressive"] = "soft"
+    stem: Stem = "soft"
     act: Activation = "gelu"
-    recentre: Literal["sample", "running"] = "sample"
+    recentre: Recentre = "sample"
     """sample: the paper's literal form; running: per channel, foldable."""
     excite_gain: float = 2.0
     """2: identity at the start; 1: the paper's literal sigmoid gate."""
@@ -63,10 +71,14 @@ class QonstraintConfig:
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise InputError(f"a model needs at least 1 class, found num_classes={self.num_classes}")
-        if self.input_size < 32 or self.input_size % 16:
+        stride = 16 if self.stem == "soft" else 32
+        if self.input_size < 32 or self.input_size % stride:
             raise InputError(
-                f"input size {self.input_size} does not fit the strides; give a multiple of 16, at least 32"
+                f"input size {self.input_size} does not fit the strides; give a multiple of {stride}, at least 32"
             )
+        for name, legal in _CHOICES.items():
+            if getattr(self, name) not in legal:
+                raise InputError(f"{name} must be one of {', '.join(legal)}, found {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
@@ -192,6 +204,14 @@ class FusionBlockV2(nn.Module):
         return x_BNC.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
+class Paths(NamedTuple):
+    """Logits ``[B, K]`` of the whole model, of the transformer path and of the auxiliary path."""
+
+    logits: Tensor
+    transformer: Tensor | None
+    auxiliary: Tensor | None
+
+
 class Qonstraint(nn.Module):
     """The whole classifier: normalised ``[B, 3, S, S]`` images to ``[B, K]`` logits."""
 
@@ -222,13 +242,19 @@ class Qonstraint(nn.Module):
         """Classify normalised images ``[B, 3, S, S]``; the result is ``[B, K]``."""
         return self.head(self.features(image))
 
-    def forward_with_auxiliary(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Give the logits and, with the SOTA head, the auxiliary path's logits for the training loss."""
+    def forward_paths(self, image: Tensor, labels: Tensor | None = None) -> Paths:
+        """Give the logits and, with the SOTA head, those of the paths that have a training loss of their own.
+
+        Args:
+            image: Normalised images ``[B, 3, S, S]``.
+            labels: ``[B]``; makes the head's confidence the probability of the true class, as the paper says.
+                For training only: the label leaks into the logits.
+        """
         features = self.features(image)
         if isinstance(self.head, SotaHead):
-            paths = self.head.paths(features)
-            return self.head.combine(*paths), paths[2]
-        return self.head(features), None
+            transformer, conv, auxiliary = self.head.paths(features)
+            return Paths(self.head.combine(transformer, conv, auxiliary, labels), transformer, auxiliary)
+        return Paths(self.head(features), None, None)
 
     def set_confidence(self, confidence: float) -> None:
         """Let every drop path follow the controller's confidence in [0, 1]."""

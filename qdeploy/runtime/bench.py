@@ -76,7 +76,10 @@ class BenchResult:
     base_rss_bytes: int
     """Peak before the model is opened: Python, numpy and this package."""
     model_bytes: int
+    import_ms: float
+    """Importing the engine's library."""
     load_ms: float
+    """Reading, checking and opening the file."""
     first_ms: float
     cold_start_ms: float
     """A whole fresh process: interpreter, imports, load and first call."""
@@ -123,10 +126,14 @@ def bench(
     config = config or BenchConfig()
     artifacts = [read_artifact(p) for p in paths]
     sessions = [open_session(a, threads=config.threads) for a in artifacts]
-    rounds = time_rounds(
-        sessions, [_inputs(a, config.batch_size) for a in artifacts], config.runs, config.seconds, tick
+    inputs = [sample_images(a.card.preprocessing) for a in artifacts]
+    rounds = time_rounds(sessions, inputs, config.runs, config.seconds, tick, config.batch_size)
+    names = [f"{a.card.name} {a.card.precision}" for a in artifacts]
+    if len(set(names)) < len(names):
+        names = [str(a.path) for a in artifacts]
+    results = tuple(
+        _result(name, a, s, times, config) for name, a, s, times in zip(names, artifacts, sessions, rounds, strict=True)
     )
-    results = tuple(_result(a, s, times, config) for a, s, times in zip(artifacts, sessions, rounds, strict=True))
     comparisons = tuple(compare(results[i].name, results[0].name, rounds[i], rounds[0]) for i in range(1, len(results)))
     return BenchReport(
         environment={**environment("qdeploy", "onnxruntime", "numpy", "pillow"), "threads": config.threads},
@@ -142,28 +149,30 @@ def time_rounds(
     runs: int,
     seconds: float,
     tick: Callable[[int, int], None] | None = None,
+    batch_size: int = 1,
 ) -> list[list[list[float]]]:
     """Time sessions in alternating blocks.
 
     Args:
         sessions: The opened models.
-        inputs: For each, batches ``[NUM_IMAGES, B, S, S, 3]`` to rotate over.
+        inputs: For each, images ``[NUM_IMAGES, S, S, 3]`` that the batches rotate over.
         runs: Timed runs of each.
         seconds: No new round starts after so much time, if there are at least 7.
         tick: Called with the number of rounds done and their total.
+        batch_size: Images of one call.
 
     Returns:
         For each session, a list of rounds, each ``BLOCK`` latencies in milliseconds.
     """
     for session, images in zip(sessions, inputs, strict=True):
         for i in range(WARMUP):
-            session.infer(images[i % len(images)])
+            session.infer(_batch(images, i, batch_size))
     rounds: list[list[list[float]]] = [[] for _ in sessions]
     total = -(-runs // BLOCK)
     begin = time.perf_counter()
     for r in range(total):
         for mine, session, images in zip(rounds, sessions, inputs, strict=True):
-            mine.append([_time(session, images[(r * BLOCK + i) % len(images)]) for i in range(BLOCK)])
+            mine.append([_time(session, _batch(images, r * BLOCK + i, batch_size)) for i in range(BLOCK)])
         if tick:
             tick(r + 1, total)
         if r >= 6 and time.perf_counter() - begin > seconds:
@@ -181,15 +190,14 @@ def compare(model: str, against: str, new: list[list[float]], old: list[list[flo
     return Comparison(model=model, against=against, ratio=float(np.median(ratios)), ci95=(low, high), verdict=verdict)
 
 
-def sample_images(preprocessing: Preprocessing, batch_size: int = 1) -> NDArray[np.uint8]:
-    """Give 64 different real images at a model's size, as batches ``[64, B, S, S, 3]``."""
+def sample_images(preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Give 64 different real images at a model's size, ``[64, S, S, 3]``."""
     records = embedded_source().records["test"][:: 1000 // NUM_IMAGES][:NUM_IMAGES]
-    images = np.stack([preprocessing(r.source) for r in records])
-    return np.stack([np.roll(images, -i, axis=0)[np.arange(batch_size) % NUM_IMAGES] for i in range(NUM_IMAGES)])
+    return np.stack([preprocessing(r.source) for r in records])
 
 
-def _inputs(artifact: Artifact, batch_size: int) -> NDArray[np.uint8]:
-    return sample_images(artifact.card.preprocessing, batch_size)
+def _batch(images: NDArray[np.uint8], start: int, size: int) -> NDArray[np.uint8]:
+    return images[(start + np.arange(size)) % len(images)]
 
 
 def _time(session: Session, images: NDArray[np.uint8]) -> float:
@@ -209,13 +217,15 @@ def latency_summary(samples: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def _result(artifact: Artifact, session: Session, rounds: list[list[float]], config: BenchConfig) -> BenchResult:
+def _result(
+    name: str, artifact: Artifact, session: Session, rounds: list[list[float]], config: BenchConfig
+) -> BenchResult:
     samples = [t for block in rounds for t in block]
     probes = sorted((_probe(artifact.path, config.threads) for _ in range(PROBES)), key=lambda p: p["cold_start_ms"])
     middle = probes[PROBES // 2]
     return BenchResult(
         path=str(artifact.path),
-        name=f"{artifact.card.name} {artifact.card.precision}",
+        name=name,
         precision=artifact.card.precision,
         engine=session.engine,
         batch=config.batch_size,
@@ -226,6 +236,7 @@ def _result(artifact: Artifact, session: Session, rounds: list[list[float]], con
         peak_rss_bytes=int(middle["peak_rss_bytes"]),
         base_rss_bytes=int(middle["base_rss_bytes"]),
         model_bytes=len(artifact.data),
+        import_ms=middle["import_ms"],
         load_ms=middle["load_ms"],
         first_ms=middle["first_ms"],
         cold_start_ms=middle["cold_start_ms"],
@@ -234,9 +245,10 @@ def _result(artifact: Artifact, session: Session, rounds: list[list[float]], con
 
 
 def _probe(path: Path, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "qdeploy.runtime.probe", str(path), str(threads)]
+    # not -m: that would let a file of the user's folder, a numpy.py say, be imported
+    code = "import sys; sys.path.remove(''); from qdeploy.runtime.probe import main; main(*sys.argv[1:])"
     begin = time.perf_counter_ns()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code, str(path), str(threads)], capture_output=True, text=True)
     elapsed = (time.perf_counter_ns() - begin) / 1e6
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"

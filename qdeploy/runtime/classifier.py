@@ -113,7 +113,8 @@ def recommended_file(folder: Path) -> Path:
     """Give the file that an export's report recommends for this kind of CPU."""
     if not (folder / "report.json").is_file():
         raise ArtifactError(f"{folder} is not an export: it has no report.json; give a model file")
-    name = read_json(folder / "report.json").get("recommended")
+    report = read_json(folder / "report.json")
+    name = report.get("recommended") if isinstance(report, dict) else None
     if not isinstance(name, str) or not (folder / name).is_file():
         raise ArtifactError(f"{folder} is damaged: its recommended model file is missing; export again")
     return folder / name

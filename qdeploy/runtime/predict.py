@@ -108,6 +108,8 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
 
 
 def _stdin() -> bytes:
+    if sys.stdin is None:
+        raise ImageError("standard input is closed")
     data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"standard input exceeds {MAX_FILE_BYTES // 2**20} MiB")

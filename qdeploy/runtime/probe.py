@@ -1,15 +1,13 @@
 """One fresh process that opens a model and runs it once: its memory and its cold start.
 
-    python -m qdeploy.runtime.probe MODEL THREADS
-
-Prints one JSON object. Peak memory is taken in a process of its own, because a process that has already
-held another model, or a parent's inherited maximum, would answer for somebody else.
+``bench`` starts it with a model's path and a number of threads; it prints one JSON object. Peak memory is taken in
+a process of its own, because a process that has already held another model, or a parent's inherited maximum, would
+answer for somebody else.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -17,12 +15,14 @@ import numpy as np
 
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.machine import peak_memory_bytes
-from qdeploy.runtime.session import open_session
+from qdeploy.runtime.session import engine_class, open_session
 
 
 def main(path: str, threads: str) -> None:
-    """Open, run once and print load_ms, first_ms and the two memory peaks."""
+    """Open, run once and print import_ms, load_ms, first_ms and the two memory peaks."""
     base = peak_memory_bytes()
+    start = time.perf_counter_ns()
+    engine_class("ort")
     begin = time.perf_counter_ns()
     artifact = read_artifact(Path(path))
     session = open_session(artifact, threads=int(threads), selftest=False)
@@ -33,6 +33,7 @@ def main(path: str, threads: str) -> None:
     print(
         json.dumps(
             {
+                "import_ms": (begin - start) / 1e6,
                 "load_ms": (loaded - begin) / 1e6,
                 "first_ms": (first - loaded) / 1e6,
                 "base_rss_bytes": base,
@@ -40,7 +41,3 @@ def main(path: str, threads: str) -> None:
             }
         )
     )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -73,13 +73,11 @@ def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = 
         MissingDependencyError: If the engine's library is not installed.
         ArtifactError: If the engine refuses the model or its answers differ from the goldens.
     """
-    if engine not in ENGINES:
-        raise InputError(f"there is no engine '{engine}'{near_miss(engine, ENGINES)}; known: {', '.join(ENGINES)}")
     if threads is None:
         threads = 1 if artifact.card.model.get("macs", 0) < SMALL_MACS else usable_cores()
     if not 1 <= threads <= 1024:
         raise InputError(f"--threads must be between 1 and 1024, found {threads}")
-    session = _engine_class(ENGINES[engine])(artifact, threads)
+    session = engine_class(engine)(artifact, threads)
     if selftest:
         check_goldens(artifact, session)
     return session
@@ -101,10 +99,19 @@ def check_goldens(artifact: Artifact, session: Session) -> None:
         )
 
 
-def _engine_class(engine: Engine) -> Callable[[Artifact, int], Session]:
-    module, _, name = engine.location.partition(":")
+def engine_class(name: str) -> Callable[[Artifact, int], Session]:
+    """Import an engine's class by the engine's name.
+
+    Raises:
+        InputError: If there is no such engine.
+        MissingDependencyError: If its library is not installed.
+    """
+    if name not in ENGINES:
+        raise InputError(f"there is no engine '{name}'{near_miss(name, ENGINES)}; known: {', '.join(ENGINES)}")
+    engine = ENGINES[name]
+    module, _, attribute = engine.location.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name != engine.library:
             raise

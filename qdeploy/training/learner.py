@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from qdeploy.core.metrics import topk_percent
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.dataset import Split
-from qdeploy.models.qonstraint import Qonstraint
+from qdeploy.models.qonstraint import Paths, Qonstraint
 from qdeploy.training.augment import flip_and_shift, normalise
 from qdeploy.training.device import Precision
 from qdeploy.training.recipes import TrainConfig
@@ -78,11 +78,9 @@ class Learner:
         moved = flip_and_shift(pixels, flip=self.config.flip, max_shift=self.config.shift, generator=self.generator)
         image = normalise(moved, self.mean, self.std)
         with self.precision.autocast():
-            logits, auxiliary = self.model.forward_with_auxiliary(image)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        if auxiliary is not None:
-            loss = loss + settings.auxiliary_weight * F.cross_entropy(auxiliary.float(), labels)
+            paths = self.model.forward_paths(image, labels if self.config.confidence_from_label else None)
+        logits = paths.logits.float()
+        loss = self._loss(paths, logits, labels, settings)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -91,6 +89,14 @@ class Learner:
         self.scaler.update()
         self._update_average(settings.ema)
         return loss.detach(), logits.detach()
+
+    def _loss(self, paths: Paths, logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        if paths.auxiliary is not None:
+            loss = loss + settings.auxiliary_weight * F.cross_entropy(paths.auxiliary.float(), labels)
+        if paths.transformer is not None and self.config.deep_supervision:
+            loss = loss + self.config.deep_supervision * F.cross_entropy(paths.transformer.float(), labels)
+        return loss
 
     @torch.no_grad()
     def _update_average(self, decay: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import math
 import time
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -14,13 +16,13 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.files import require_writable, sha256_of, write_bytes, write_json
 from qdeploy.core.lineage import git_commit
 from qdeploy.core.machine import environment, peak_memory_bytes
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.run_folder import RECORD, RUNS, WEIGHTS
-from qdeploy.data.catalog import load_dataset
+from qdeploy.data.catalog import load_dataset, location_of
 from qdeploy.data.dataset import Dataset
 from qdeploy.models.qonstraint import Qonstraint
 from qdeploy.models.registry import create_model, model_config, summarise
@@ -121,11 +123,11 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
 def _free_folder(config: TrainConfig, out: Path | None) -> Path:
     if out is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{config.model}-{Path(config.data).name}-{stamp}"
-        taken = sum(1 for _ in RUNS.glob(f"{name}*"))
-        out = RUNS / (f"{name}-{taken + 1}" if taken else name)
-    if (out / RECORD).exists():
-        raise InputError(f"{out} already holds a run; give another folder with --out")
+        name = f"{config.model}-{Path(location_of(config.data)).name}-{stamp}"
+        names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
+        out = next(RUNS / n for n in names if not (RUNS / n).exists())
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} already holds {'a run' if (out / RECORD).exists() else 'files'}; give another --out")
     require_writable(out)
     return out
 
@@ -160,6 +162,8 @@ class _Run:
             )
             seconds = time.perf_counter() - begin
             self.train_seconds += seconds
+            if not math.isfinite(score.loss):
+                raise VerdictError(f"training diverged in epoch {epoch + 1}: the loss is {score.loss}; lower --lr")
             raw = self.learner.evaluate(self.learner.model, *val)
             averaged = self.learner.evaluate(self.learner.average, *val)
             schedule.finish_epoch(epoch, raw.top1)
@@ -237,7 +241,6 @@ class _Run:
 
     def _describe(self) -> Row:
         config, dataset = self.config, self.dataset
-        data_path = Path(config.data)
         model = self.learner.model
         assert isinstance(model, Qonstraint)
         summary = summarise(config.model, len(dataset.classes))
@@ -252,7 +255,7 @@ class _Run:
             "dataset": {
                 "name": dataset.name,
                 "sha256": dataset.sha256,
-                "source": str(data_path.resolve()) if data_path.is_dir() else config.data,
+                "source": location_of(config.data),
                 "images": {name: len(split) for name, split in dataset.splits.items()},
                 "problems": len(dataset.problems),
             },

@@ -33,6 +33,10 @@ class TrainConfig:
     """Only for the cosine; the controller sets its own."""
     ema_decay: float = 0.998
     """Decay per step of the averaged weights; only for the cosine."""
+    deep_supervision: float = 0.0
+    """Weight of a loss on the SOTA head's transformer path alone, which starts with almost no gradient."""
+    confidence_from_label: bool = False
+    """The paper's literal head confidence in training; never used in validation, where it would leak the label."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     flip: bool = True
@@ -47,9 +51,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.epochs <= 100_000:
-            raise InputError(f"--epochs must be at least 1, found {self.epochs}")
+            raise InputError(f"--epochs must be between 1 and 100000, found {self.epochs}")
         if not 2 <= self.batch_size <= 65_536:
-            raise InputError(f"--batch-size must be at least 2, found {self.batch_size}")
+            raise InputError(f"--batch-size must be between 2 and 65536, found {self.batch_size}")
         if not 0 < self.lr < 1:
             raise InputError(f"--lr must be between 0 and 1, found {self.lr}")
         if not 0 <= self.shift < 32:
@@ -71,7 +75,9 @@ def small(**overrides: Any) -> TrainConfig:
 
 def confidence(**overrides: Any) -> TrainConfig:
     """The paper's confidence controller, its constants scaled to the run (paper, III.C)."""
-    return TrainConfig(**{"recipe": "confidence", "schedule": "confidence", "weight_decay": 5e-5, **overrides})
+    return TrainConfig(
+        **{"recipe": "confidence", "schedule": "confidence", "lr": 5e-4, "weight_decay": 5e-5, **overrides}
+    )
 
 
 RECIPES: dict[str, Callable[..., TrainConfig]] = {"small": small, "confidence": confidence}

@@ -41,7 +41,7 @@ class EngineContract:
 
     @pytest.mark.parametrize("batch", [1, 3, 64])
     def test_a_batch_gives_what_single_images_give(self, session: Session, batch: int) -> None:
-        images = sample_images(Preprocessing(), batch)[0]
+        images = sample_images(Preprocessing())[:batch]
         together, _ = session.infer(images)
         alone = np.concatenate([session.infer(images[i : i + 1])[0] for i in range(batch)])
         assert together.shape == (batch, 10)
@@ -55,9 +55,9 @@ class EngineContract:
 
     def test_concurrent_callers_get_their_own_answers(self, session: Session) -> None:
         images = sample_images(Preprocessing())[:32]
-        expected = [session.infer(i)[0] for i in images]
+        expected = [session.infer(i[None])[0] for i in images]
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda i: session.infer(i)[0], images))
+            found = list(pool.map(lambda i: session.infer(i[None])[0], images))
         assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
 
     @pytest.mark.parametrize(

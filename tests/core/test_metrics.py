@@ -59,7 +59,8 @@ def test_paired_difference_counts_discordant_pairs() -> None:
     old[970:] = [0, 1]  # 30 gains
     difference = paired_difference(new, old, labels)
     assert difference.points == 0.0
-    assert difference.margin95 == pytest.approx(1.96 * np.sqrt(0.06 / 1000) * 100, rel=1e-3)
+    assert difference.margin95 == pytest.approx(1.96 * np.sqrt(61) / 1002 * 100, rel=1e-4)
+    assert paired_difference(old, old, labels).margin95 > 0.1
 
 
 def test_softmax_sums_to_one_for_large_logits() -> None:

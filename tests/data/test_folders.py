@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_refused_with_a_reason(image_folder: MakeImages, 
         (tmp_path / "empty", "no sub-folders"),
         (one, "has 1 class"),
         (few, "too few images"),
-        (hollow, "class 'dog' of hollow has no usable training image .8 files could not be used"),
+        (hollow, "class 'dog' of hollow has no usable training image .8 problem"),
         (extra.parent, "class 'bird'"),
     ):
         with pytest.raises(DataError, match=text):

@@ -161,7 +161,7 @@ def test_int8_beyond_its_budget_is_rejected(
 ) -> None:
     from qdeploy.export import int8
 
-    accuracies = iter((90.0, 88.0))
+    accuracies = iter((90.0, *[88.0] * 10))
     monkeypatch.setattr(int8, "topk_percent", lambda *_: next(accuracies))
     with pytest.raises(VerdictError, match="INT8 REJECTED: it costs 2.00 points"):
         export(Path(trained.run), ExportConfig(int8=True, choice_runs=10), tmp_path / "x")
@@ -180,7 +180,7 @@ def test_changed_data_is_noticed(trained: TrainResult, tmp_path: Path) -> None:
 
 def test_a_folder_with_other_files_is_never_replaced(trained: TrainResult, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="holds 'thesis.tex'"):
         export(Path(trained.run), ExportConfig(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

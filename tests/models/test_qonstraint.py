@@ -33,8 +33,8 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     for module in model.modules():
         if isinstance(module, TokenExcite):  # zero at the start by design: it would block fc1's gradient
             torch.nn.init.normal_(module.fc2.weight, std=0.1)
-    logits, auxiliary = model.forward_with_auxiliary(torch.randn(4, 3, 64, 64))
-    loss = logits.square().sum() + (auxiliary.square().sum() if auxiliary is not None else 0)
+    paths = model.forward_paths(torch.randn(4, 3, 64, 64))
+    loss = sum((p.square().sum() for p in paths if p is not None), start=torch.zeros(()))
     loss.backward()
     # a bias before a softmax over keys shifts all scores alike: its gradient is zero in theory
     silent = [n for n, p in model.named_parameters() if (p.grad is None or p.grad.abs().max() == 0)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,9 +54,23 @@ def test_a_win_is_claimed_only_beyond_noise() -> None:
 
 
 def test_the_runs_rotate_over_sixty_four_different_images() -> None:
-    images = sample_images(Preprocessing(), 2)
-    assert images.shape == (64, 2, 64, 64, 3)
-    assert len({i[0].tobytes() for i in images}) == 64
+    images = sample_images(Preprocessing())
+    assert images.shape == (64, 64, 64, 3)
+    assert len({i.tobytes() for i in images}) == 64
+
+
+def test_a_file_in_the_user_s_folder_is_never_imported(
+    int8_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported from the working folder')")
+    monkeypatch.chdir(tmp_path)
+    assert bench([int8_file], BenchConfig(runs=10)).results[0].load_ms > 0
+
+
+def test_two_files_of_one_name_are_told_apart(int8_file: Path, tmp_path: Path) -> None:
+    shutil.copy(int8_file, tmp_path / "other.onnx")
+    report = bench([int8_file, tmp_path / "other.onnx"], BenchConfig(runs=10, batch_size=3))
+    assert report.comparisons[0].model == str(tmp_path / "other.onnx")
 
 
 def test_peak_memory_is_this_process_s_own() -> None:
