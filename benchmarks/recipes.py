@@ -21,10 +21,6 @@ from qdeploy.training.recipes import config_from_recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "small (default)": {"recipe": "small"},
-    "small without EMA": {"recipe": "small", "ema_decay": 0.0},
-    "small without flip and shift": {"recipe": "small", "flip": False, "shift": 0},
-    "small, label smoothing 0.1": {"recipe": "small", "label_smoothing": 0.1},
-    "small, lr 2e-3": {"recipe": "small", "lr": 2e-3},
     "confidence, lr 5e-4 (the paper's)": {"recipe": "confidence", "lr": 5e-4},
     "confidence, lr 1e-3": {"recipe": "confidence", "lr": 1e-3},
 }

@@ -25,7 +25,7 @@ FLOAT_GROUPS: dict[str, tuple[str, ...]] = {
     "nothing": (),
     "stem": ("stem",),
     "stem, attention": ("stem", "fusion.attention"),
-    "stem, attention, gates": ("stem", "fusion.attention", ".excite"),
+    "stem, attention, head": ("stem", "fusion.attention", "head"),
     "stem, attention, gates, head": ("stem", "fusion.attention", ".excite", "head"),
 }
 """Parts of node names that INT8 may leave in float; the fastest sound set is taken, by measurement."""
