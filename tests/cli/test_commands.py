@@ -163,6 +163,11 @@ BAD = [
     (["trian"], "Did you mean"),
     (["train", "--epoch", "3"], "--epoch"),
     (["predict"], "Missing argument"),
+    (["train", ""], "an argument is empty"),
+    (["export", "--out", "."], "the folder you are in"),
+    (["export", "--out", "runs"], "would be replaced"),
+    (["train", "--out", "exports"], "already holds files"),
+    (["train", "--batch-size", "100000"], "between 2 and 65536"),
 ]
 
 

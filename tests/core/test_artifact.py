@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from qdeploy.core.artifact import Card, Goldens, read_artifact
+from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, Card, Goldens, read_artifact, sealed
 from qdeploy.core.errors import ArtifactError
 
 
@@ -68,6 +70,31 @@ def test_it_is_a_plain_valid_onnx_file_without_local_paths(fp32_file: Path, int8
         data = file.read_bytes()
         for trace in (str(Path.home()), str(file.parents[3]), "site-packages", "qdeploy/models", ".py"):
             assert trace.encode() not in data
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 99},
+        {"labels": ["only one"]},
+        {"labels": [1] * 10},
+        {"model": {"name": "nano"}},
+        {"model": []},
+        {"lineage": {}},
+        {"goldens": {}},
+        {"preprocessing": {"std": []}},
+    ],
+    ids=str,
+)
+def test_a_wrong_card_is_refused_even_with_a_right_checksum(
+    int8_file: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    model = onnx.load(str(int8_file))
+    card = {**read_artifact(int8_file).card.to_dict(), **change}
+    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card), CHECKSUM_KEY: BLANK})
+    (tmp_path / "m.onnx").write_bytes(sealed(model.SerializeToString()))
+    with pytest.raises(ArtifactError, match="card"):
+        read_artifact(tmp_path / "m.onnx")
 
 
 def test_goldens_survive_json() -> None:

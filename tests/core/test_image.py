@@ -61,6 +61,20 @@ def test_exif_orientation_is_applied() -> None:
     assert decode(encoded(image, "JPEG", exif=exif), WHITE).size == (4, 8)
 
 
+def test_damaged_exif_does_not_hide_the_pixels() -> None:
+    image = Image.new("RGB", (8, 4), (200, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(encoded(image, "JPEG", exif=exif))
+    start = data.index(b"Exif")
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(data)
+        for at in rng.integers(start + 6, start + 32, 3):
+            broken[at] = rng.integers(256)
+        assert sorted(decode(bytes(broken), WHITE).size) == [4, 8]
+
+
 @pytest.mark.parametrize("data", [b"", b"x", b"<html></html>", b"%PDF-1.4", b"GIF89a" + bytes(20)])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(ImageError, match="not a readable"):

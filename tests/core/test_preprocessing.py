@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import ImageError, InputError
+from qdeploy.core.machine import peak_memory_bytes
 from qdeploy.core.preprocessing import Preprocessing
 
 
@@ -26,6 +27,29 @@ def test_path_bytes_image_and_array_give_the_same_pixels() -> None:
     expected = rules(array)
     assert np.array_equal(rules(stream.getvalue()), expected)
     assert np.array_equal(rules(Image.fromarray(array)), expected)
+
+
+def test_alpha_and_sixteen_bits_follow_the_same_rules_from_every_source() -> None:
+    rules = Preprocessing(background=(0, 255, 0))
+    red = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    deep = Image.fromarray(np.full((8, 8), 1000, np.uint16))
+    for image, colour in ((red, [0, 255, 0]), (deep, [3, 3, 3])):
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        assert rules(image)[0, 0].tolist() == rules(stream.getvalue())[0, 0].tolist() == colour
+    assert rules(np.asarray(red))[0, 0].tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (4, 4, 7), (4,), (2, 4, 4, 3)])
+def test_arrays_that_are_no_image_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match="an array must be uint8"):
+        Preprocessing()(np.zeros(shape, np.uint8))
+
+
+def test_an_extreme_shape_costs_no_memory() -> None:
+    before = peak_memory_bytes()
+    assert Preprocessing()(np.zeros((16_000, 1, 3), np.uint8)).shape == (64, 64, 3)
+    assert peak_memory_bytes() - before < 20e6
 
 
 def test_grey_array_becomes_three_equal_channels() -> None:

@@ -77,6 +77,37 @@ def test_repeated_images_never_cross_splits(image_folder: MakeImages) -> None:
     ]
 
 
+def test_a_class_may_be_called_train(image_folder: MakeImages) -> None:
+    root = image_folder(("bus", "train", "car"))
+    assert load_dataset(str(root)).classes == ("bus", "car", "train")
+
+
+def test_a_split_emptied_by_repeats_is_refused(image_folder: MakeImages) -> None:
+    image_folder(name="d/train")
+    root = image_folder(name="d/test").parent  # the same seed: the same images
+    with pytest.raises(DataError, match="class 'cat' of d has no usable training image .1 problem"):
+        load_dataset(str(root))
+
+
+def test_a_class_missing_from_test_is_a_problem_and_an_empty_test_an_error(image_folder: MakeImages) -> None:
+    image_folder(name="d/train")
+    root = image_folder(("cat",), name="d/test", seed=1).parent
+    assert load_dataset(str(root)).problems == ("test has no image of dog",)
+    for file in (root / "test" / "cat").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match="no usable image in test"):
+        load_dataset(str(root))
+
+
+def test_a_folder_cannot_shadow_the_embedded_data(
+    image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder(name="fashion-mnist-mini")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_dataset().classes) == 10
+    assert len(load_dataset("./fashion-mnist-mini").classes) == 2
+
+
 def test_what_cannot_be_used_is_refused_with_a_reason(image_folder: MakeImages, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -87,6 +118,11 @@ def test_what_cannot_be_used_is_refused_with_a_reason(image_folder: MakeImages, 
         file.write_text("no image")
     extra = image_folder(name="extra/train")
     image_folder(("cat", "bird"), name="extra/test", seed=1)
+    beside = image_folder(name="beside/train")
+    (beside.parent / "notes").mkdir()
+    twice = image_folder(name="twice/train")
+    image_folder(name="twice/val", seed=1)
+    image_folder(name="twice/valid", seed=2)
     for folder, text in (
         (tmp_path / "none" / "x", "does not exist"),
         (tmp_path / "file", "is a file"),
@@ -95,6 +131,8 @@ def test_what_cannot_be_used_is_refused_with_a_reason(image_folder: MakeImages, 
         (few, "too few images"),
         (hollow, "class 'dog' of hollow has no usable training image .8 problem"),
         (extra.parent, "class 'bird'"),
+        (beside.parent, "a folder 'notes' beside train"),
+        (twice.parent, "has both val/ and valid/"),
     ):
         with pytest.raises(DataError, match=text):
             load_dataset(str(folder))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.run_folder import read_run
 from qdeploy.training.device import choose_precision
+from qdeploy.training.learner import Learner
 from qdeploy.training.loop import Silent, TrainResult, train
 from qdeploy.training.recipes import config_from_recipe
 from tests.conftest import MakeImages
@@ -97,6 +99,24 @@ def test_a_run_is_never_overwritten_and_bad_input_writes_nothing(
 def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=field.replace("_", "-")):
         config_from_recipe("small", **{field: value})
+
+
+@pytest.mark.parametrize("missing", ["labels", "dataset", "model", "preprocessing", "created"])
+def test_an_incomplete_record_is_refused(trained: TrainResult, tmp_path: Path, missing: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained.run, copy)
+    record = json.loads((copy / "run.json").read_text())
+    del record[missing]
+    (copy / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=f"'{missing}.*is missing"):
+        read_run(copy)
+
+
+def test_a_diverged_run_stops(image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    config = config_from_recipe("small", data=str(image_folder(count=12)), model="nano-ar", epochs=1, batch_size=8)
+    with pytest.raises(VerdictError, match="diverged in epoch 1"):
+        train(config, tmp_path / "run")
 
 
 def test_a_damaged_run_is_refused(trained: TrainResult, tmp_path: Path) -> None:
