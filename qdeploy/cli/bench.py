@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from qdeploy.cli.output import Bar, emit_json, note, show_table
 
@@ -15,18 +16,21 @@ if TYPE_CHECKING:
     from qdeploy.runtime.bench import BenchReport
 
 
+@click.command("bench")
+@click.argument("artifacts", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--threads", type=int, default=1, help="Threads of one inference.")
+@click.option("--batch-size", type=int, default=1, help="Images per inference.")
+@click.option("--runs", type=int, default=1000, help="Timed runs of each model; p99 needs 662.")
+@click.option("--seconds", type=float, default=60.0, help="Time limit of all runs together.")
+@click.option("--json", is_flag=True, help="Print the report as one JSON document.")
 def bench_command(
-    artifacts: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Model files or export folders. Default: the newest export, else the shipped model."),
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of one inference.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Images per inference.")] = 1,
-    runs: Annotated[int, typer.Option(help="Timed runs of each model; p99 needs 662.")] = 1000,
-    seconds: Annotated[float, typer.Option(help="Time limit of all runs together.")] = 60.0,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
+    artifacts: tuple[Path, ...], threads: int, batch_size: int, runs: int, seconds: float, json: bool
 ) -> None:
-    """Measure latency, throughput, memory and start-up, all models interleaved in one run."""
+    """Measure latency, throughput, memory and start-up.
+
+    ARTIFACTS are model files or export folders, measured interleaved in one run. Default: the newest export, else the
+    model that ships in the package.
+    """
     from qdeploy.runtime.bench import BenchConfig, bench
 
     config = BenchConfig(threads=threads, batch_size=batch_size, runs=runs, seconds=seconds)
@@ -45,7 +49,7 @@ def bench_command(
         print(f"report: {report_page}")
 
 
-def _model_files(given: list[Path] | None) -> tuple[list[Path], Path | None]:
+def _model_files(given: Sequence[Path]) -> tuple[list[Path], Path | None]:
     from qdeploy.core.artifact import SHIPPED, newest_export
     from qdeploy.core.errors import ArtifactError
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import click
 
 from qdeploy.cli.output import Bar, emit_json
 
 
-def data_command(
-    data: Annotated[
-        str | None, typer.Argument(help="A folder or a data set's name. Default: the embedded set.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
-) -> None:
-    """Check a data set: classes, splits, unreadable and repeated images."""
+@click.command("data")
+@click.argument("data", required=False)
+@click.option("--json", is_flag=True, help="Print the summary as one JSON document.")
+def data_command(data: str | None, json: bool) -> None:
+    """Check a data set: classes, splits, unreadable and repeated images.
+
+    DATA is a folder or a data set's name. Default: the embedded set.
+    """
     from qdeploy.data.catalog import load_dataset
     from qdeploy.data.embedded import NAME as EMBEDDED
 

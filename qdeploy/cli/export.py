@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from qdeploy.cli.output import emit_json, extra_needed, note
 
 
+@click.command("export")
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--int8", is_flag=True, help="Also make an INT8 model, calibrated on training images.")
+@click.option("--target", default="x86", help="INT8 encoding: x86 or tensorrt.")
+@click.option("--calibration-images", type=int, default=256, help="Training images that set the ranges.")
+@click.option("--max-drop", type=float, default=1.0, help="Points of validation top-1 that INT8 may cost.")
+@click.option("--out", type=click.Path(path_type=Path), help="The export's folder. Default: ./exports/<run>.")
+@click.option("--json", is_flag=True, help="Print the report as one JSON document.")
 def export_command(
-    run: Annotated[Path | None, typer.Argument(help="A run's folder. Default: the newest below ./runs.")] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Also make an INT8 model, calibrated on training images.")
-    ] = False,
-    target: Annotated[str, typer.Option(help="INT8 encoding: x86 or tensorrt.")] = "x86",
-    calibration_images: Annotated[int, typer.Option(help="Training images that set the ranges.")] = 256,
-    max_drop: Annotated[float, typer.Option(help="Points of validation top-1 that INT8 may cost.")] = 1.0,
-    out: Annotated[Path | None, typer.Option(help="The export's folder. Default: ./exports/<run>.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
+    run: Path | None, int8: bool, target: str, calibration_images: int, max_drop: float, out: Path | None, json: bool
 ) -> None:
-    """Export a run to ONNX, checked after every step; with --int8 also to a quantized model."""
+    """Export a run to ONNX and INT8, checked after every step.
+
+    RUN is a run's folder. Default: the newest below ./runs.
+    """
     with extra_needed():
         from qdeploy.export.made import ExportConfig
         from qdeploy.export.pipeline import export

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from qdeploy.cli.output import emit_json
 
 
-def inspect_command(
-    artifact: Annotated[
-        Path | None, typer.Argument(help="A model file or export folder. Default: as for predict.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the whole card as one JSON document.")] = False,
-) -> None:
-    """Verify a model file's checksum and show its card."""
+@click.command("inspect")
+@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.option("--json", is_flag=True, help="Print the whole card as one JSON document.")
+def inspect_command(artifact: Path | None, json: bool) -> None:
+    """Verify a model file's checksum and show its card.
+
+    ARTIFACT is a model file or an export's folder. Default: as for predict.
+    """
     from qdeploy.core.artifact import read_artifact
     from qdeploy.runtime.classifier import find_artifact
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-import typer
-from typer.exceptions import TyperException
+import click
 
 from qdeploy import __version__
 from qdeploy.cli.bench import bench_command
@@ -16,38 +15,41 @@ from qdeploy.cli.inspect import inspect_command
 from qdeploy.cli.models import models_command
 from qdeploy.cli.predict import predict_command
 from qdeploy.cli.train import train_command
-from qdeploy.core.errors import QdeployError
+from qdeploy.core.errors import QdeployError, near_miss
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C; Typer turns the interrupt into it."""
-
-app = typer.Typer(
-    name="qdeploy",
-    help="Small image classifiers, from a folder of images to a verified INT8 model on a device.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command("train")(train_command)
-app.command("export")(export_command)
-app.command("predict")(predict_command)
-app.command("bench")(bench_command)
-app.command("models")(models_command)
-app.command("data")(data_command)
-app.command("inspect")(inspect_command)
 
 
-def _show_version(value: bool) -> None:
-    if value:
-        print(f"qdeploy {__version__}")
-        raise typer.Exit
+class _Verbs(click.Group):
+    """Keeps the order of the verbs and suggests the nearest for an unknown one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no command '{args[0]}'{near_miss(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
 
 
-@app.callback()
-def _options(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
-) -> None:
-    pass
+@click.group(cls=_Verbs)
+@click.version_option(__version__, message="qdeploy %(version)s")
+def app() -> None:
+    """Small image classifiers, from a folder of images to a verified INT8 model on a device."""
+
+
+for _verb in (
+    train_command,
+    export_command,
+    predict_command,
+    bench_command,
+    models_command,
+    data_command,
+    inspect_command,
+):
+    app.add_command(_verb)
 
 
 def run(arguments: list[str]) -> int:
@@ -55,18 +57,14 @@ def run(arguments: list[str]) -> int:
     if "" in arguments:
         return _fail("an argument is empty; leave it out or give a value", 2)
     try:
-        result = typer.main.get_command(app).main(
-            args=arguments or ["--help"], prog_name="qdeploy", standalone_mode=False
-        )
-        code = result if isinstance(result, int) else 0
-        return _fail("interrupted", code) if code == INTERRUPTED else code
-    except (KeyboardInterrupt, typer.Abort):
+        code = app.main(args=arguments or ["--help"], prog_name="qdeploy", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", INTERRUPTED)
     except QdeployError as error:
         return _fail(str(error), error.exit_code)
-    except TyperException as error:
-        text = error.format_message()
-        return 0 if not text else _fail(f"{text} (see `qdeploy --help`)", 2)
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} (see `qdeploy --help`)", 2)
     except BrokenPipeError:  # e.g. `qdeploy predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

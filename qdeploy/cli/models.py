@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
+import click
 
 from qdeploy.cli.output import emit_json, extra_needed, show_table
 
 
-def models_command(
-    json: Annotated[bool, typer.Option("--json", help="Print the list as one JSON document.")] = False,
-) -> None:
+@click.command("models")
+@click.option("--json", is_flag=True, help="Print the list as one JSON document.")
+def models_command(json: bool) -> None:
     """List every model with its parameters and multiply-accumulates."""
     with extra_needed():
         from qdeploy.models.registry import MODELS, summarise

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from qdeploy.cli.output import emit_json, note
 
 
+@click.command("predict")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--model", type=click.Path(path_type=Path), help="A model file or export folder. Default: see above.")
+@click.option("--top", type=click.IntRange(min=1), default=3, help="Labels per image.")
+@click.option("--engine", default="ort", help="Inference engine.")
+@click.option("--threads", type=int, help="Threads of one inference. Default: 1 for small models, else all cores.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, help="Images per inference.")
+@click.option("--selftest/--no-selftest", default=True, help="Check the model's golden inputs first.")
+@click.option("--json", is_flag=True, help="Print one JSON document per image.")
 def predict_command(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A model file or export folder. Default: the newest export, else the shipped model."),
-    ] = None,
-    top: Annotated[int, typer.Option(help="Labels per image.", min=1)] = 3,
-    engine: Annotated[str, typer.Option(help="Inference engine.")] = "ort",
-    threads: Annotated[int | None, typer.Option(help="Threads of one inference. Default: 1 for small models.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per inference.", min=1)] = 1,
-    selftest: Annotated[bool, typer.Option(help="Check the model's golden inputs first.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document per image.")] = False,
+    images: tuple[str, ...],
+    model: Path | None,
+    top: int,
+    engine: str,
+    threads: int | None,
+    batch_size: int,
+    selftest: bool,
+    json: bool,
 ) -> int:
-    """Classify images."""
+    """Classify images.
+
+    IMAGES are files, folders, globs, or - for standard input. The model is the newest export below ./exports, else
+    the one that ships in the package.
+    """
     from qdeploy.core.artifact import read_artifact
     from qdeploy.runtime.classifier import Classifier, find_artifact
     from qdeploy.runtime.predict import expand, predict_files

@@ -5,42 +5,35 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from qdeploy.cli.output import Bar, emit_json, extra_needed
 
 
-def train_command(
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            help="A folder with one sub-folder of images per class, or fashion-mnist. "
-            "Default: the embedded 3,500 images of Fashion-MNIST."
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="A name of `qdeploy models`. Default: nano.")] = None,
-    recipe: Annotated[
-        str, typer.Option(help="small (AdamW, cosine) or confidence (the paper's controller).")
-    ] = "small",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    amp: Annotated[str | None, typer.Option(help="Mixed precision: auto, off, bf16 or fp16.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder. Default: a new one below ./runs.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
-) -> None:
-    """Train a model and keep its best weights, log and curves in a run's folder."""
+@click.command("train")
+@click.argument("data", required=False)
+@click.option("--model", help="A name of `qdeploy models`. Default: nano.")
+@click.option("--recipe", default="small", help="small (AdamW, cosine) or confidence (the paper's controller).")
+@click.option("--epochs", type=int, help="Passes over the training images.")
+@click.option("--batch-size", type=int, help="Images per step.")
+@click.option("--lr", type=float, help="Base learning rate.")
+@click.option("--seed", type=int, help="Seed of weights, order and augmentation.")
+@click.option("--device", help="auto, cpu, cuda or mps.")
+@click.option("--amp", help="Mixed precision: auto, off, bf16 or fp16.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder. Default: a new one below ./runs.")
+@click.option("--json", is_flag=True, help="Print the result as one JSON document.")
+def train_command(data: str | None, recipe: str, out: Path | None, json: bool, **fields: Any) -> None:
+    """Train a model and keep its best weights, log and curves.
+
+    DATA is a folder with one sub-folder of images per class, or fashion-mnist. Default: the embedded 3,500 images.
+    """
     with extra_needed():
         from qdeploy.training.loop import train
         from qdeploy.training.recipes import config_from_recipe
 
-    config = config_from_recipe(
-        recipe, data=data, model=model, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, amp=amp
-    )
+    config = config_from_recipe(recipe, data=data, **fields)
     with Bar("reading images") as bar:
         result = train(config, out, _Progress(bar, config.epochs))
     if json:

@@ -160,7 +160,7 @@ BAD = [
     (["export", "--out", "{text}/below"], "is a file, not a folder"),
     (["data", "nowhere/at/all"], "does not exist"),
     (["inspect", "{text}"], "is not an ONNX file"),
-    (["trian"], "Did you mean"),
+    (["trian"], "did you mean 'train'"),
     (["train", "--epoch", "3"], "--epoch"),
     (["predict"], "Missing argument"),
     (["train", ""], "an argument is empty"),

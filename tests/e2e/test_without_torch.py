@@ -33,7 +33,7 @@ def call(python: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProces
 def test_it_is_small_and_has_no_torch(python: Path) -> None:
     packages = next((python.parents[1] / "lib").glob("python*/site-packages"))
     names = {p.name for p in packages.iterdir()}
-    assert {"qdeploy", "onnxruntime", "numpy", "PIL", "typer", "rich"} <= names
+    assert {"qdeploy", "onnxruntime", "numpy", "PIL", "click", "rich"} <= names
     assert not names & {"torch", "torchvision", "onnx", "matplotlib", "scipy", "sympy"}
     brought_by_venv = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
     own = [p for p in packages.iterdir() if not p.name.startswith(brought_by_venv)]
