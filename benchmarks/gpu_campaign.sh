@@ -21,7 +21,7 @@ cp "$out/work/59-gap/log.csv" "$out/qonstraint-5.9-gap.csv"
 
 # The shipped presets, longer than a CPU allows.
 for model in nano nano-a micro; do
-    $run train fashion-mnist --model "$model" --epochs 40 --batch-size 128 --lr 2e-3 --out "$out/work/$model" \
+    $run train fashion-mnist --model "$model" --epochs 40 --batch-size 128 --out "$out/work/$model" \
         --json > "$out/$model.json"
 done
 rm -rf "$out/work"

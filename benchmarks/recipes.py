@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 30
+    epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 36
     rows = []
     for name, fields in VARIANTS.items():
         changes = {k: v for k, v in fields.items() if k != "recipe"}

@@ -3,5 +3,5 @@
 # About 50 minutes on one core with AMX. Needs the four published files or the network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-qdeploy train fashion-mnist --model nano --epochs 16 --batch-size 128 --lr 2e-3 --out runs/shipped
+qdeploy train fashion-mnist --model nano --epochs 16 --batch-size 128 --out runs/shipped
 qdeploy export runs/shipped --int8 --out qdeploy/shipped

@@ -18,7 +18,13 @@ from qdeploy.cli.output import emit_json, extra_needed, note
 @click.option("--out", type=click.Path(path_type=Path), help="The export's folder. Default: ./exports/<run>.")
 @click.option("--json", is_flag=True, help="Print the report as one JSON document.")
 def export_command(
-    run: Path | None, int8: bool, target: str, calibration_images: int, max_drop: float, out: Path | None, json: bool
+    run: Path | None,
+    int8: bool,
+    target: str,
+    calibration_images: int,
+    max_drop: float,
+    out: Path | None,
+    json: bool,
 ) -> None:
     """Export a run to ONNX and INT8, checked after every step.
 
