@@ -33,11 +33,13 @@ def place(tmp_path: Path) -> Path:
     """A user's folder: the examples and some photos."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     rng = np.random.default_rng(0)
-    for label in ("apple", "leaf", "stone"):
+    for shade, label in enumerate(("apple", "leaf", "stone")):
         folder = tmp_path / "photos" / label
         folder.mkdir(parents=True)
         for i in range(24):
-            Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+            Image.fromarray(rng.integers(80 * shade, 80 * shade + 90, (40, 30, 3), dtype=np.uint8)).save(
+                folder / f"{i}.jpg"
+            )
     return tmp_path
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, VerdictError
-from qdeploy.core.metrics import agreement, sqnr_db, topk_percent
+from qdeploy.core.metrics import PairedDifference, agreement, sqnr_db, topk_percent
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export import pipeline
 from qdeploy.export.made import ExportConfig
@@ -166,11 +166,13 @@ def test_int8_beyond_its_budget_is_rejected(
 ) -> None:
     from qdeploy.export import int8
 
-    accuracies = iter((90.0, *[88.0] * 10))
-    monkeypatch.setattr(int8, "topk_percent", lambda *_: next(accuracies))
-    with pytest.raises(VerdictError, match="INT8 REJECTED: it costs 2.00 points"):
+    verdicts = {"difference": PairedDifference(points=-2.0, margin95=1.5, n=500)}
+    monkeypatch.setattr(int8, "paired_difference", lambda *_: verdicts["difference"])
+    with pytest.raises(VerdictError, match=r"INT8 REJECTED: it costs 2.00 \+- 1.50 points"):
         export(Path(trained.run), ExportConfig(int8=True, choice_runs=10), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+    verdicts["difference"] = PairedDifference(points=-2.0, margin95=2.5, n=12)  # too few images to tell
+    assert export(Path(trained.run), ExportConfig(int8=True, choice_runs=10), tmp_path / "x").artifacts[1]
 
 
 def test_changed_data_is_noticed(trained: TrainResult, tmp_path: Path) -> None:
