@@ -69,9 +69,3 @@ def paired_difference(new_NK: Floats, old_NK: Floats, labels_N: NDArray[np.int64
     # Agresti and Min: half a pair more in each cell, so that no discordant pair does not mean no doubt
     margin = 1.959964 * math.sqrt(discordant + 1 - net**2 / (n + 2)) / (n + 2)
     return PairedDifference(points=100 * net / n, margin95=100 * margin, n=n)
-
-
-def softmax(logits_NK: Floats) -> Floats:
-    """Turn logits into probabilities along the last axis."""
-    shifted = np.exp(logits_NK - logits_NK.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
