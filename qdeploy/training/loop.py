@@ -100,6 +100,7 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
 
     Raises:
         InputError: If the model, the data, an option or the folder cannot be used; nothing is written then.
+        VerdictError: If the loss is no number any more; the best weights so far stay in the folder.
         KeyboardInterrupt: After the folder has been made usable.
     """
     reporter = reporter or Silent()
