@@ -60,5 +60,5 @@ def _best_dtype(device: torch.device) -> torch.dtype | None:
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if native else torch.float16
     if device.type == "cpu" and platform.machine() == "x86_64" and "amx_bf16" in cpu_flags():
-        return torch.bfloat16  # measured 1.4x on nano; without AMX bf16 is emulated or no faster
+        return torch.bfloat16  # without AMX bf16 is emulated or no faster
     return None

@@ -195,9 +195,8 @@ class _Run:
         """Keep this epoch's better weights if their validation top-1 is the best so far, or as good.
 
         As good, under a cosine, means within one standard error of the best: on a small validation split the
-        highest of many noisy readings is a lucky one, and the later weights are the better ones (on the embedded
-        data by 0.3 points of test top-1). The controller's late restarts make no later epoch better: there it
-        means equal.
+        highest of many noisy readings is a lucky one, and the later weights are the better ones. The controller's
+        late restarts make no later epoch better: there it means equal.
         """
         score, model = max(
             ((raw, self.learner.model), (averaged, self.learner.average)), key=lambda c: (c[0].top1, -c[0].loss)
