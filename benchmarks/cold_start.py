@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,7 +47,11 @@ def main() -> None:
         for name, code in COMMANDS.items():
             begin = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, "-c", code + PEAK], capture_output=True, text=True, cwd="/tmp", check=True
+                [sys.executable, "-c", code + PEAK],
+                capture_output=True,
+                text=True,
+                cwd=tempfile.gettempdir(),
+                check=True,
             )
             times[name].append(time.perf_counter() - begin)
             peaks[name] = int(done.stderr.split()[-1])

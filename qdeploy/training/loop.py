@@ -119,6 +119,10 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
     except KeyboardInterrupt:
         run.close(interrupted=True)
         raise
+    except VerdictError:
+        if not run.rows:  # nothing worth keeping
+            folder.rmdir()
+        raise
     return run.close(interrupted=False)
 
 

@@ -120,6 +120,7 @@ def test_a_diverged_run_stops(image_folder: MakeImages, tmp_path: Path, monkeypa
     config = config_from_recipe("small", data=str(image_folder(count=12)), model="nano-ar", epochs=1, batch_size=8)
     with pytest.raises(VerdictError, match="diverged in epoch 1"):
         train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_run_is_refused(trained: TrainResult, tmp_path: Path) -> None:
