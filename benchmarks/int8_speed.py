@@ -18,8 +18,7 @@ from machine import keep
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.pipeline import export
 from qdeploy.runtime.bench import BenchConfig, BenchReport, bench
-from qdeploy.training.loop import train
-from qdeploy.training.recipes import config_from_recipe
+from qdeploy.training import config_from_recipe, train
 
 MODELS = ("nano", "nano-r", "nano-a", "nano-ar", "micro", "micro-r")
 REPEATS = 3
@@ -30,7 +29,7 @@ def main() -> None:
     for name in sys.argv[1:] or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             run = train(config_from_recipe("small", model=name, epochs=1), Path(folder) / "run")
-            report = export(Path(run.run), ExportConfig(int8=True), Path(folder) / "export")
+            report = export(Path(run.run), ExportConfig(int8=True, max_drop=100), Path(folder) / "export")
             files = [Path(a.path) for a in report.artifacts]
             reports = [bench(files, BenchConfig(runs=1000, seconds=60)) for _ in range(REPEATS)]
         rows.append(row(name, reports, report.artifacts[1].float_layers, report.artifacts[1].parity["sqnr_db"]))

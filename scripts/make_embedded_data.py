@@ -17,7 +17,7 @@ from PIL import Image
 
 from qdeploy.core.files import write_bytes
 from qdeploy.data.embedded import FASHION_CLASSES, FILE
-from qdeploy.data.published import fashion_mnist_source
+from qdeploy.data.fashion_mnist import fashion_mnist_source, fetch_fashion_mnist, local_folder
 
 SEED = 2025
 PER_CLASS = {"train": 200, "val": 50, "test": 100}
@@ -25,7 +25,7 @@ PER_CLASS = {"train": 200, "val": 50, "test": 100}
 
 def main() -> None:
     """Choose the images, write the file and one example image a class."""
-    source = fashion_mnist_source(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    source = fashion_mnist_source(Path(sys.argv[1]) if len(sys.argv) > 1 else local_folder() or fetch_fashion_mnist())
     rng = np.random.default_rng(SEED)
     seen: set[str] = set()
     arrays: dict[str, list[np.ndarray]] = {f"{s}_{w}": [] for s in PER_CLASS for w in ("pixels", "labels")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,18 @@ from PIL import Image
 
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.pipeline import ExportReport, export
-from qdeploy.training.loop import TrainResult, train
-from qdeploy.training.recipes import config_from_recipe
+from qdeploy.training import TrainResult, config_from_recipe, train
 
 MakeImages = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("QDEPLOY_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from qdeploy.cli.output import Bar, emit_json
+from qdeploy.cli.output import Bar, emit_json, note
 
 
 @click.command("data")
@@ -13,13 +13,20 @@ from qdeploy.cli.output import Bar, emit_json
 def data_command(data: str | None, json: bool) -> None:
     """Check a data set: classes, splits, unreadable and repeated images.
 
-    DATA is a folder or a data set's name. Default: the embedded set.
+    DATA is a folder of images, a published data set's folder or archive, or a name: fashion-mnist, cifar-10,
+    cifar-100, tiny-imagenet. Default: the embedded set.
     """
     from qdeploy.data.catalog import load_dataset
     from qdeploy.data.embedded import NAME as EMBEDDED
 
     with Bar("reading images") as bar:
-        dataset = load_dataset(data or EMBEDDED, progress=bar.update)
+        dataset = load_dataset(
+            data or EMBEDDED,
+            progress=bar.update,
+            fetching=lambda done, total: bar.update(done, total, "fetching"),
+        )
+    for line in dataset.notes:
+        note(line)
     counts = {
         name: {label: int((split.labels == k).sum()) for k, label in enumerate(dataset.classes)}
         for name, split in dataset.splits.items()
@@ -38,6 +45,9 @@ def data_command(data: str | None, json: bool) -> None:
     for name, by_class in counts.items():
         print(f"{name}: {sum(by_class.values())} images ({', '.join(f'{k} {n}' for k, n in by_class.items())})")
     print(f"sha256 {dataset.sha256}")
+    if dataset.cache:
+        size_bytes = sum(p.stat().st_size for p in dataset.cache.iterdir())
+        print(f"decoded images: {dataset.cache} ({size_bytes / 2**20:.1f} MiB)")
     print(f"{len(dataset.problems)} problem(s)")
     for problem in dataset.problems:
         print(f"  {problem}")

@@ -10,38 +10,99 @@ from typing import Any
 import click
 
 from qdeploy.cli.output import Bar, emit_json, extra_needed
+from qdeploy.core.errors import InputError
+
+NEWEST = "newest"
 
 
 @click.command("train")
 @click.argument("data", required=False)
-@click.option("--model", help="A name of `qdeploy models`. Default: nano.")
-@click.option("--recipe", default="small", help="small (AdamW, cosine) or confidence (the paper's controller).")
+@click.option("--model", help="A name of `qdeploy models`. Default: the recipe's, nano for small.")
+@click.option("--recipe", help="small (default), qdeploy's own, or the paper's, e.g. qonstraint-5.9. See docs.")
 @click.option("--epochs", type=int, help="Passes over the training images.")
-@click.option("--batch-size", type=int, help="Images per step.")
+@click.option("--batch-size", type=int, help="Images per step, over all processes.")
 @click.option("--lr", type=float, help="Base learning rate.")
 @click.option("--seed", type=int, help="Seed of weights, order and augmentation.")
 @click.option("--device", help="auto, cpu, cuda or mps.")
 @click.option("--amp", help="Mixed precision: auto, off, bf16 or fp16.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change any other field of the recipe.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run's folder.")
+@click.option(
+    "--resume", is_flag=False, flag_value=NEWEST, metavar="[RUN]", help="Go on with a run: the newest, or RUN."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be trained and the memory it takes; train nothing.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder. Default: a new one below ./runs.")
 @click.option("--json", is_flag=True, help="Print the result as one JSON document.")
-def train_command(data: str | None, recipe: str, out: Path | None, json: bool, **fields: Any) -> None:
+def train_command(
+    data: str | None,
+    recipe: str | None,
+    settings: tuple[str, ...],
+    tensorboard: bool,
+    resume: str | None,
+    dry_run: bool,
+    out: Path | None,
+    json: bool,
+    **fields: Any,
+) -> None:
     """Train a model and keep its best weights, log and curves.
 
-    DATA is a folder with one sub-folder of images per class, or fashion-mnist. Default: the embedded 3,500 images.
+    DATA is a folder with one sub-folder of images per class, or the name of a published set (`qdeploy data` lists
+    them). Default: the embedded 3,500 images. Several GPUs: torchrun --nproc-per-node N -m qdeploy train ...
     """
     with extra_needed():
-        from qdeploy.training.loop import train
-        from qdeploy.training.recipes import config_from_recipe
+        from qdeploy.training import loop, recipes
 
-    config = config_from_recipe(recipe, data=data, **fields)
-    with Bar("reading images") as bar:
-        result = train(config, out, _Progress(bar, config.epochs))
+    given = {k: v for k, v in {**fields, "data": data, "recipe": recipe, "out": out}.items() if v is not None}
+    if resume is not None:
+        _only_resume(given, settings, tensorboard, dry_run)
+        with Bar("reading images") as bar:
+            result = loop.resume(None if resume == NEWEST else Path(resume), _Progress(bar))
+    else:
+        changes = {**fields, **recipes.parse_settings(settings), "tensorboard": tensorboard or None}
+        config = recipes.config_from_recipe(recipe or "small", data=data, **changes)
+        if dry_run:
+            _show_plan(config, json)
+            return
+        with Bar("reading images") as bar:
+            result = loop.train(config, out, _Progress(bar))
+    _show_result(asdict(result), json)
+
+
+def _only_resume(given: dict[str, Any], settings: tuple[str, ...], tensorboard: bool, dry_run: bool) -> None:
+    if given or settings or tensorboard or dry_run:
+        raise InputError("--resume takes everything from the run; give no data and no other option but --json")
+
+
+def _show_plan(config: Any, json: bool) -> None:
+    with extra_needed():
+        from qdeploy.training.plan import plan
+    found = plan(config)
     if json:
-        emit_json(asdict(result))
+        emit_json(asdict(found))
+        return
+    for name, value in found.config.items():
+        print(f"{name:>22}  {value}")
+    size = f"{found.macs / 1e6:.1f} M MACs at {found.input_size} pixels"
+    print(f"\n{found.model}: {found.params:,} parameters, {size}")
+    print(
+        f"device {found.device}, amp {found.amp}; memory about {found.memory_bytes / 1e9:.2f} GB: "
+        f"{found.state_bytes / 1e9:.2f} GB weights, gradients, optimizer and average, "
+        f"{found.activation_bytes / 1e9:.2f} GB for {config.batch_size} images"
+    )
+
+
+def _show_result(result: dict[str, Any], json: bool) -> None:
+    import os
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if json:
+        emit_json(result)
         return
     print(
-        f"{result.run}: best epoch {result.best_epoch}, validation {result.val_top1:.2f} %, "
-        f"test {result.test_top1:.2f} % top-1, {result.seconds:.0f} s, {result.images_per_s:.0f} images/s"
+        f"{result['run']}: best epoch {result['best_epoch']} ({result['best_weights']} weights), "
+        f"validation {result['val_top1']:.2f} %, test {result['test_top1']:.2f} % top-1, "
+        f"{result['seconds']:.0f} s, {result['images_per_s']:.0f} images/s"
     )
     print("next: qdeploy export --int8")
 
@@ -49,31 +110,40 @@ def train_command(data: str | None, recipe: str, out: Path | None, json: bool, *
 class _Progress:
     """Shows a run on the bar and one line an epoch."""
 
-    def __init__(self, bar: Bar, epochs: int) -> None:
-        self.bar, self.epochs = bar, epochs
-        self.begin = time.perf_counter()
+    def __init__(self, bar: Bar) -> None:
+        self.bar, self.epochs = bar, 0
+        self.began: tuple[float, int] | None = None
 
     def reading(self, done: int, total: int) -> None:
         self.bar.update(done, total)
 
     def started(self, record: dict[str, Any], folder: Path) -> None:
         model, data = record["model"], record["dataset"]
+        self.epochs = record["config"]["epochs"]
         images = ", ".join(f"{n} {name}" for name, n in data["images"].items())
         self.bar.line(
-            f"{model['name']}: {model['params']:,} parameters, {model['macs'] / 1e6:.1f} M MACs; amp {record['amp']}"
+            f"{model['name']}: {model['params']:,} parameters, {model['macs'] / 1e6:.1f} M MACs; "
+            f"recipe {record['config']['recipe']}, amp {record['amp']}"
         )
         self.bar.line(f"{data['name']}: {len(record['labels'])} classes, {images} images; run folder {folder}")
         if data["problems"]:
             self.bar.line(f"{data['problems']} problem(s) with the data; `qdeploy data {data['source']}` lists them")
-        self.begin = time.perf_counter()
 
     def batch(self, epoch: int, done: int, total: int) -> None:
+        if self.began is None:
+            self.began = time.perf_counter(), epoch
         self.bar.update(epoch * total + done, self.epochs * total, f"epoch {epoch + 1}/{self.epochs}")
 
     def epoch(self, row: dict[str, Any]) -> None:
-        left = (time.perf_counter() - self.begin) / row["epoch"] * (self.epochs - row["epoch"])
+        left = 0.0
+        if self.began is not None:
+            begin, first = self.began
+            left = (time.perf_counter() - begin) / (row["epoch"] - first) * (self.epochs - row["epoch"])
         self.bar.line(
             f"epoch {row['epoch']:3d}/{self.epochs}  loss {row['train_loss']:.3f}  train {row['train_top1']:5.2f} %  "
             f"val {row['val_top1']:5.2f} % (EMA {row['ema_val_top1']:5.2f} %)  lr {row['lr']:.2e}  "
             f"conf {row['confidence']:.3f}  {row['images_per_s']:.0f} img/s  ETA {left:.0f} s"
         )
+
+    def note(self, text: str) -> None:
+        self.bar.line(text)

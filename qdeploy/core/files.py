@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,35 @@ def _swap(work: Path, target: Path) -> None:
             raise
     finally:
         shutil.rmtree(old)
+
+
+class BusyError(OSError):
+    """Another process holds a lock."""
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Keep other processes out while the block runs; the system lets go of the lock if this process is killed.
+
+    Windows has no such lock; there the block runs without.
+
+    Args:
+        path: An empty file that stays; its folder exists.
+        wait: Whether to wait for another holder.
+
+    Raises:
+        BusyError: If another process holds the lock and ``wait`` is false.
+        OSError: If the file cannot be made.
+    """
+    with path.open("ab") as stream:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise BusyError(f"another process holds {path}") from error
+        yield
 
 
 def newest(folder: Path, pattern: str) -> Path | None:

@@ -1,6 +1,6 @@
 """A run's folder: the place where training leaves its result and export finds it.
 
-runs/<name>/run.json  best.safetensors  log.csv  curves.png
+runs/<name>/run.json  best-<hash>.safetensors  log.csv  curves.png  checkpoints/
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.files import newest, read_json, sha256_of
 
 RUNS = Path("runs")
-WEIGHTS = "best.safetensors"
 RECORD = "run.json"
 _FIELDS: dict[str, type] = {
     "created": str,
@@ -33,6 +32,11 @@ _FIELDS: dict[str, type] = {
 """What export reads from a record."""
 
 
+def weights_name(digest: str) -> str:
+    """Give the name of a weights' file: a new file for new contents, so that a record never meets another's file."""
+    return f"best-{digest[:8]}.safetensors"
+
+
 def newest_run() -> Path:
     """Find the most recent run below ``./runs``.
 
@@ -41,7 +45,7 @@ def newest_run() -> Path:
     """
     record = newest(RUNS, f"*/{RECORD}")
     if record is None:
-        raise InputError("there is no run to export below ./runs; train one first with `qdeploy train`")
+        raise InputError("there is no run below ./runs; train one first with `qdeploy train`")
     return record.parent
 
 
@@ -55,12 +59,17 @@ def read_run(folder: Path) -> tuple[dict[str, Any], bytes]:
         what = "is not a run: it has no run.json" if folder.is_dir() else "does not exist"
         raise InputError(f"{folder} {what}; give a folder below ./runs, or none for the newest")
     record = read_json(folder / RECORD)
+    if not isinstance(record, dict):
+        raise InputError(f"{folder / RECORD} is damaged: it is no JSON object; train again")
+    name = record.get("weights")
+    if not isinstance(name, str):
+        raise InputError(f"{folder} has no weights yet; go on with `qdeploy train --resume {folder}`")
     try:
-        weights = (folder / WEIGHTS).read_bytes()
+        weights = (folder / Path(name).name).read_bytes()
     except OSError as error:
-        raise InputError(f"{folder / WEIGHTS} cannot be read: {error.strerror}; train again") from error
-    if not isinstance(record, dict) or sha256_of(weights) != record.get("weights_sha256"):
-        raise InputError(f"{folder} is damaged: {WEIGHTS} is not the file that run.json describes; train again")
+        raise InputError(f"{folder / name} cannot be read: {error.strerror}; train again") from error
+    if sha256_of(weights) != record.get("weights_sha256"):
+        raise InputError(f"{folder} is damaged: {name} is not the file that run.json describes; train again")
     for path, kind in _FIELDS.items():
         value: Any = record
         for key in path.split("."):

@@ -6,52 +6,75 @@ from pathlib import Path
 
 from qdeploy.core.errors import DataError, near_miss
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.data.dataset import Dataset, Progress, Source, read_source
+from qdeploy.data import cifar, embedded, fashion_mnist, tiny_imagenet
+from qdeploy.data.cache import load_cached
+from qdeploy.data.dataset import Dataset
 from qdeploy.data.embedded import NAME as EMBEDDED
-from qdeploy.data.embedded import embedded_source
-from qdeploy.data.folders import source_from_folder
-from qdeploy.data.published import fashion_mnist_source, has_fashion_mnist
+from qdeploy.data.folders import folder_place
+from qdeploy.data.reading import read_source
+from qdeploy.data.source import Place, Progress, Reader
 
-PUBLISHED = {EMBEDDED: embedded_source, "fashion-mnist": fashion_mnist_source}
+READERS: dict[str, Reader] = {
+    EMBEDDED: embedded.READER,
+    fashion_mnist.NAME: fashion_mnist.READER,
+    **cifar.READERS,
+    tiny_imagenet.NAME: tiny_imagenet.READER,
+}
 SPLIT_SEED = 0
 """Splits are the same in every run, whatever the training seed: results stay comparable."""
 
 
-def find_source(data: str) -> Source:
-    """Find a data set by its name or its folder.
+def find_place(data: str, fetching: Progress | None = None) -> Place:
+    """Find a data set by its name, or by its folder or archive, whose content tells what it is.
+
+    Args:
+        data: The name or path; a name always wins, a folder of that name is ``./NAME``.
+        fetching: Called with the bytes of a download.
 
     Raises:
         DataError: If there is neither; the nearest name is suggested.
     """
-    if data in PUBLISHED:  # a name always wins; a folder of that name is ./NAME
-        return PUBLISHED[data]()
-    folder = Path(data)
-    if folder.is_dir() and has_fashion_mnist(folder):
-        return fashion_mnist_source(folder)
-    if not folder.exists() and "/" not in data:
+    if data in READERS:
+        return READERS[data].find(fetching)
+    path = Path(data)
+    for reader in READERS.values():
+        if place := reader.recognise(path):
+            return place
+    if not path.exists() and "/" not in data:
         raise DataError(
-            f"there is no data folder or data set named '{data}'{near_miss(data, PUBLISHED)}; known: "
-            + ", ".join(PUBLISHED)
+            f"there is no data folder or data set named '{data}'{near_miss(data, READERS)}; known: "
+            + ", ".join(READERS)
         )
-    return source_from_folder(folder)
+    return folder_place(path)
 
 
 def location_of(data: str) -> str:
-    """Give a data set's name, or its folder's absolute path: what a run remembers."""
-    return data if data in PUBLISHED else str(Path(data).resolve())
+    """Give a data set's name, or its folder's or archive's absolute path: what a run remembers."""
+    return data if data in READERS else str(Path(data).resolve())
 
 
 def load_dataset(
-    data: str = EMBEDDED, preprocessing: Preprocessing | None = None, progress: Progress | None = None
+    data: str = EMBEDDED,
+    preprocessing: Preprocessing | None = None,
+    progress: Progress | None = None,
+    *,
+    cache: bool = True,
+    fetching: Progress | None = None,
 ) -> Dataset:
-    """Find, decode and split a data set.
+    """Find, decode and split a data set; what was decoded before is opened.
 
     Args:
-        data: ``fashion-mnist-mini`` (embedded), ``fashion-mnist``, or a folder with a sub-folder per class.
+        data: A name in ``READERS``, a published folder or archive, or a folder with a sub-folder per class.
         preprocessing: How images become inputs; the default is 64x64.
         progress: Called with the number of images read and their total.
+        cache: Whether decoded images are kept; the small embedded set never is.
+        fetching: Called with the bytes of a download and their total.
 
     Raises:
         DataError: If it cannot be used; the text says why.
     """
-    return read_source(find_source(data), preprocessing or Preprocessing(), SPLIT_SEED, progress)
+    place = find_place(data, fetching)
+    rules = preprocessing or Preprocessing()
+    if not cache or data == EMBEDDED:
+        return read_source(place.read(), rules, SPLIT_SEED, progress)
+    return load_cached(place, rules, SPLIT_SEED, progress)

@@ -1,4 +1,4 @@
-"""A data set in memory: decoded pixels, labels and hashes, split so that no image is in two parts.
+"""A decoded data set: pixels, labels and hashes, split so that no image is in two parts.
 
 Array names: N images, S height and width.
 """
@@ -6,41 +6,15 @@ Array names: N images, S height and width.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core.errors import DataError, ImageError
 from qdeploy.core.preprocessing import Preprocessing
 
 SPLITS = ("train", "val", "test")
-
-Progress = Callable[[int, int], None]
-"""Called with the number of images read and their total."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One labelled image that has not been decoded yet: a file, or grey pixels already in memory."""
-
-    source: Path | NDArray[np.uint8]
-    label: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a data set's images are. ``records`` has a key for every split the source itself defines."""
-
-    name: str
-    classes: tuple[str, ...]
-    records: dict[str, list[Record]]
-    problems: list[str] = field(default_factory=list)
-    holdout: float = 0.15
-    """Share of each class's training images that becomes each split the source does not define."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +22,7 @@ class Split:
     """The images of one split."""
 
     pixels: NDArray[np.uint8]
-    """``[N, S, S, 3]``, RGB, preprocessed but not normalised."""
+    """``[N, S, S, 3]``, RGB, preprocessed but not normalised; read from the cache's file when touched."""
     labels: NDArray[np.int64]
     hashes: tuple[str, ...]
     """The first 16 hexadecimal digits of the SHA-256 of each decoded image."""
@@ -70,6 +44,11 @@ class Dataset:
     preprocessing: Preprocessing
     splits: dict[str, Split]
     problems: tuple[str, ...]
+    """What is wrong with the data: the same at every load."""
+    notes: tuple[str, ...] = ()
+    """What happened at this load and belongs on stderr: a cache that was damaged or could not be written."""
+    cache: Path | None = None
+    """The folder with the decoded images, if they are kept."""
 
     @property
     def sha256(self) -> str:
@@ -82,116 +61,40 @@ class Dataset:
         return digest.hexdigest()
 
 
-def read_source(source: Source, preprocessing: Preprocessing, seed: int, progress: Progress | None = None) -> Dataset:
-    """Decode every image, drop the unreadable and the repeated, and complete the splits.
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Every image that was decoded, in one table; what the cache keeps.
 
-    Raises:
-        DataError: If there are fewer than two classes or a class is left without images.
+    The rows of train come first, then val, test, and the repeated images that no split has. ``pixels`` may have
+    unused rows behind them: those of unreadable images.
     """
-    if len(source.classes) < 2:
-        raise DataError(f"{source.name} has {len(source.classes)} class; a classifier needs at least 2 sub-folders")
-    problems = list(source.problems)
-    total = sum(len(r) for r in source.records.values())
-    parts: dict[str, Split] = {}
-    done = 0
-    for name, records in source.records.items():
-        parts[name] = _decode(records, preprocessing, problems, _offset(progress, done, total))
-        done += len(records)
-    splits = _complete(_without_repeats(parts, problems), source, problems, seed)
-    _note_missing_classes(splits, source, problems)
-    return Dataset(
-        name=source.name,
-        classes=source.classes,
-        preprocessing=preprocessing,
-        splits=splits,
-        problems=tuple(problems),
-    )
 
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    problems: tuple[str, ...]
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    hashes: NDArray[np.bytes_]
+    keys: NDArray[np.bytes_]
+    """The keys of the records, see there."""
+    counts: tuple[int, ...]
+    """Rows of train, val and test."""
 
-def _offset(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
-    return lambda i: progress(done + i, total) if progress else None
-
-
-def _decode(
-    records: Sequence[Record], preprocessing: Preprocessing, problems: list[str], tick: Callable[[int], None]
-) -> Split:
-    size = preprocessing.size
-    pixels = np.empty((len(records), size, size, 3), np.uint8)
-    labels: list[int] = []
-    hashes: list[str] = []
-    for i, record in enumerate(records):
-        try:
-            image = preprocessing.open(record.source)
-        except ImageError as error:
-            problems.append(f"{record.source}: {error}")
-            continue
-        content = f"{image.size}".encode() + image.tobytes()
-        pixels[len(labels)] = preprocessing.resize(image)
-        labels.append(record.label)
-        hashes.append(hashlib.sha256(content).hexdigest()[:16])
-        if i % 64 == 0:
-            tick(i)
-    tick(len(records))
-    return Split(pixels=pixels[: len(labels)], labels=np.asarray(labels, np.int64), hashes=tuple(hashes))
-
-
-def _note_missing_classes(splits: dict[str, Split], source: Source, problems: list[str]) -> None:
-    for name, split in splits.items():
-        if len(split) == 0:
-            raise DataError(f"{source.name} has no usable image in {name}{_because(problems)}")
-        missing = [label for k, label in enumerate(source.classes) if not (split.labels == k).any()]
-        if missing:
-            problems.append(f"{name} has no image of {', '.join(missing)}")
-
-
-def _because(problems: list[str]) -> str:
-    return f" ({len(problems)} problem(s), e.g. {problems[0]})" if problems else ""
-
-
-def _without_repeats(parts: dict[str, Split], problems: list[str]) -> dict[str, Split]:
-    """Drop images seen before; test keeps its own, then val, then train, so that measurements stay honest."""
-    seen: dict[str, tuple[str, int]] = {}
-    repeats: Counter[str] = Counter()
-    kept: dict[str, Split] = {}
-    for name in [n for n in reversed(SPLITS) if n in parts]:
-        split, index = parts[name], []
-        for i, (digest, label) in enumerate(zip(split.hashes, split.labels.tolist(), strict=True)):
-            if digest not in seen:
-                seen[digest] = (name, label)
-                index.append(i)
-                continue
-            first, first_label = seen[digest]
-            same = "" if first_label == label else " under another label"
-            repeats[f"of {name} repeat an image of {first}{same}"] += 1
-        kept[name] = split.take(np.asarray(index, np.int64))
-    problems += [f"{count} image(s) {what}; left out" for what, count in repeats.items()]
-    return kept
-
-
-def _complete(parts: dict[str, Split], source: Source, problems: list[str], seed: int) -> dict[str, Split]:
-    """Cut the splits that the source does not define from its training images, class by class, seeded."""
-    for k, name in enumerate(source.classes):
-        if not (parts["train"].labels == k).any():
-            raise DataError(f"class '{name}' of {source.name} has no usable training image{_because(problems)}")
-    rng = np.random.default_rng(seed)
-    splits = dict(parts)
-    for name in SPLITS:
-        if name not in splits:
-            splits["train"], splits[name] = _cut(splits["train"], source, rng)
-    return {name: splits[name] for name in SPLITS}
-
-
-def _cut(train: Split, source: Source, rng: np.random.Generator) -> tuple[Split, Split]:
-    chosen: list[NDArray[np.int64]] = []
-    for k, name in enumerate(source.classes):
-        members = rng.permutation(np.flatnonzero(train.labels == k))
-        count = max(1, round(len(members) * source.holdout))
-        if len(members) - count < 1:
-            raise DataError(
-                f"class '{name}' of {source.name} has too few images to keep some for validation and test; "
-                "give at least 3, or the folders train/, val/ and test/"
-            )
-        chosen.append(members[:count])
-    index = np.sort(np.concatenate(chosen))
-    rest = np.setdiff1d(np.arange(len(train)), index)
-    return train.take(rest), train.take(index)
+    def dataset(self, notes: tuple[str, ...] = (), cache: Path | None = None) -> Dataset:
+        """Cut the splits out; they share the table's memory."""
+        ends = np.cumsum(self.counts).tolist()
+        hashes = [h.decode() for h in self.hashes[: ends[-1]].tolist()]
+        splits = {
+            name: Split(pixels=self.pixels[a:b], labels=self.labels[a:b], hashes=tuple(hashes[a:b]))
+            for name, a, b in zip(SPLITS, [0, *ends], ends, strict=False)
+        }
+        return Dataset(
+            name=self.name,
+            classes=self.classes,
+            preprocessing=self.preprocessing,
+            splits=splits,
+            problems=self.problems,
+            notes=notes,
+            cache=cache,
+        )

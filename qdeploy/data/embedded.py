@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.data.dataset import SPLITS, Record, Source
+from qdeploy.data.dataset import SPLITS
+from qdeploy.data.source import Place, Progress, Reader, Record, Source
 
 NAME = "fashion-mnist-mini"
 FILE = Path(__file__).parent / f"{NAME}.npz"
@@ -38,3 +39,10 @@ def embedded_source() -> Source:
             for split in SPLITS
         }
     return Source(name=NAME, classes=FASHION_CLASSES, records=records)
+
+
+def _find(_: Progress | None) -> Place:
+    return Place(name=NAME, path=FILE, read=embedded_source, files=(FILE,))
+
+
+READER = Reader(find=_find, recognise=lambda path: None)

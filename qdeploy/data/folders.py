@@ -6,13 +6,19 @@ from pathlib import Path
 
 from qdeploy.core.errors import DataError
 from qdeploy.core.image import SUFFIXES
-from qdeploy.data.dataset import Record, Source
+from qdeploy.data.source import Place, Record, Source
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+
+
+def folder_place(folder: Path) -> Place:
+    """Give a folder of images as a place; every image is a file of its own."""
+    own = folder.resolve() if folder.is_dir() else folder
+    return Place(name=own.name, path=own, read=lambda: source_from_folder(own))
 
 
 def source_from_folder(folder: Path) -> Source:

@@ -193,7 +193,7 @@ def compare(model: str, against: str, new: list[list[float]], old: list[list[flo
 def sample_images(preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Give 64 different real images at a model's size, ``[64, S, S, 3]``."""
     records = embedded_source().records["test"][:: 1000 // NUM_IMAGES][:NUM_IMAGES]
-    return np.stack([preprocessing(r.source) for r in records])
+    return np.stack([preprocessing(r.image()) for r in records])
 
 
 def _batch(images: NDArray[np.uint8], start: int, size: int) -> NDArray[np.uint8]:

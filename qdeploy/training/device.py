@@ -11,6 +11,9 @@ import torch
 from qdeploy.core.errors import InputError
 from qdeploy.core.machine import cpu_flags
 
+_NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
+"""CPU flags with which bf16 trains faster than float32 (benchmarks/train_speed.py); elsewhere it is emulated."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -59,6 +62,6 @@ def _best_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if native else torch.float16
-    if device.type == "cpu" and platform.machine() == "x86_64" and "amx_bf16" in cpu_flags():
-        return torch.bfloat16  # without AMX bf16 is emulated or no faster
+    if device.type == "cpu" and platform.machine() == "x86_64" and _NATIVE_BF16 & cpu_flags():
+        return torch.bfloat16
     return None

@@ -44,9 +44,28 @@ class Dynamics:
     smoothing_floor: float = 0.05
     auxiliary_from: float = 0.4
     auxiliary_to: float = 0.2
+    reload_epochs: tuple[int, ...] = (30, 45, 60)
+    """At the start of these epochs training goes back to the best weights."""
+    swa_fraction: float = 0.85
+    """Share of the run after which weights are averaged."""
+    boosts: bool = True
+    plateau_resets: bool = True
+    restarts: bool = True
+    """Switches of three mechanisms of the base rate; without restarts it stays at its minimum after the period."""
+
+    @property
+    def swa_start(self) -> int:
+        """First epoch whose weights enter the SWA average: 60 of 70, where the restart begins to explore."""
+        return math.ceil(self.swa_fraction * self.epochs)
+
+    def phase(self, epoch: int) -> int:
+        """Give the augmentation phase of an epoch: 1 in the first half of the run, then 2."""
+        return 1 if epoch < self.epochs / 2 else 2
 
     @classmethod
-    def scaled(cls, epochs: int, lr: float) -> Dynamics:
+    def scaled(
+        cls, epochs: int, lr: float, *, boosts: bool = True, plateau_resets: bool = True, restarts: bool = True
+    ) -> Dynamics:
         """Scale the epoch constants to a run's length and the rates to its base learning rate.
 
         At 70 epochs and 5e-4 they are exactly the paper's.
@@ -62,6 +81,10 @@ class Dynamics:
             period=max(1, round(paper.period * stretch)),
             ramp=max(1, round(paper.ramp * stretch)),
             patience=max(1, round(paper.patience * stretch)),
+            reload_epochs=tuple(sorted({max(1, round(e * stretch)) for e in paper.reload_epochs})),
+            boosts=boosts,
+            plateau_resets=plateau_resets,
+            restarts=restarts,
         )
 
 
@@ -97,7 +120,7 @@ def initial_state(d: Dynamics) -> State:
 
 def lr_at(d: Dynamics, base_lr: float, epoch: int) -> float:
     """Give the learning rate of an epoch: the base under the cosine envelope, never below ``lr_min``."""
-    cycle, t = divmod(epoch, d.period)
+    cycle, t = divmod(epoch, d.period) if d.restarts else (0, min(epoch, d.period))
     ramp = 1.0 if cycle == 0 else _clip((t - 1) / d.ramp, 0.0, 1.0)
     return max(d.lr_min, base_lr * 0.5 * (1.0 + math.cos(math.pi * t / d.period)) * ramp)
 
@@ -117,7 +140,7 @@ def step(d: Dynamics, state: State, val_top1: float, epoch: int) -> State:
     push = d.momentum_gain * reward if reward != 0 else -d.momentum_plateau_step
     cap = d.momentum_cap_late if late else d.momentum_cap_early
     base, since_boost, since_best = _base_lr(d, state, reward, confidence, val_top1)
-    if (epoch + 1) % d.period == 0:  # manual warm restart
+    if d.restarts and (epoch + 1) % d.period == 0:  # manual warm restart
         base = d.lr_max
     progress = min(1.0, (epoch + 1) / max(1, d.epochs - 1))
     return State(
@@ -138,9 +161,9 @@ def step(d: Dynamics, state: State, val_top1: float, epoch: int) -> State:
 def _base_lr(d: Dynamics, s: State, reward: float, confidence: float, val: float) -> tuple[float, int, int]:
     since_best = 0 if val > s.best_val else s.since_best + 1
     since_boost = s.since_boost + 1
-    if reward > 0 and confidence > d.boost_confidence:
+    if d.boosts and reward > 0 and confidence > d.boost_confidence:
         return min(d.lr_max, s.base_lr * (1.0 + d.boost_gain * reward)), 0, since_best
-    if since_boost >= d.patience and since_best >= d.patience:
+    if d.plateau_resets and since_boost >= d.patience and since_best >= d.patience:
         return max(s.base_lr, d.reset_fraction * d.lr_max), 0, 0
     return s.base_lr, since_boost, since_best
 

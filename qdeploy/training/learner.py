@@ -1,27 +1,33 @@
-"""A model in training: its steps, its averaged twin and its evaluation.
+"""A model in training: its steps, its averaged twin, its evaluation, and its state in a checkpoint.
 
 Array names: N images, B batch, S height and width, C colours, K classes.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from qdeploy.core.metrics import topk_percent
+from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.dataset import Split
 from qdeploy.models.qonstraint import Paths, Qonstraint
-from qdeploy.training.augment import flip_and_shift, normalise
+from qdeploy.training.augment import normalise
+from qdeploy.training.averaging import ExponentialAverage, Weights
+from qdeploy.training.batches import Batch, normalisation, to_device
+from qdeploy.training.checkpoint import nested, under
 from qdeploy.training.device import Precision
+from qdeploy.training.distributed import World
+from qdeploy.training.loss import total_loss
 from qdeploy.training.recipes import TrainConfig
-from qdeploy.training.schedule import Schedule, Settings
+from qdeploy.training.schedule import Settings
 
 EVAL_BATCH = 256
 
@@ -35,116 +41,151 @@ class Score:
     top5: float
 
 
-class Learner:
-    """Owns the model, its exponential moving average, the optimizer and the random choices."""
+class Tally:
+    """Running sums that give a score: of losses, right answers, answers right within five, and images."""
 
-    def __init__(
-        self, model: Qonstraint, config: TrainConfig, precision: Precision, preprocessing: Preprocessing
-    ) -> None:
-        self.config, self.precision = config, precision
-        device = precision.device
-        self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.lr)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.mean = torch.tensor(preprocessing.mean, device=device)
-        self.std = torch.tensor(preprocessing.std, device=device)
-        self.step_count = 0
-
-    def train_epoch(
-        self, pixels: Tensor, labels: Tensor, schedule: Schedule, tick: Callable[[int, int], None]
-    ) -> Score:
-        """Pass once over ``[N, S, S, 3]`` uint8 images; the last incomplete batch is left out."""
-        self.model.train()
-        size = self.config.batch_size
-        steps = steps_per_epoch(len(labels), size)
-        order = torch.randperm(len(labels), generator=self.generator)
-        losses, logits, targets = [], [], []
-        for i in range(steps):
-            index = order[i * size : (i + 1) * size].to(labels.device)
-            loss, out = self._step(pixels[index], labels[index], schedule.settings(self.step_count))
-            losses.append(loss)
-            logits.append(out)
-            targets.append(labels[index])
-            self.step_count += 1
-            tick(i + 1, steps)
-        return _score(torch.stack(losses).mean(), torch.cat(logits), torch.cat(targets))
-
-    def _step(self, pixels: Tensor, labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-        for group in self.optimizer.param_groups:
-            group["lr"], group["betas"] = settings.lr, (settings.momentum, 0.999)
-        self.model.set_confidence(settings.confidence)
-        moved = flip_and_shift(pixels, flip=self.config.flip, max_shift=self.config.shift, generator=self.generator)
-        image = normalise(moved, self.mean, self.std)
-        with self.precision.autocast():
-            paths = self.model.forward_paths(image, labels if self.config.confidence_from_label else None)
-        logits = paths.logits.float()
-        loss = self._loss(paths, logits, labels, settings)
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._update_average(settings.ema)
-        return loss.detach(), logits.detach()
-
-    def _loss(self, paths: Paths, logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        if paths.auxiliary is not None:
-            loss = loss + settings.auxiliary_weight * F.cross_entropy(paths.auxiliary.float(), labels)
-        if paths.transformer is not None and self.config.deep_supervision:
-            loss = loss + self.config.deep_supervision * F.cross_entropy(paths.transformer.float(), labels)
-        return loss
+    def __init__(self, world: World) -> None:
+        self.world = world
+        dtype = torch.float32 if world.device.type == "mps" else torch.float64
+        self.sums = torch.zeros(4, dtype=dtype, device=world.device)
 
     @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
-        pairs = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
-        averages: list[Tensor] = []
-        news: list[Tensor] = []
-        for mine, new in pairs:
-            if mine.is_floating_point():
-                averages.append(mine)
-                news.append(new)
-            else:  # counters of BatchNorm
-                mine.copy_(new)
-        torch._foreach_lerp_(averages, news, 1.0 - decay)
+    def add(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
+        """Count a batch; nothing is waited for."""
+        best = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == labels_B[:, None]
+        count = torch.full_like(loss, len(labels_B), dtype=self.sums.dtype)
+        self.sums += torch.stack([loss * count, best[:, 0].sum(), best.sum(), count])
 
-    def evaluate(self, model: nn.Module, split_pixels: Tensor, labels: Tensor) -> Score:
-        """Score a model on ``[N, S, S, 3]`` uint8 images, in the precision of training."""
+    def score(self) -> Score:
+        """Give the score over the images of all processes."""
+        loss, top1, top5, count = self.world.sum(self.sums.clone()).tolist()
+        count = max(1.0, count)
+        return Score(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
+
+
+class _AllPaths(nn.Module):
+    """``forward_paths`` as a module's forward: what DistributedDataParallel and torch.compile can wrap."""
+
+    def __init__(self, model: Qonstraint) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, labels: Tensor | None) -> Paths:
+        return self.model.forward_paths(image, labels)
+
+
+class Learner:
+    """Owns the model, its exponential moving average, the optimizer and the loss scaler."""
+
+    def __init__(
+        self, model: Qonstraint, config: TrainConfig, precision: Precision, preprocessing: Preprocessing, world: World
+    ) -> None:
+        self.config, self.precision, self.world = config, precision, world
+        self.model = model.to(world.device).to(memory_format=torch.channels_last)
+        self.average = ExponentialAverage(self.model)
+        self.network: nn.Module = _AllPaths(self.model)
+        if world.size > 1:
+            ids = [world.device.index] if world.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=False)
+        if config.compile:
+            self.network.compile()
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.weight_decay), lr=config.lr)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision.needs_scaler)
+        self.mean, self.std = normalisation(preprocessing, world.device)
+
+    def step(self, batch: Batch, settings: Settings, tally: Tally) -> Tensor:
+        """Train on one batch and give its loss, without waiting for the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"], group["betas"] = settings.lr, (settings.momentum, 0.999)
+        if self.config.dynamic_drop_path:
+            self.model.set_confidence(settings.confidence)
+        self.model.train()
         with self.precision.autocast():
-            logits = predict(model, split_pixels, self.mean, self.std)
-        return _score(F.cross_entropy(logits, labels), logits, labels)
+            paths = self.network(batch.image, batch.labels if self.config.confidence_from_label else None)
+        loss = total_loss(paths, batch.target, self.config, settings)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update(self.model, settings.ema)
+        tally.add(loss.detach(), paths.logits.detach(), batch.labels)
+        return loss.detach()
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module, split: Split) -> Score:
+        """Score a model on a split in the precision of training; each process takes a share of the images."""
+        tally = Tally(self.world)
+        with self.precision.autocast():
+            for logits_BK, labels_B in self._answers(model, split):
+                tally.add(F.cross_entropy(logits_BK, labels_B), logits_BK, labels_B)
+        return tally.score()
+
+    @torch.inference_mode()
+    def accuracy(self, model: nn.Module, split: Split) -> float:
+        """Give the top-1 accuracy in percent on a whole split, in float32."""
+        tally = Tally(self.world)
+        for logits_BK, labels_B in self._answers(model, split):
+            tally.add(logits_BK.new_zeros(()), logits_BK, labels_B)
+        return tally.score().top1
+
+    def load(self, weights: Weights) -> None:
+        """Replace the model's weights; optimizer and average are left alone."""
+        self.model.load_state_dict(weights)
+
+    def recover(self, weights: Weights) -> None:
+        """Replace the weights of model and average and forget the optimizer's moments, which may be no numbers."""
+        self.model.load_state_dict(weights)
+        self.average.twin.load_state_dict(weights)
+        self.optimizer.state.clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give every tensor a checkpoint must keep."""
+        moments = {
+            f"{i}.{name}": value
+            for i, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        return {
+            **nested("model", self.model.state_dict()),
+            **nested("average", self.average.twin.state_dict()),
+            **nested("optimizer", moments),
+        }
+
+    def restore(self, tensors: dict[str, Tensor], scaler: dict[str, Any]) -> None:
+        """Take a checkpoint's tensors and the scaler's values back.
+
+        Raises:
+            InputError: If they belong to another model, e.g. one with another number of classes.
+        """
+        try:
+            self.model.load_state_dict(under("model", tensors))
+            self.average.twin.load_state_dict(under("average", tensors))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise InputError(f"the checkpoint belongs to another model: {reason}") from error
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in under("optimizer", tensors).items():
+            index, _, kind = name.partition(".")
+            state.setdefault(int(index), {})[kind] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.scaler.load_state_dict(scaler)
+
+    def _answers(self, model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = np.arange(self.world.rank, len(split), self.world.size)
+        was_training = model.training
+        model.eval()
+        for index in np.array_split(mine, max(1, -(-len(mine) // EVAL_BATCH))):
+            pixels = to_device(torch.from_numpy(split.pixels[index]), self.world.device)
+            logits = model(normalise(pixels, self.mean, self.std)).float()
+            yield logits, to_device(torch.from_numpy(split.labels[index]), self.world.device)
+        model.train(was_training)
 
 
-def predict(model: nn.Module, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Give the float32 logits ``[N, K]`` of uint8 images ``[N, S, S, 3]``, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        parts = [model(normalise(part, mean, std)).float() for part in pixels.split(EVAL_BATCH)]
-    model.train(was_training)
-    return torch.cat(parts)
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Give the number of whole batches in an epoch, at least one."""
-    return max(1, count // batch_size)
-
-
-def tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Put a split's pixels and labels onto the device."""
-    return torch.from_numpy(split.pixels).to(device), torch.from_numpy(split.labels).to(device)
-
-
-def _score(loss: Tensor, logits: Tensor, labels: Tensor) -> Score:
-    values = logits.cpu().numpy()
-    truth = labels.cpu().numpy().astype(np.int64)
-    return Score(loss=loss.item(), top1=topk_percent(values, truth, 1), top5=topk_percent(values, truth, 5))
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Decay matrices only: norms, biases and scales are left alone."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]

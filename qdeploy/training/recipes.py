@@ -1,10 +1,9 @@
-"""What a run does, as one frozen configuration; a recipe is a function that returns one."""
+"""What a run does, as one frozen configuration; a recipe is a set of values for it under a name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
 
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.data.embedded import NAME as EMBEDDED
@@ -12,7 +11,7 @@ from qdeploy.data.embedded import NAME as EMBEDDED
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides a run."""
+    """Everything that decides a run. Every mechanism has a field that switches it off."""
 
     model: str = "nano"
     """A name of ``qdeploy models``."""
@@ -22,68 +21,157 @@ class TrainConfig:
     epochs: int = 36
     """Passes over the training images; 36 over the embedded 2,000 take about four minutes on 2 cores."""
     batch_size: int = 64
+    """Images per optimizer step, over all processes."""
     lr: float = 2e-3
-    """Base learning rate of AdamW at the start of the cosine."""
+    """Base learning rate of AdamW."""
     weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    seed: int = 0
+
     schedule: Literal["cosine", "confidence"] = "cosine"
     """cosine: warm-up and one cosine to zero; confidence: the paper's controller (training/dynamics.py)."""
     warmup_share: float = 0.03
-    """Share of all steps with a rising learning rate; only for the cosine."""
+    """Cosine only: share of all steps with a rising learning rate."""
     label_smoothing: float = 0.0
-    """Only for the cosine; the controller sets its own."""
+    """Without ``dynamic_smoothing``: its constant value."""
     ema_decay: float = 0.998
-    """Decay per step of the averaged weights; only for the cosine."""
+    """Without ``dynamic_ema``: decay per step of the averaged weights; 0 keeps no average."""
+    boosts: bool = False
+    """Confidence only: raise the base rate after a large reward."""
+    plateau_resets: bool = False
+    """Confidence only: lift the base rate after epochs without progress."""
+    restarts: bool = False
+    """Confidence only: warm restart at the end of the cosine cycle (epoch 60 of 70)."""
+    dynamic_momentum: bool = False
+    """Confidence only: AdamW's first beta follows the reward, else it is 0.9."""
+    dynamic_ema: bool = False
+    """Confidence only: the EMA decay is 0.96 + 0.02 confidence."""
+    dynamic_smoothing: bool = False
+    """Confidence only: label smoothing is 0.2 (1 - confidence), at least 0.05."""
+    dynamic_drop_path: bool = False
+    """Confidence only: drop path scales by 0.5 + confidence."""
+    hardness: bool = False
+    """Weigh each image's loss by ``1 + (1 - p)``, p the probability of its target."""
+    auxiliary: bool = True
+    """A loss on the SOTA head's auxiliary path, weight 0.4 falling to 0.2."""
     deep_supervision: float = 0.0
     """Weight of a loss on the SOTA head's transformer path alone, which starts with almost no gradient."""
     confidence_from_label: bool = False
     """The paper's literal head confidence in training; never used in validation, where it would leak the label."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
-    flip: bool = True
-    """Mirror half of the images."""
+    swa: bool = False
+    """Average the weights of the epochs after 85 % of the run; kept if it validates best."""
+    reloads: bool = False
+    """Go back to the best weights at epochs 30, 45 and 60 of 70 and at the start of SWA."""
+    guard: bool = True
+    """Go back to the best weights if the validation accuracy falls below half of the best, or the loss is no number."""
+
+    augmentation: Literal["none", "shift", "low", "mid", "high"] = "shift"
+    """shift: mirror and move by up to ``shift`` pixels; low, mid, high: the paper's regimes in two phases."""
     shift: int = 4
-    """Move images by up to this many pixels, repeating the border."""
-    seed: int = 0
+    """Largest move in pixels, repeating the border; only for shift."""
+    randaugment: bool = False
+    """RandAugment in the second phase of low, mid and high."""
+    mixup: bool = False
+    cutmix: bool = False
+
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Mixed precision; auto takes bf16 where the device has it, fp16 on other GPUs, else none."""
+    compile: bool = False
+    """Compile the model with ``torch.compile``; needs a C++ compiler."""
+    tensorboard: bool = False
+    """Also write the log as TensorBoard events into the run's folder."""
+    checkpoint_seconds: float = 120.0
+    """Longest time between two checkpoints; epochs that are shorter are saved at their end."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.epochs <= 100_000:
-            raise InputError(f"--epochs must be between 1 and 100000, found {self.epochs}")
-        if not 2 <= self.batch_size <= 65_536:
-            raise InputError(f"--batch-size must be between 2 and 65536, found {self.batch_size}")
-        if not 0 < self.lr < 1:
-            raise InputError(f"--lr must be between 0 and 1, found {self.lr}")
-        if not 0 <= self.shift < 32:
-            raise InputError(f"shift must be between 0 and 31 pixels, found {self.shift}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed must be between 0 and {2**32 - 1}, found {self.seed}")
-        if self.amp not in ("auto", "off", "bf16", "fp16"):
-            raise InputError(f"--amp must be auto, off, bf16 or fp16, found '{self.amp}'")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, found {value}")
+        for name, hint in _HINTS.items():
+            value = getattr(self, name)
+            choices = get_args(hint)
+            if choices and value not in choices:
+                raise InputError(f"--{name} must be {', '.join(choices[:-1])} or {choices[-1]}, found '{value}'")
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
         return asdict(self)
 
 
-def small(**overrides: Any) -> TrainConfig:
-    """Best found for nano and micro on small data: AdamW, one cosine, light augmentation, EMA."""
-    return TrainConfig(**{"recipe": "small", **overrides})
+_HINTS: dict[str, Any] = get_type_hints(TrainConfig)
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 100_000),
+    "batch_size": (2, 65_536),
+    "lr": (1e-8, 1),
+    "weight_decay": (0, 10),
+    "clip_norm": (0, 1e6),
+    "seed": (0, 2**32 - 1),
+    "warmup_share": (0, 1),
+    "label_smoothing": (0, 0.9),
+    "ema_decay": (0, 0.99999),
+    "deep_supervision": (0, 10),
+    "shift": (0, 31),
+    "checkpoint_seconds": (0, 86_400),
+}
+
+_MECHANISMS = (
+    "boosts", "plateau_resets", "restarts", "dynamic_momentum", "dynamic_ema", "dynamic_smoothing",
+    "dynamic_drop_path", "hardness", "swa", "reloads", "randaugment", "mixup", "cutmix",
+)  # fmt: skip
+_PAPER: dict[str, Any] = {
+    "model": "qonstraint-5.9-gap",
+    "epochs": 70,
+    "batch_size": 256,
+    "lr": 5e-4,
+    "weight_decay": 5e-5,
+    "schedule": "confidence",
+    "augmentation": "mid",
+    **dict.fromkeys(_MECHANISMS, True),
+}
+"""The reported run (paper, III.C and IV.A)."""
 
 
-def confidence(**overrides: Any) -> TrainConfig:
-    """The paper's confidence controller, its constants scaled to the run (paper, III.C)."""
-    return TrainConfig(
-        **{"recipe": "confidence", "schedule": "confidence", "lr": 5e-4, "weight_decay": 5e-5, **overrides}
-    )
+def _paper_ablations() -> dict[str, dict[str, Any]]:
+    """Head x augmentation x depth (paper, IV.B); low augmentation with high depth ran for 60 epochs."""
+    found = {}
+    for head in ("gap", "sota"):
+        for strength in ("low", "mid", "high"):
+            for depth in ("", "-deep"):
+                changes: dict[str, Any] = {"model": f"qonstraint-5.9-{head}{depth}", "augmentation": strength}
+                if (strength, depth) == ("low", "-deep"):
+                    changes["epochs"] = 60
+                found[f"qonstraint-5.9-{head}-{strength}{depth}"] = {**_PAPER, **changes}
+    return found
 
 
-RECIPES: dict[str, Callable[..., TrainConfig]] = {"small": small, "confidence": confidence}
+RECIPES: dict[str, dict[str, Any]] = {
+    "small": {},
+    "qonstraint-5.9": _PAPER,
+    "qonstraint-5.9-sota": {**_PAPER, "model": "qonstraint-5.9-sota"},
+    "qonstraint-5.5": {
+        **_PAPER,
+        "model": "qonstraint-5.5",
+        **dict.fromkeys(("cutmix", "randaugment", "dynamic_drop_path"), False),
+    },
+    "qonstraint-5.6": {
+        **_PAPER,
+        "model": "qonstraint-5.6",
+        **dict.fromkeys(("cutmix", "randaugment", "dynamic_drop_path"), False),
+    },
+    "qonstraint-5.9-aggressive": {**_PAPER, "model": "qonstraint-5.9-aggressive", "batch_size": 512},
+    "qonstraint-5.9-lighter": {**_PAPER, "model": "qonstraint-5.9-lighter", "batch_size": 512},
+    "qonstraint-5.9-heavier": {**_PAPER, "model": "qonstraint-5.9-heavier", "batch_size": 512},
+    "qonstraint-5.9-heaviest": {**_PAPER, "model": "qonstraint-5.9-heaviest", "batch_size": 192},
+    **_paper_ablations(),
+}
+"""Each recipe's values; what it does not name has the default of ``TrainConfig``, which is the recipe small."""
 
 
-def config_from_recipe(name: str, **overrides: Any) -> TrainConfig:
+def config_from_recipe(name: str = "small", **overrides: Any) -> TrainConfig:
     """Build a configuration from a recipe's name; fields given as None keep the recipe's value.
 
     Raises:
@@ -91,4 +179,49 @@ def config_from_recipe(name: str, **overrides: Any) -> TrainConfig:
     """
     if name not in RECIPES:
         raise InputError(f"there is no recipe named '{name}'{near_miss(name, RECIPES)}; known: {', '.join(RECIPES)}")
-    return RECIPES[name](**{k: v for k, v in overrides.items() if v is not None})
+    given = {k: v for k, v in overrides.items() if v is not None}
+    return TrainConfig(**{**RECIPES[name], "recipe": name, **given})
+
+
+def config_from_record(values: dict[str, Any]) -> TrainConfig:
+    """Rebuild the configuration a run has saved.
+
+    Raises:
+        InputError: If it has fields that this version does not know, or lacks some.
+    """
+    names = {f.name for f in fields(TrainConfig)}
+    if set(values) != names:
+        odd = sorted(set(values) ^ names)
+        raise InputError(f"the run was written by another version of qdeploy (it differs in {', '.join(odd)})")
+    return TrainConfig(**values)
+
+
+def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Turn ``field=value`` texts into fields of the configuration.
+
+    Raises:
+        InputError: If a text has no such form, the field is unknown or the value has the wrong type.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set needs field=value, found '{text}'")
+        name = name.strip().replace("-", "_")
+        if name not in _HINTS or name == "recipe":
+            raise InputError(f"--set knows no field '{name}'{near_miss(name, _HINTS)}; known: {', '.join(_HINTS)}")
+        found[name] = _parse(name, value.strip())
+    return found
+
+
+def _parse(name: str, value: str) -> Any:
+    kind = _HINTS[name]
+    if kind is bool:
+        known = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+        if value.lower() not in known:
+            raise InputError(f"--set {name} must be true or false, found '{value}'")
+        return known[value.lower()]
+    try:
+        return kind(value) if kind in (int, float) else value
+    except ValueError as error:
+        raise InputError(f"--set {name} must be a number, found '{value}'") from error

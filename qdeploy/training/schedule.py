@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from qdeploy.training import dynamics
 from qdeploy.training.recipes import TrainConfig
+
+MOMENTUM = 0.9
+"""First beta of AdamW where nothing drives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +22,12 @@ class Settings:
     momentum: float
     """First beta of AdamW."""
     ema: float
-    """Decay of the averaged weights."""
+    """Decay of the averaged weights; 0 keeps none."""
     label_smoothing: float
     auxiliary_weight: float
     """Weight of the SOTA head's auxiliary loss."""
     confidence: float
+    """Of the controller; 0.5 where there is none, which leaves drop path at its base rate."""
 
 
 class Schedule(ABC):
@@ -32,9 +37,15 @@ class Schedule(ABC):
     def settings(self, step: int) -> Settings:
         """Give the settings of a step, counted from 0 over the whole run."""
 
-    @abstractmethod
-    def finish_epoch(self, epoch: int, val_top1: float) -> None:
+    def finish_epoch(self, epoch: int, val_top1: float) -> None:  # noqa: B027  (an open-loop schedule does nothing)
         """Take note of the validation accuracy in percent after an epoch."""
+
+    def state(self) -> dict[str, Any]:
+        """Give what a checkpoint must keep, as JSON-ready values."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take a saved state back."""
 
 
 class CosineSchedule(Schedule):
@@ -51,41 +62,58 @@ class CosineSchedule(Schedule):
         progress = max(0.0, (step - self.warmup) / max(1, self.total - self.warmup))
         return Settings(
             lr=self.config.lr * rising * 0.5 * (1.0 + math.cos(math.pi * progress)),
-            momentum=0.9,
+            momentum=MOMENTUM,
             ema=min(self.config.ema_decay, (1 + step) / (10 + step)),
             label_smoothing=self.config.label_smoothing,
-            auxiliary_weight=0.4 - 0.2 * progress,
+            auxiliary_weight=0.4 - 0.2 * progress if self.config.auxiliary else 0.0,
             confidence=0.5,
         )
-
-    def finish_epoch(self, epoch: int, val_top1: float) -> None:
-        """Change nothing: this schedule is open-loop."""
 
 
 class ConfidenceSchedule(Schedule):
     """The paper's controller; the first epoch warms up from a tenth of the rate."""
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
-        self.constants = dynamics.Dynamics.scaled(config.epochs, config.lr)
-        self.state = dynamics.initial_state(self.constants)
+        self.config = config
+        self.constants = constants_of(config)
+        self.current = dynamics.initial_state(self.constants)
         self.steps_per_epoch = steps_per_epoch
 
     def settings(self, step: int) -> Settings:
         """Give the settings of a step."""
-        s = self.state
-        rising = 0.1 + 0.9 * min(1.0, step / self.steps_per_epoch)
+        s, c = self.current, self.config
+        rising = 0.1 + 0.9 * min(1.0, (step + 1) / self.steps_per_epoch)
         return Settings(
             lr=s.lr * rising,
-            momentum=s.momentum,
-            ema=s.ema,
-            label_smoothing=s.label_smoothing,
-            auxiliary_weight=s.auxiliary_weight,
+            momentum=s.momentum if c.dynamic_momentum else MOMENTUM,
+            ema=s.ema if c.dynamic_ema else min(c.ema_decay, (1 + step) / (10 + step)),
+            label_smoothing=s.label_smoothing if c.dynamic_smoothing else c.label_smoothing,
+            auxiliary_weight=s.auxiliary_weight if c.auxiliary else 0.0,
             confidence=s.confidence,
         )
 
     def finish_epoch(self, epoch: int, val_top1: float) -> None:
         """Run the controller."""
-        self.state = dynamics.step(self.constants, self.state, val_top1, epoch)
+        self.current = dynamics.step(self.constants, self.current, val_top1, epoch)
+
+    def state(self) -> dict[str, Any]:
+        """Give the controller's state."""
+        return asdict(self.current)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the controller's state back."""
+        self.current = dynamics.State(**state)
+
+
+def constants_of(config: TrainConfig) -> dynamics.Dynamics:
+    """Give the controller's constants, scaled to a run."""
+    return dynamics.Dynamics.scaled(
+        config.epochs,
+        config.lr,
+        boosts=config.boosts,
+        plateau_resets=config.plateau_resets,
+        restarts=config.restarts,
+    )
 
 
 def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:

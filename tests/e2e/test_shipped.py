@@ -13,7 +13,7 @@ from qdeploy.core.files import read_json
 from qdeploy.core.metrics import topk_percent
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.embedded import embedded_source
-from qdeploy.data.published import _local_folder, fashion_mnist_source
+from qdeploy.data.fashion_mnist import fashion_mnist_source, local_folder
 from qdeploy.export.parity import run_session
 from qdeploy.runtime.session import open_session
 
@@ -41,20 +41,20 @@ def test_it_classifies_the_embedded_test_images() -> None:
     # these 1,000 are among the 10,000 it was never trained on
     records = embedded_source().records["test"]
     classifier = qdeploy.load()
-    answers = classifier([r.source for r in records])
+    answers = classifier([r.image() for r in records])
     right = sum(a.index == r.label for a, r in zip(answers, records, strict=True))
     assert right >= 915  # 93 % less two standard errors
 
 
 @pytest.mark.parametrize("file", [INT8, FP32])
 def test_the_card_s_accuracy_is_true(file: Path) -> None:
-    folder = _local_folder()
+    folder = local_folder()
     if folder is None:
         pytest.skip("the full Fashion-MNIST is not on this machine")
     artifact = read_artifact(file)
     rules = Preprocessing()
     records = fashion_mnist_source(folder).records["test"]
-    pixels = np.stack([rules(r.source) for r in records])
+    pixels = np.stack([rules(r.image()) for r in records])
     labels = np.asarray([r.label for r in records])
     top1 = topk_percent(run_session(open_session(artifact), pixels), labels, 1)
     assert top1 == pytest.approx(artifact.card.accuracy["top1"], abs=0.05)

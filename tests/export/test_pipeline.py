@@ -17,7 +17,7 @@ from qdeploy.data.catalog import load_dataset
 from qdeploy.export import pipeline
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.pipeline import ExportReport, export
-from qdeploy.training.loop import TrainResult
+from qdeploy.training import TrainResult
 
 
 def logits_of(file: Path, pixels: Any) -> Any:

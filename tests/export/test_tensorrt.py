@@ -8,7 +8,7 @@ import pytest
 
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.pipeline import export
-from qdeploy.training.loop import TrainResult
+from qdeploy.training import TrainResult
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed on this machine")
 

@@ -114,3 +114,27 @@ def test_scaling_is_exact_at_seventy_epochs_and_proportional_elsewhere() -> None
     assert half.period == 30
     assert [half.lr_max, half.lr_min] == pytest.approx([1.2e-3, 2e-4])
     assert Dynamics.scaled(1, 1e-3).period == 1
+
+
+def test_phases_reloads_and_swa_scale_with_the_run() -> None:
+    assert (D.reload_epochs, D.swa_start) == ((30, 45, 60), 60)
+    assert [D.phase(e) for e in (0, 34, 35, 69)] == [1, 1, 2, 2]
+    half = Dynamics.scaled(35, 5e-4)
+    assert half.reload_epochs == (15, 22, 30)
+    assert half.swa_start == 30
+    assert [half.phase(e) for e in (17, 18)] == [1, 2]
+
+
+def test_boosts_resets_and_restarts_can_be_switched_off() -> None:
+    calm = replace(initial_state(D), prev_val=40.0, best_val=40.0)
+    assert step(replace(D, boosts=False), calm, 45.0, 5).base_lr == 5e-4
+    low = replace(initial_state(D), base_lr=2e-4, prev_val=50.0, best_val=50.0)
+    no_resets = replace(D, plateau_resets=False)
+    state = low
+    for epoch in range(10, 20):
+        state = step(no_resets, state, 49.9, epoch)
+    assert state.base_lr == 2e-4
+    no_restarts = replace(D, restarts=False)
+    assert step(no_restarts, low, 49.9, 59).base_lr == 2e-4
+    assert [lr_at(no_restarts, 6e-4, e) for e in (59, 60, 65, 69)] == [1e-4] * 4
+    assert lr_at(D, 6e-4, 69) > 5e-4

@@ -4,19 +4,18 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.errors import InputError
 from qdeploy.core.run_folder import read_run
+from qdeploy.training import TrainResult, train
 from qdeploy.training.device import choose_precision
-from qdeploy.training.learner import Learner
-from qdeploy.training.loop import Silent, TrainResult, train
 from qdeploy.training.recipes import config_from_recipe
+from qdeploy.training.reporter import Silent
 from tests.conftest import MakeImages
 
 
@@ -26,8 +25,8 @@ def test_a_run_learns_and_leaves_everything(trained: TrainResult) -> None:
     assert trained.params == 828_542
     assert trained.test_top1 is not None
     assert trained.test_top1 > 60  # chance is 10
-    assert sorted(p.name for p in run.iterdir()) == ["best.safetensors", "curves.png", "log.csv", "run.json"]
     record, _ = read_run(run)
+    assert sorted(p.name for p in run.iterdir()) == [record["weights"], "curves.png", "log.csv", "run.json"]
     assert record["labels"][0] == "T-shirt/top"
     assert record["dataset"]["images"] == {"train": 2000, "val": 500, "test": 1000}
     assert record["interrupted"] is False
@@ -43,25 +42,37 @@ def test_a_run_learns_and_leaves_everything(trained: TrainResult) -> None:
         assert picture.size[0] > 800
 
 
-@pytest.mark.parametrize("recipe", ["small", "confidence"])
+def weights_of(result: TrainResult) -> dict[str, torch.Tensor]:
+    (path,) = Path(result.run).glob("best-*.safetensors")
+    return load_file(path)
+
+
+@pytest.mark.parametrize("recipe", ["small", "qonstraint-5.9"])
 def test_the_same_seed_gives_the_same_weights(image_folder: MakeImages, tmp_path: Path, recipe: str) -> None:
     root = image_folder(count=12)
     config = config_from_recipe(recipe, data=str(root), model="nano-ar", epochs=2, batch_size=8, device="cpu")
-    first, second = (load_file(Path(train(config, tmp_path / n).run) / "best.safetensors") for n in "ab")
+    first, second = (weights_of(train(config, tmp_path / n)) for n in "ab")
     assert all(torch.equal(first[k], second[k]) for k in first)
     other = config_from_recipe(recipe, data=str(root), model="nano-ar", epochs=2, batch_size=8, device="cpu", seed=1)
-    third = load_file(Path(train(other, tmp_path / "c").run) / "best.safetensors")
+    third = weights_of(train(other, tmp_path / "c"))
     assert not all(torch.equal(first[k], third[k]) for k in first)
 
 
-def test_the_confidence_recipe_follows_the_controller(image_folder: MakeImages, tmp_path: Path) -> None:
-    config = config_from_recipe("confidence", data=str(image_folder(count=12)), model="nano-ar", epochs=3, batch_size=8)
+def test_the_log_has_the_paper_s_columns_with_the_paper_s_meaning(image_folder: MakeImages, tmp_path: Path) -> None:
+    """The rate is the one used in the epoch; confidence, momentum and EMA stand after its update (paper, tables)."""
+    config = config_from_recipe(
+        "qonstraint-5.9", data=str(image_folder(count=12)), model="nano-ar", epochs=3, batch_size=8
+    )
     run = Path(train(config, tmp_path / "run").run)
     rows = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
-    assert float(rows[0]["confidence"]) == 0.5
+    paper = ["epoch", "lr", "confidence", "momentum", "ema", "train_top1", "train_top5", "val_top1", "val_top5"]
+    assert list(rows[0])[:9] == paper
+    assert float(rows[0]["lr"]) == 5e-4
     reward = min(5.0, float(rows[0]["val_top1"]))
-    assert float(rows[1]["confidence"]) == pytest.approx(1 / (1 + 2.718281828 ** (-0.5 * reward)), abs=1e-4)
-    assert float(rows[1]["momentum"]) == pytest.approx(min(0.98, 0.9 + 0.02 * reward), abs=1e-5)
+    confidence = 1 / (1 + 2.718281828 ** (-0.5 * reward))
+    assert float(rows[0]["confidence"]) == pytest.approx(confidence, abs=1e-4)
+    assert float(rows[0]["momentum"]) == pytest.approx(min(0.98, 0.9 + 0.02 * reward), abs=1e-5)
+    assert float(rows[0]["ema"]) == pytest.approx(0.96 + 0.02 * confidence, abs=1e-5)
 
 
 class _Interrupt(Silent):
@@ -95,15 +106,6 @@ def test_a_run_is_never_overwritten_and_bad_input_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("epochs", 0), ("batch_size", 1), ("lr", 0.0), ("lr", float("nan")), ("seed", -1), ("shift", 40), ("amp", "int8")],
-)
-def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
-    with pytest.raises(InputError, match=field.replace("_", "-")):
-        config_from_recipe("small", **{field: value})
-
-
 @pytest.mark.parametrize("missing", ["labels", "dataset", "model", "preprocessing", "created"])
 def test_an_incomplete_record_is_refused(trained: TrainResult, tmp_path: Path, missing: str) -> None:
     copy = tmp_path / "run"
@@ -115,21 +117,14 @@ def test_an_incomplete_record_is_refused(trained: TrainResult, tmp_path: Path, m
         read_run(copy)
 
 
-def test_a_diverged_run_stops(image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
-    config = config_from_recipe("small", data=str(image_folder(count=12)), model="nano-ar", epochs=1, batch_size=8)
-    with pytest.raises(VerdictError, match="diverged in epoch 1"):
-        train(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_damaged_run_is_refused(trained: TrainResult, tmp_path: Path) -> None:
     run = Path(trained.run)
     copy = tmp_path / "run"
     copy.mkdir()
-    data = bytearray((run / "best.safetensors").read_bytes())
+    name = read_run(run)[0]["weights"]
+    data = bytearray((run / name).read_bytes())
     data[-1] ^= 1
-    (copy / "best.safetensors").write_bytes(data)
+    (copy / name).write_bytes(data)
     (copy / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text())))
     with pytest.raises(InputError, match="is damaged"):
         read_run(copy)

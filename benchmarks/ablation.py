@@ -1,0 +1,147 @@
+"""Which parts of a recipe help a small model on little data: the evidence for the default recipe.
+
+    python benchmarks/ablation.py recipes  [--seeds 3] [--epochs 36]     whole recipes, nano
+    python benchmarks/ablation.py without  [--seeds 3] [--epochs 24]     the paper's recipe without each part, nano-a
+    python benchmarks/ablation.py add      [--seeds 3] [--epochs 24]     recipe small with each part added, nano-a
+
+Every run trains on the embedded 2,000 images and is scored on the 10,000 test images of the full Fashion-MNIST (which
+must be on the machine; none of them is in the embedded training or validation split). A run costs the same number of
+images everywhere; its CPU time is reported. Finished runs are kept in the results file and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import RESULTS, keep
+from safetensors.torch import load_file
+
+from qdeploy.data.catalog import load_dataset
+from qdeploy.data.dataset import Split
+from qdeploy.models.registry import create_model
+from qdeploy.training import TrainConfig, config_from_recipe, train
+from qdeploy.training.device import choose_precision
+from qdeploy.training.distributed import World
+from qdeploy.training.learner import Learner
+
+PAPER = {"recipe": "qonstraint-5.9", "batch_size": 64}
+COSINE = {"schedule": "cosine", "label_smoothing": 0.1, "swa": False, "reloads": False}
+PARTS = (
+    "boosts", "plateau_resets", "restarts", "dynamic_momentum", "dynamic_ema", "dynamic_smoothing",
+    "dynamic_drop_path", "hardness", "swa", "reloads", "randaugment", "mixup", "cutmix",
+)  # fmt: skip
+SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
+    "recipes": (
+        "nano",
+        36,
+        {
+            "small (the default)": {"recipe": "small"},
+            "paper, complete": PAPER,
+            "paper, without the controller (one cosine)": {**PAPER, **COSINE},
+            "paper's controller, augmentation of small": {
+                **PAPER, "augmentation": "shift", "mixup": False, "cutmix": False,
+            },
+            "paper, complete, lr 2e-3": {**PAPER, "lr": 2e-3},
+        },
+    ),
+    "without": (
+        "nano-a",
+        24,
+        {
+            "paper, complete": PAPER,
+            "without the controller (one cosine)": {**PAPER, **COSINE},
+            **{f"without {part}": {**PAPER, part: False} for part in PARTS},
+            "augmentation low": {**PAPER, "augmentation": "low"},
+            "augmentation shift": {**PAPER, "augmentation": "shift"},
+        },
+    ),
+    "add": (
+        "nano-a",
+        24,
+        {
+            "small": {"recipe": "small"},
+            "small + hardness": {"recipe": "small", "hardness": True},
+            "small + label smoothing 0.1": {"recipe": "small", "label_smoothing": 0.1},
+            "small + low augmentation": {"recipe": "small", "augmentation": "low"},
+            "small + mid augmentation": {"recipe": "small", "augmentation": "mid"},
+            "small + MixUp": {"recipe": "small", "mixup": True},
+            "small + CutMix": {"recipe": "small", "cutmix": True},
+            "small + SWA": {"recipe": "small", "swa": True},
+            "small without EMA": {"recipe": "small", "ema_decay": 0.0},
+        },
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=SETS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--only", help="a part of a variant's name")
+    arguments = parser.parse_args()
+    model, epochs, variants = SETS[arguments.set]
+    epochs = arguments.epochs or epochs
+    test = load_dataset("fashion-mnist").splits["test"]
+    name = f"ablation_{arguments.set}"
+    runs = finished(name)
+    for seed in range(arguments.seeds):
+        for label, fields in variants.items():
+            if (label, seed) in runs or (arguments.only and arguments.only not in label):
+                continue
+            config = config_from_recipe(**{**fields, "model": model, "epochs": epochs, "seed": seed})
+            runs[label, seed] = one_run(config, test)
+            print(label, seed, runs[label, seed], flush=True)
+            rows = [row(v, [runs[v, s] for s in range(arguments.seeds) if (v, s) in runs]) for v in variants]
+            keep(name, [r for r in rows if r["n"]], model=model, epochs=epochs, train_images=2000, test_images=10_000)
+
+
+def one_run(config: TrainConfig, test: Split) -> dict[str, float]:
+    cpu = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(config, Path(folder) / "run")
+        cpu = time.process_time() - cpu
+        (weights,) = Path(result.run).glob("best-*.safetensors")
+        model = create_model(config.model, 10)
+        model.load_state_dict(load_file(weights))
+    world = World(device=torch.device("cpu"))
+    learner = Learner(model, config, choose_precision("cpu", "off"), load_dataset().preprocessing, world)
+    return {"test_top1": round(learner.accuracy(model, test), 2), "val_top1": result.val_top1, "cpu_s": round(cpu)}
+
+
+def row(label: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+    values = [r["test_top1"] for r in runs]
+    return {
+        "variant": label,
+        "n": len(runs),
+        "mean": round(statistics.fmean(values), 2) if runs else None,
+        "std": round(statistics.stdev(values), 2) if len(runs) > 1 else None,
+        "test_top1": values,
+        "val_top1": [r["val_top1"] for r in runs],
+        "cpu_s": [r["cpu_s"] for r in runs],
+        "threads": os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads())),
+    }
+
+
+def finished(name: str) -> dict[tuple[str, int], dict[str, float]]:
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return {}
+    found = {}
+    for r in json.loads(path.read_text())["rows"]:
+        for seed, values in enumerate(zip(r["test_top1"], r["val_top1"], r["cpu_s"], strict=True)):
+            found[r["variant"], seed] = dict(zip(("test_top1", "val_top1", "cpu_s"), values, strict=True))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Which decoded image belongs to which split: repeats dropped, missing splits cut, all by row numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy.core.errors import DataError
+from qdeploy.data.dataset import SPLITS
+from qdeploy.data.source import Source
+
+Index = NDArray[np.int64]
+"""Row numbers."""
+
+
+def split_rows(
+    given: dict[str, Index], labels: Index, hashes: list[str], source: Source, problems: list[str], seed: int
+) -> dict[str, Index]:
+    """Choose the rows of train, val and test.
+
+    Args:
+        given: The readable rows of every split that the source defines.
+        labels: The label of every row.
+        hashes: The hash of every row's image.
+        source: Gives the classes and the share to hold out.
+        problems: Gets a line for repeats and for missing classes.
+        seed: Of the choice of held-out images.
+
+    Raises:
+        DataError: If a class is left without training images or a split without images.
+    """
+    kept = _without_repeats(given, labels, hashes, problems)
+    for k, name in enumerate(source.classes):
+        if not (labels[kept["train"]] == k).any():
+            raise DataError(f"class '{name}' of {source.name} has no usable training image{_because(problems)}")
+    rng = np.random.default_rng(seed)
+    for name in SPLITS:
+        if name not in kept:
+            kept["train"], kept[name] = _cut(kept["train"], labels, source, rng)
+    _note_missing_classes(kept, labels, source, problems)
+    return {name: kept[name] for name in SPLITS}
+
+
+def _without_repeats(
+    given: dict[str, Index], labels: Index, hashes: list[str], problems: list[str]
+) -> dict[str, Index]:
+    """Drop images seen before; test keeps its own, then val, then train, so that measurements stay honest."""
+    seen: dict[str, tuple[str, int]] = {}
+    repeats: Counter[str] = Counter()
+    kept: dict[str, Index] = {}
+    for name in [n for n in reversed(SPLITS) if n in given]:
+        rows = []
+        for row, label in zip(given[name].tolist(), labels[given[name]].tolist(), strict=True):
+            if hashes[row] not in seen:
+                seen[hashes[row]] = (name, label)
+                rows.append(row)
+                continue
+            first, first_label = seen[hashes[row]]
+            same = "" if first_label == label else " under another label"
+            repeats[f"of {name} repeat an image of {first}{same}"] += 1
+        kept[name] = np.asarray(rows, np.int64)
+    problems += [f"{count} image(s) {what}; left out" for what, count in repeats.items()]
+    return kept
+
+
+def _cut(train: Index, labels: Index, source: Source, rng: np.random.Generator) -> tuple[Index, Index]:
+    """Take the held-out share from the training rows, class by class."""
+    chosen: list[Index] = []
+    for k, name in enumerate(source.classes):
+        members = rng.permutation(train[labels[train] == k])
+        count = max(1, round(len(members) * source.holdout))
+        if len(members) - count < 1:
+            raise DataError(
+                f"class '{name}' of {source.name} has too few images to keep some for validation and test; "
+                "give at least 3, or the folders train/, val/ and test/"
+            )
+        chosen.append(members[:count])
+    held = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(train, held), held
+
+
+def _note_missing_classes(rows: dict[str, Index], labels: Index, source: Source, problems: list[str]) -> None:
+    for name in SPLITS:
+        if len(rows[name]) == 0:
+            raise DataError(f"{source.name} has no usable image in {name}{_because(problems)}")
+        missing = [label for k, label in enumerate(source.classes) if not (labels[rows[name]] == k).any()]
+        if missing:
+            problems.append(f"{name} has no image of {', '.join(missing)}")
+
+
+def _because(problems: list[str]) -> str:
+    return f" ({len(problems)} problem(s), e.g. {problems[0]})" if problems else ""

@@ -1,0 +1,134 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+checkpoints/<epoch>-<step>.safetensors   every tensor: weights, optimizer, averages, best weights, random states
+checkpoints/<epoch>-<step>.json          every number, and the SHA-256 of the tensors
+
+The JSON is written last, so a checkpoint without one was never finished. The last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.files import read_json, write_json
+
+FOLDER = "checkpoints"
+SCHEMA = 1
+KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A moment of a run: before step ``step`` of epoch ``epoch``, both from 0."""
+
+    epoch: int
+    step: int
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+    """JSON-ready."""
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, then remove all but the last two.
+
+    Raises:
+        InputError: If it cannot be written, e.g. on a full disk; the previous ones are intact.
+    """
+    folder = run / FOLDER
+    stem = f"{checkpoint.epoch:05d}-{checkpoint.step:07d}"
+    part = folder / f".{stem}.part"
+    try:
+        folder.mkdir(exist_ok=True)
+        save_file(checkpoint.tensors, part)
+        _flush(part)
+        digest = _sha256(part)
+        os.replace(part, folder / f"{stem}.safetensors")
+        record = {"schema": SCHEMA, "epoch": checkpoint.epoch, "step": checkpoint.step, "sha256": digest}
+        write_json(folder / f"{stem}.json", {**record, "values": checkpoint.values})
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise InputError(
+            f"the checkpoint {folder / stem} could not be written ({error}); the previous one is intact: "
+            "make room, then continue with `qdeploy train --resume`"
+        ) from error
+    _prune(folder)
+
+
+def load_checkpoint(run: Path, note: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest whole checkpoint of a run, or None if there is none.
+
+    Args:
+        run: The run's folder.
+        note: Told of each damaged checkpoint that is passed over.
+
+    Raises:
+        InputError: If the newest was written by another version.
+    """
+    for path in sorted((run / FOLDER).glob("*.json"), reverse=True):
+        try:
+            record = read_json(path)
+            tensors_file = path.with_suffix(".safetensors")
+            if _sha256(tensors_file) != record["sha256"]:
+                raise InputError(f"{tensors_file} is not what it was when it was written")
+            if record["schema"] != SCHEMA:
+                break
+            return Checkpoint(
+                epoch=record["epoch"],
+                step=record["step"],
+                tensors=load_file(tensors_file),
+                values=record["values"],
+            )
+        except (InputError, OSError, SafetensorError, KeyError, TypeError) as error:
+            note(f"checkpoint {path.stem} is damaged and passed over ({error})")
+    else:
+        return None
+    raise InputError(f"{path} was written by another version of qdeploy (format {record['schema']}, known: {SCHEMA})")
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Delete a finished run's checkpoints."""
+    folder = run / FOLDER
+    if folder.is_dir():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def nested(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put tensors under a prefix, contiguous and in main memory, as the file format wants them."""
+    return {f"{prefix}.{name}": t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors under a prefix, without it."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _prune(folder: Path) -> None:
+    whole = sorted(path.stem for path in folder.glob("*.json"))[-KEPT:]
+    for path in folder.iterdir():
+        if path.stem not in whole:
+            path.unlink()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

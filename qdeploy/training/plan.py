@@ -1,0 +1,97 @@
+"""What a run would be, without training: configuration, size and the memory it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from qdeploy.models.qonstraint import Qonstraint
+from qdeploy.models.registry import create_model, summarise
+from qdeploy.training.device import Precision, choose_precision
+from qdeploy.training.recipes import TrainConfig
+
+FLOAT_BYTES = 4
+COPIES = 5
+"""Weights, gradients, AdamW's two moments and the moving average, each in float32."""
+PROBE = (2, 4)
+"""Batch sizes whose difference gives the memory of an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What ``qdeploy train --dry-run`` shows."""
+
+    config: dict[str, Any]
+    model: str
+    params: int
+    macs: int
+    """Multiply-accumulates of one image."""
+    input_size: int
+    device: str
+    amp: str
+    state_bytes: int
+    """Of weights, gradients, optimizer and moving average."""
+    activation_bytes: int
+    """Of the tensors kept for the backward pass of one process' batch, with the weights' low-precision copies."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Predicted peak on the device; the allocator and the libraries' workspaces come on top."""
+        return self.state_bytes + self.activation_bytes
+
+
+def plan(config: TrainConfig, num_classes: int = 200) -> Plan:
+    """Work out what a configuration needs; nothing is read and nothing trained.
+
+    Activations are counted, not estimated: two small forward passes are run on the CPU and every tensor that autograd
+    keeps is measured; what grows with the batch is scaled to the batch.
+
+    Args:
+        config: The run.
+        num_classes: Of the data; it hardly matters.
+
+    Raises:
+        InputError: If the model or the device is not there.
+    """
+    summary = summarise(config.model, num_classes)
+    precision = choose_precision(config.device, config.amp)
+    kept = [_kept_bytes(create_model(config.model, num_classes), precision, count) for count in PROBE]
+    per_image = (kept[1] - kept[0]) / (PROBE[1] - PROBE[0])
+    fixed = max(0.0, kept[0] - PROBE[0] * per_image)
+    return Plan(
+        config=config.to_dict(),
+        model=config.model,
+        params=summary.params,
+        macs=summary.macs,
+        input_size=summary.input_size,
+        device=str(precision.device),
+        amp=str(precision.autocast_dtype or "off"),
+        state_bytes=COPIES * FLOAT_BYTES * summary.params,
+        activation_bytes=int(fixed + per_image * config.batch_size),
+    )
+
+
+def _kept_bytes(model: Qonstraint, precision: Precision, count: int) -> int:
+    """Give the bytes that a forward pass of so many images keeps for the backward pass, parameters left out."""
+    model.train()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    size = model.config.input_size
+    image = torch.rand(count, 3, size, size).to(memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if precision.autocast_dtype else None  # as large as fp16, and the CPU has it
+    with saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        loss = nn.functional.cross_entropy(model(image).float(), torch.zeros(count, dtype=torch.long))
+    total = sum(kept.values())
+    del loss
+    return total

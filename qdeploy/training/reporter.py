@@ -1,0 +1,46 @@
+"""Who is told of a run's progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+Row = dict[str, Any]
+
+
+class Reporter(Protocol):
+    """Whoever shows a run's progress."""
+
+    def reading(self, done: int, total: int) -> None:
+        """So many images of the data set are decoded."""
+
+    def started(self, record: Row, folder: Path) -> None:
+        """Training begins, or goes on; the record describes the run."""
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        """So many batches of an epoch, counted from 0, are done."""
+
+    def epoch(self, row: Row) -> None:
+        """An epoch is done; the row is its line of ``log.csv``."""
+
+    def note(self, text: str) -> None:
+        """Something happened that one should know, such as a return to earlier weights."""
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def reading(self, done: int, total: int) -> None:
+        """Ignore."""
+
+    def started(self, record: Row, folder: Path) -> None:
+        """Ignore."""
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        """Ignore."""
+
+    def epoch(self, row: Row) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""

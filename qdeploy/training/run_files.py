@@ -1,0 +1,124 @@
+"""What a run leaves in its folder besides checkpoints: record, weights, log and curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.files import require_writable, sha256_of, write_bytes, write_json
+from qdeploy.core.lineage import git_commit
+from qdeploy.core.machine import environment
+from qdeploy.core.run_folder import RECORD, RUNS, weights_name
+from qdeploy.data.catalog import location_of
+from qdeploy.data.dataset import Dataset
+from qdeploy.models.registry import model_config, summarise
+from qdeploy.training.averaging import Weights
+from qdeploy.training.recipes import TrainConfig
+from qdeploy.training.reporter import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run came to. Accuracies are in percent; ``best_epoch`` counts from 1."""
+
+    run: str
+    model: str
+    params: int
+    epochs: int
+    best_epoch: int
+    best_weights: str
+    """raw, average (EMA) or swa."""
+    val_top1: float
+    val_top5: float
+    test_top1: float | None
+    """Of the saved weights on the test split, in float32; None if the run was interrupted."""
+    seconds: float
+    """Of training and validation, over all sessions of the run."""
+    images_per_s: float
+    """Training images per second of all processes, without reading and evaluation."""
+    data_share: float
+    """Share of the training time spent on gathering and augmenting images."""
+    peak_memory_bytes: int
+
+
+def free_folder(config: TrainConfig, out: Path | None) -> Path:
+    """Choose a new run's folder; nothing is created.
+
+    Raises:
+        InputError: If the given one is not empty or cannot be written.
+    """
+    if out is None:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = f"{config.model}-{Path(location_of(config.data)).name}-{stamp}"
+        names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
+        out = next(RUNS / n for n in names if not (RUNS / n).exists())
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} already holds {'a run' if (out / RECORD).exists() else 'files'}; give another --out")
+    require_writable(out)
+    return out
+
+
+def describe(config: TrainConfig, dataset: Dataset, amp: str, processes: int) -> Row:
+    """Give a new run's record."""
+    summary = summarise(config.model, len(dataset.classes))
+    return {
+        "schema": 2,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": config.to_dict(),
+        "amp": amp,
+        "processes": processes,
+        "model": {**asdict(summary), "config": model_config(config.model, len(dataset.classes)).to_dict()},
+        "labels": list(dataset.classes),
+        "preprocessing": dataset.preprocessing.to_dict(),
+        "dataset": {
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "source": location_of(config.data),
+            "images": {name: len(split) for name, split in dataset.splits.items()},
+            "problems": len(dataset.problems),
+        },
+        "git": git_commit(),
+        "environment": environment("qdeploy", "torch", "numpy", "pillow"),
+        "interrupted": True,
+    }
+
+
+def save_record(folder: Path, record: Row) -> None:
+    """Write ``run.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD, record)
+
+
+def save_weights(folder: Path, record: Row, weights: Weights) -> None:
+    """Write the weights under a name of their own, then the record that names them, then remove the old ones.
+
+    Whenever this is cut off, the record in the folder names a file that is whole.
+    """
+    data = save_tensors(weights)
+    digest = sha256_of(data)
+    name = weights_name(digest)
+    if not (folder / name).exists():
+        write_bytes(folder / name, data)
+    record.update(weights=name, weights_sha256=digest)
+    save_record(folder, record)
+    for old in folder.glob(weights_name("*")):
+        if old.name != name:
+            old.unlink()
+
+
+def write_log(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the epochs so far as ``log.csv``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_bytes(folder / "log.csv", text.getvalue().encode())

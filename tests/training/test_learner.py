@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.data.dataset import Split
+from qdeploy.models.layers import DropPath
+from qdeploy.models.qonstraint import Qonstraint
+from qdeploy.models.registry import create_model
+from qdeploy.training.batches import Batch
+from qdeploy.training.device import choose_precision
+from qdeploy.training.distributed import World
+from qdeploy.training.learner import Learner, Tally
+from qdeploy.training.recipes import TrainConfig
+from qdeploy.training.schedule import Settings
+
+CPU = World(device=torch.device("cpu"))
+SETTINGS = Settings(lr=1e-2, momentum=0.8, ema=0.75, label_smoothing=0.3, auxiliary_weight=0.5, confidence=0.9)
+
+
+def made(model: Qonstraint, **fields: Any) -> Learner:
+    return Learner(model, TrainConfig(**fields), choose_precision("cpu", "off"), Preprocessing(), CPU)
+
+
+def batch_of(labels: list[int], classes: int = 4) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    index = torch.tensor(labels)
+    image = torch.randn(len(labels), 3, 64, 64, generator=generator)
+    return Batch(image=image, target=F.one_hot(index, classes).float(), labels=index)
+
+
+def without_chance(model: Qonstraint) -> Qonstraint:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0
+        if isinstance(module, DropPath):
+            module.base_rate = module.rate = 0.0
+    return model
+
+
+@pytest.mark.parametrize("name", ["nano-ar", "qonstraint-5.5"])
+def test_one_step_is_the_one_written_by_hand(name: str) -> None:
+    torch.manual_seed(0)
+    model = without_chance(create_model(name, 4))
+    by_hand, before = copy.deepcopy(model), {k: v.clone() for k, v in model.state_dict().items()}
+    learner = made(model, clip_norm=0.1, deep_supervision=0.25, weight_decay=0.0)
+    batch, tally = batch_of([0, 1, 2, 3, 0, 1]), Tally(CPU)
+    loss = learner.step(batch, SETTINGS, tally)
+
+    by_hand.train()
+    paths = by_hand.forward_paths(batch.image)
+    soft = batch.target * 0.7 + 0.3 / 4
+    expected = -(soft * paths.logits.log_softmax(1)).sum(1).mean()
+    if paths.auxiliary is not None and paths.transformer is not None:
+        expected = expected + 0.5 * F.cross_entropy(paths.auxiliary, batch.labels)
+        expected = expected + 0.25 * F.cross_entropy(paths.transformer, batch.labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    score = tally.score()
+    assert score.loss == pytest.approx(loss.item())
+    assert score.top1 == pytest.approx(100 * (paths.logits.argmax(1) == batch.labels).float().mean().item())
+    assert score.top5 == 100.0  # of four classes
+
+    expected.backward()
+    norm = torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 0.1)
+    assert norm > 0.1  # so that the clipping is part of what is tested
+    torch.optim.AdamW(by_hand.parameters(), lr=1e-2, betas=(0.8, 0.999), weight_decay=0.0).step()
+    # Adam's first step is the sign of the gradient: where it is rounding noise, the sign may differ
+    steady = {n for n, p in by_hand.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-4}
+    new, expected_state = model.state_dict(), by_hand.state_dict()
+    for key in steady:
+        assert torch.allclose(new[key], expected_state[key], atol=2e-3), key
+    average = learner.average.twin.state_dict()
+    for key in steady:
+        assert torch.allclose(average[key], 0.75 * before[key] + 0.25 * new[key], atol=1e-6), key
+
+
+@pytest.mark.parametrize(("switch", "factor"), [(True, 1.4), (False, 1.0)])
+def test_the_confidence_reaches_every_drop_path_if_the_recipe_says_so(switch: bool, factor: float) -> None:
+    model = create_model("nano-ar", 4)
+    made(model, dynamic_drop_path=switch).step(batch_of([0, 1]), SETTINGS, Tally(CPU))
+    paths = [m for m in model.modules() if isinstance(m, DropPath)]
+    assert [p.rate for p in paths] == pytest.approx([p.base_rate * factor for p in paths])
+    assert max(p.rate for p in paths) > 0
+
+
+def test_the_label_s_confidence_is_used_only_when_asked() -> None:
+    torch.manual_seed(0)
+    model = without_chance(create_model("qonstraint-5.5", 4))
+    losses = []
+    for switch in (False, True):
+        learner = made(copy.deepcopy(model), confidence_from_label=switch)
+        losses.append(learner.step(batch_of([0, 1, 2, 3]), SETTINGS, Tally(CPU)).item())
+    assert losses[0] != losses[1]
+
+
+def test_evaluation_counts_every_image_once_and_leaves_the_mode_alone() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model = create_model("nano-ar", 6)
+    learner = made(model)
+    count = 300  # more than one batch, not a multiple
+    split = Split(
+        pixels=rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8),
+        labels=rng.integers(0, 6, count),
+        hashes=("",) * count,
+    )
+    model.train()
+    score = learner.evaluate(model, split)
+    assert model.training
+    model.eval()
+    image = (torch.from_numpy(split.pixels).float() / 255 - learner.mean) / learner.std
+    with torch.no_grad():
+        logits = model(image.permute(0, 3, 1, 2))
+    labels = torch.from_numpy(split.labels)
+    assert score.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert score.top1 == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    within_five = (logits.topk(5).indices == labels[:, None]).any(1)
+    assert score.top5 == pytest.approx(100 * within_five.double().mean().item())
+    assert learner.accuracy(model, split) == pytest.approx(score.top1)
+
+
+def test_a_restored_learner_takes_the_same_next_step() -> None:
+    torch.manual_seed(0)
+    learner = made(create_model("nano-ar", 4))
+    for _ in range(3):
+        learner.step(batch_of([0, 1, 2, 3]), SETTINGS, Tally(CPU))
+    tensors = {k: v.clone() for k, v in learner.tensors().items()}
+    other = made(create_model("nano-ar", 4))
+    other.restore(tensors, learner.scaler.state_dict())
+    for each in (learner, other):
+        torch.manual_seed(7)
+        each.step(batch_of([3, 1, 2, 0]), SETTINGS, Tally(CPU))
+    mine, theirs = learner.tensors(), other.tensors()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_a_checkpoint_with_another_number_of_classes_is_refused() -> None:
+    tensors = made(create_model("nano-ar", 5)).tensors()
+    with pytest.raises(InputError, match=r"belongs to another model: .*size mismatch"):
+        made(create_model("nano-ar", 4)).restore(tensors, {})
+
+
+def test_recovery_forgets_moments_that_are_no_numbers() -> None:
+    learner = made(create_model("nano-ar", 4))
+    good = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    bad = batch_of([0, 1])
+    learner.step(Batch(image=bad.image * float("nan"), target=bad.target, labels=bad.labels), SETTINGS, Tally(CPU))
+    assert not all(p.isfinite().all() for p in learner.model.parameters())
+    learner.recover(good)
+    assert learner.step(bad, SETTINGS, Tally(CPU)).isfinite()
+    assert all(v.isfinite().all() for v in learner.tensors().values() if v.is_floating_point())

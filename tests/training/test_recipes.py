@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qdeploy.core.errors import InputError
+from qdeploy.models.registry import MODELS
+from qdeploy.training.recipes import RECIPES, TrainConfig, config_from_recipe, config_from_record, parse_settings
+
+
+def test_the_reported_run_is_the_paper_s() -> None:
+    config = config_from_recipe("qonstraint-5.9")
+    assert (config.model, config.epochs, config.batch_size) == ("qonstraint-5.9-gap", 70, 256)
+    assert (config.lr, config.weight_decay, config.clip_norm) == (5e-4, 5e-5, 1.0)
+    assert (config.schedule, config.augmentation) == ("confidence", "mid")
+    parts = ("boosts plateau_resets restarts dynamic_momentum dynamic_ema dynamic_smoothing dynamic_drop_path "
+             "hardness swa reloads guard auxiliary randaugment mixup cutmix")  # fmt: skip
+    assert all(getattr(config, part) is True for part in parts.split())
+    assert config.confidence_from_label is False
+
+
+def test_every_recipe_builds_and_names_a_model() -> None:
+    for name in RECIPES:
+        config = config_from_recipe(name)
+        assert config.recipe == name
+        assert config.model in MODELS
+    grid = [n for n in RECIPES if n.count("-") >= 3 and n.split("-")[2] in ("gap", "sota")]
+    assert len(grid) == 12
+    assert config_from_recipe("qonstraint-5.9-gap-low-deep").epochs == 60
+    assert config_from_recipe("qonstraint-5.9-sota-high").augmentation == "high"
+    assert config_from_recipe("qonstraint-5.9-aggressive").batch_size == 512
+    narrow = config_from_recipe("qonstraint-5.5")
+    assert (narrow.mixup, narrow.cutmix, narrow.randaugment, narrow.dynamic_drop_path) == (True, False, False, False)
+
+
+def test_overrides_win_and_none_keeps_the_recipe_s_value() -> None:
+    config = config_from_recipe("qonstraint-5.9", model="nano", epochs=None, swa=False)
+    assert (config.model, config.epochs, config.swa) == ("nano", 70, False)
+    with pytest.raises(InputError, match="did you mean 'small'"):
+        config_from_recipe("smal")
+
+
+def test_a_record_gives_the_same_configuration_and_other_versions_are_refused() -> None:
+    config = config_from_recipe("qonstraint-5.9", seed=3)
+    assert config_from_record(config.to_dict()) == config
+    with pytest.raises(InputError, match="another version of qdeploy .*flip"):
+        config_from_record({**config.to_dict(), "flip": True})
+
+
+def test_settings_on_the_command_line() -> None:
+    given = parse_settings(("swa=on", "weight-decay=0.1", "augmentation=low"))
+    assert given == {"swa": True, "weight_decay": 0.1, "augmentation": "low"}
+    for text, words in (
+        ("swa", "field=value"),
+        ("swaa=1", "did you mean 'swa'"),
+        ("swa=maybe", "true or false"),
+        ("weight_decay=much", "must be a number"),
+    ):
+        with pytest.raises(InputError, match=words):
+            parse_settings((text,))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("seed", -1),
+        ("shift", 40),
+        ("ema_decay", 1.0),
+        ("amp", "int8"),
+        ("schedule", "step"),
+        ("augmentation", "huge"),
+    ],
+)
+def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=field.replace("_", "-")):
+        TrainConfig(**{field: value})

@@ -1,0 +1,244 @@
+"""What moves a run besides its steps: returns to earlier weights, SWA, the guard, interruptions."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.run_folder import read_run
+from qdeploy.training import TrainConfig, config_from_recipe, resume, train
+from qdeploy.training.batches import Batch
+from qdeploy.training.learner import Learner, Score, Tally
+from qdeploy.training.reporter import Silent
+from qdeploy.training.schedule import Settings
+from tests.conftest import MakeImages
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def quick(image_folder: MakeImages) -> dict[str, Any]:
+    """Two classes of 12 images, two steps an epoch."""
+    return {"data": str(image_folder(count=12)), "model": "nano-ar", "epochs": 7, "batch_size": 8}
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
+    """Let the raw weights validate as given, epoch by epoch; the averaged ones are worse."""
+    original, calls = Learner.evaluate, iter(accuracies)
+
+    def evaluate(self: Learner, model: torch.nn.Module, split: Any) -> Score:
+        original(self, model, split)
+        top1 = next(calls) if model is self.model else 1.0
+        return Score(loss=1.0, top1=top1, top5=100.0)
+
+    monkeypatch.setattr(Learner, "evaluate", evaluate)
+
+
+def test_reloads_happen_at_their_scaled_epochs(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [50.0, 60.0, 70.0, 65.0, 64.0, 63.0, 62.0])
+    reporter = Notes()
+    train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "run", reporter)
+    starts = [n for n in reporter.notes if "starts from the best" in n]
+    assert starts == [f"epoch {e} starts from the best weights (epoch 3)" for e in (4, 5, 7)]  # 3, 4.5, 6 of 7
+
+
+def test_without_reloads_there_are_none(quick: dict[str, Any], tmp_path: Path) -> None:
+    reporter = Notes()
+    train(config_from_recipe("qonstraint-5.9", **quick, reloads=False), tmp_path / "run", reporter)
+    assert not [n for n in reporter.notes if "starts from" in n]
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_collapse_goes_back_to_the_best_weights(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: bool
+) -> None:
+    scripted(monkeypatch, [50.0, 60.0, 3.0, 55.0])
+    reporter = Notes()
+    seen: list[dict[str, Tensor]] = []
+    original = Learner.load
+
+    def load(self: Learner, weights: dict[str, Tensor]) -> None:
+        seen.append(weights)
+        original(self, weights)
+
+    monkeypatch.setattr(Learner, "load", load)
+    config = config_from_recipe("qonstraint-5.9", **{**quick, "epochs": 4}, reloads=False, guard=guard)
+    result = train(config, tmp_path / "run", reporter)
+    falls = [n for n in reporter.notes if "validation fell" in n]
+    assert falls == (["validation fell to 3.00 %; back to the weights of epoch 2"] if guard else [])
+    assert len(seen) == guard
+    assert result.best_epoch == 2
+
+
+def test_swa_is_offered_at_the_end_and_kept_if_it_validates_best(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [50.0, 40.0, 30.0, 40.0, 40.0, 40.0, 40.0])
+    reporter = Notes()
+    result = train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "run", reporter)
+    assert "SWA of 1 epochs: 1.00 %, not kept" in reporter.notes
+    assert result.best_weights == "raw"
+    monkeypatch.setattr(Learner, "evaluate", lambda self, model, split: Score(loss=0.0, top1=99.0, top5=100.0))
+    result = train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "swa")
+    assert (result.best_weights, result.best_epoch) == ("swa", 7)
+    plain = train(config_from_recipe("qonstraint-5.9", **quick, swa=False), tmp_path / "plain")
+    assert plain.best_weights != "swa"
+
+
+class Poisoned:
+    """Makes the loss of chosen steps (from 1 over the run) no number, as an overflow would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+        self.count, self.steps, self.original = 0, steps, Learner.step
+        monkeypatch.setattr(Learner, "step", lambda learner, *rest: self.step(learner, *rest))
+
+    def step(self, learner: Learner, batch: Batch, settings: Settings, tally: Tally) -> Tensor:
+        self.count += 1
+        if self.count in self.steps:
+            batch = Batch(image=batch.image * float("nan"), target=batch.target, labels=batch.labels)
+        return self.original(learner, batch, settings, tally)
+
+
+def test_a_loss_that_is_no_number_goes_back_to_the_best_weights(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Poisoned(monkeypatch, {4})
+    reporter = Notes()
+    result = train(config_from_recipe("small", **{**quick, "epochs": 3}), tmp_path / "run", reporter)
+    assert reporter.notes == ["the loss is no number at step 2 of epoch 2; back to the weights of epoch 1"]
+    assert result.epochs == 3
+    (weights,) = (tmp_path / "run").glob("best-*.safetensors")
+    assert all(t.isfinite().all() for t in load_file(weights).values())
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").read_text().splitlines()))
+    assert all(float(r["train_loss"]) < 100 for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("steps", "fields", "words"),
+    [
+        ({1}, {}, "step 1 of epoch 1"),  # nothing to go back to
+        ({4}, {"guard": False}, "step 2 of epoch 2"),
+        ({3, 4, 5, 6}, {}, "step 2 of epoch 3"),  # the fourth time
+    ],
+)
+def test_it_stops_where_no_return_helps(
+    quick: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: set[int],
+    fields: dict[str, Any],
+    words: str,
+) -> None:
+    Poisoned(monkeypatch, steps)
+    with pytest.raises(VerdictError, match=f"training diverged: the loss is no number at {words}; lower --lr"):
+        train(config_from_recipe("small", **quick, **fields), tmp_path / "run")
+    assert (tmp_path / "run").exists() is (steps != {1})
+    if steps != {1}:
+        assert read_run(tmp_path / "run")[0]["interrupted"] is True
+
+
+class SignalAt(Silent):
+    """Sends this process a signal after some batch."""
+
+    def __init__(self, epoch: int, step: int, number: signal.Signals) -> None:
+        self.at, self.number = (epoch, step), number
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == self.at:
+            signal.raise_signal(self.number)
+
+
+def same_run(one: Path, other: Path) -> None:
+    (first,), (second,) = one.glob("best-*.safetensors"), other.glob("best-*.safetensors")
+    assert first.name == second.name  # the name is the hash
+    logs = [list(csv.DictReader((p / "log.csv").read_text().splitlines())) for p in (one, other)]
+    timings = {"train_s", "data_s", "all_s", "images_per_s"}
+    assert [{k: v for k, v in r.items() if k not in timings} for r in logs[0]] == [
+        {k: v for k, v in r.items() if k not in timings} for r in logs[1]
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["small", "qonstraint-5.9"])
+@pytest.mark.parametrize(
+    ("epoch", "step", "number"), [(0, 1, signal.SIGINT), (3, 2, signal.SIGTERM), (6, 1, signal.SIGINT)]
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    quick: dict[str, Any], tmp_path: Path, recipe: str, epoch: int, step: int, number: signal.Signals
+) -> None:
+    config = config_from_recipe(recipe, **quick, device="cpu")
+    train(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", SignalAt(epoch, step, number))
+    record, _ = read_run(tmp_path / "cut")
+    assert record["interrupted"] is True
+    assert (tmp_path / "cut" / "checkpoints").is_dir()
+    with pytest.raises(KeyboardInterrupt):  # twice
+        resume(tmp_path / "cut", SignalAt(6, 2, number))
+    resume(tmp_path / "cut")
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+    same_run(tmp_path / "whole", tmp_path / "cut")
+    with pytest.raises(InputError, match="is complete"):
+        resume(tmp_path / "cut")
+
+
+def cut(config: TrainConfig, folder: Path) -> Path:
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, SignalAt(1, 2, signal.SIGINT))
+    return folder
+
+
+def test_resuming_refuses_other_data(quick: dict[str, Any], tmp_path: Path, image_folder: MakeImages) -> None:
+    run = cut(config_from_recipe("small", **quick), tmp_path / "run")
+    photo = next(Path(quick["data"]).glob("cat/*.png"))
+    photo.unlink()
+    with pytest.raises(InputError, match="have changed since the run began"):
+        resume(run)
+    extra = image_folder(classes=("cow",), count=6, name="extra", seed=5) / "cow"
+    extra.rename(Path(quick["data"]) / "cow")
+    with pytest.raises(InputError, match="knows 2 classes, the data has 3"):
+        resume(run)
+
+
+def test_resuming_refuses_what_is_no_run_and_other_versions(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no run below \./runs"):
+        resume()
+    with pytest.raises(InputError, match="is not a run"):
+        resume(tmp_path)
+    run = cut(config_from_recipe("small", **quick), tmp_path / "runs" / "one")
+    text = (run / "run.json").read_text()
+    (run / "run.json").write_text(text.replace('"checkpoint_seconds"', '"checkpoint_minutes"'))
+    with pytest.raises(InputError, match="another version of qdeploy"):
+        resume()
+    (run / "run.json").write_text(text)
+    assert resume().epochs == 7
+
+
+def test_a_damaged_checkpoint_falls_back_and_still_ends_the_same(quick: dict[str, Any], tmp_path: Path) -> None:
+    config = config_from_recipe("small", **quick, device="cpu")
+    train(config, tmp_path / "whole")
+    run = cut(config, tmp_path / "cut")
+    newest = max((run / "checkpoints").glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    reporter = Notes()
+    resume(run, reporter)
+    assert "is damaged and passed over" in reporter.notes[0]
+    same_run(tmp_path / "whole", run)
