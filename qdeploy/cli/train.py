@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,17 +58,31 @@ def train_command(
     given = {k: v for k, v in {**fields, "data": data, "recipe": recipe, "out": out}.items() if v is not None}
     if resume is not None:
         _only_resume(given, settings, tensorboard, dry_run)
-        with Bar("reading images") as bar:
-            result = loop.resume(None if resume == NEWEST else Path(resume), _Progress(bar))
+        with _watched() as progress:
+            result = loop.resume(None if resume == NEWEST else Path(resume), progress)
     else:
         changes = {**fields, **recipes.parse_settings(settings), "tensorboard": tensorboard or None}
         config = recipes.config_from_recipe(recipe or "small", data=data, **changes)
         if dry_run:
             _show_plan(config, json)
             return
-        with Bar("reading images") as bar:
-            result = loop.train(config, out, _Progress(bar))
-    _show_result(asdict(result), json)
+        with _watched() as progress:
+            result = loop.train(config, out, progress)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        _show_result(asdict(result), json)
+
+
+@contextmanager
+def _watched() -> Iterator[_Progress]:
+    """Show a run, and after an interruption how it goes on."""
+    with Bar("reading images") as bar:
+        progress = _Progress(bar)
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            if progress.folder:
+                bar.line(f"the run can be exported; `qdeploy train --resume {progress.folder}` goes on")
+            raise
 
 
 def _only_resume(given: dict[str, Any], settings: tuple[str, ...], tensorboard: bool, dry_run: bool) -> None:
@@ -92,10 +109,6 @@ def _show_plan(config: Any, json: bool) -> None:
 
 
 def _show_result(result: dict[str, Any], json: bool) -> None:
-    import os
-
-    if os.environ.get("RANK", "0") != "0":
-        return
     if json:
         emit_json(result)
         return
@@ -112,6 +125,7 @@ class _Progress:
 
     def __init__(self, bar: Bar) -> None:
         self.bar, self.epochs = bar, 0
+        self.folder: Path | None = None
         self.began: tuple[float, int] | None = None
 
     def reading(self, done: int, total: int) -> None:
@@ -119,7 +133,7 @@ class _Progress:
 
     def started(self, record: dict[str, Any], folder: Path) -> None:
         model, data = record["model"], record["dataset"]
-        self.epochs = record["config"]["epochs"]
+        self.epochs, self.folder = record["config"]["epochs"], folder
         images = ", ".join(f"{n} {name}" for name, n in data["images"].items())
         self.bar.line(
             f"{model['name']}: {model['params']:,} parameters, {model['macs'] / 1e6:.1f} M MACs; "

@@ -105,6 +105,8 @@ def export(
     _require_own(out)
     with folder_made_whole(out) as folder:
         dataset = _dataset(record)
+        for text in dataset.notes:
+            note(text)
         name = f"{record['model']['name']}-{dataset.name}"
         work = Work(record=record, dataset=dataset, name=name, config=config, note=note)
         made = [_float_step(work, model, sha256_of(weights))]

@@ -17,6 +17,9 @@ from torch import distributed as dist
 
 from qdeploy.core.errors import InputError, VerdictError
 
+AGREED_BYTES = 8192
+"""Longest text that processes agree on: twice the longest path of most systems."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -58,11 +61,10 @@ class World:
         """Give process 0's text to all."""
         if self.size == 1:
             return text
-        data = torch.zeros(1024, dtype=torch.uint8, device=self.device)
-        encoded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        data[: len(encoded)] = encoded.to(self.device)
+        padded = text.encode().ljust(AGREED_BYTES, b"\0")
+        data = torch.tensor(list(padded), dtype=torch.uint8, device=self.device)
         dist.broadcast(data, src=0)
-        return bytes(data.cpu().tolist()).rstrip(b"\0").decode()
+        return bytes(data.tolist()).rstrip(b"\0").decode()
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -98,6 +100,7 @@ def joined(device: torch.device) -> Iterator[World]:
         if not _peer_lost(error):
             raise
         raise VerdictError("another process of this run ended; continue with `qdeploy train --resume`") from error
+    dist.barrier()  # who leaves while others still speak aborts in the library's clean-up
     dist.destroy_process_group()
 
 

@@ -5,6 +5,7 @@ Array names: N images, B batch, S height and width, C colours, K classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +86,10 @@ class Learner:
         self.average = ExponentialAverage(self.model)
         self.network: nn.Module = _AllPaths(self.model)
         if world.size > 1:
+            # the layout of a 1x1 kernel is ambiguous, the memory is the same
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             ids = [world.device.index] if world.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=False)
+            self.network = DistributedDataParallel(self.network, device_ids=ids)
         if config.compile:
             self.network.compile()
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.weight_decay), lr=config.lr)

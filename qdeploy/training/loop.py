@@ -20,6 +20,7 @@ from qdeploy.training.batches import Batches
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.device import choose_precision
 from qdeploy.training.distributed import World, joined
+from qdeploy.training.events import require_tensorboard
 from qdeploy.training.learner import Learner
 from qdeploy.training.recipes import TrainConfig, config_from_record
 from qdeploy.training.reporter import Reporter, Row, Silent
@@ -89,6 +90,8 @@ def resume(folder: Path | None = None, reporter: Reporter | None = None) -> Trai
 
 @contextmanager
 def _together(config: TrainConfig, reporter: Reporter | None) -> Iterator[tuple[World, Reporter]]:
+    if config.tensorboard:
+        require_tensorboard()
     precision = choose_precision(config.device, config.amp)
     with joined(precision.device) as world:
         if config.batch_size % world.size:
@@ -114,7 +117,10 @@ def _too_big(config: TrainConfig) -> InputError:
 def _read(config: TrainConfig, world: World, reporter: Reporter) -> Dataset:
     size = model_config(config.model, num_classes=2).input_size
     with world.first_alone():
-        return load_dataset(config.data, Preprocessing(size=size), reporter.reading)
+        dataset = load_dataset(config.data, Preprocessing(size=size), reporter.reading)
+    for text in dataset.notes:
+        reporter.note(text)
+    return dataset
 
 
 def _build(config: TrainConfig, dataset: Dataset, record: Row, folder: Path, world: World, reporter: Reporter) -> Run:

@@ -171,16 +171,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Each recipe's values; what it does not name has the default of ``TrainConfig``, which is the recipe small."""
 
 
-def config_from_recipe(name: str = "small", **overrides: Any) -> TrainConfig:
+def config_from_recipe(recipe: str = "small", **overrides: Any) -> TrainConfig:
     """Build a configuration from a recipe's name; fields given as None keep the recipe's value.
 
     Raises:
         InputError: If there is no such recipe or a value is out of range.
     """
-    if name not in RECIPES:
-        raise InputError(f"there is no recipe named '{name}'{near_miss(name, RECIPES)}; known: {', '.join(RECIPES)}")
+    if recipe not in RECIPES:
+        raise InputError(
+            f"there is no recipe named '{recipe}'{near_miss(recipe, RECIPES)}; known: {', '.join(RECIPES)}"
+        )
     given = {k: v for k, v in overrides.items() if v is not None}
-    return TrainConfig(**{**RECIPES[name], "recipe": name, **given})
+    return TrainConfig(**{**RECIPES[recipe], "recipe": recipe, **given})
 
 
 def config_from_record(values: dict[str, Any]) -> TrainConfig:

@@ -20,6 +20,7 @@ from qdeploy.training.best import Best
 from qdeploy.training.checkpoint import FOLDER as CHECKPOINTS
 from qdeploy.training.checkpoint import Checkpoint, nested, remove_checkpoints, save_checkpoint, under
 from qdeploy.training.curves import draw_curves
+from qdeploy.training.events import EventLog
 from qdeploy.training.learner import Learner, Score, Tally
 from qdeploy.training.recipes import TrainConfig
 from qdeploy.training.reporter import Reporter, Row
@@ -58,6 +59,7 @@ class Run:
         self.swa = StochasticWeightAverage()
         self.tally = Tally(self.world)
         self.rows: list[Row] = []
+        self.events: EventLog | None = None
         self.epoch = self.step = self.rescues = 0
         self.seconds = {"train": 0.0, "data": 0.0, "all": 0.0}
         alone_on_cpu = self.world.device.type == "cpu" and self.world.size == 1
@@ -67,6 +69,8 @@ class Run:
 
     def go(self) -> TrainResult:
         """Train from the present position to the end."""
+        if self.config.tensorboard and self.world.writes:
+            self.events = EventLog(self.folder, len(self.rows))
         with stop_requests() as stop:
             while self.epoch < self.config.epochs:
                 begin = time.perf_counter()
@@ -167,6 +171,8 @@ class Run:
         self.rows.append(row)
         if self.world.writes:
             write_log(self.folder, self.rows)
+        if self.events:
+            self.events.epoch(row)
         self.reporter.epoch(row)
 
     def _due(self, seconds: float) -> bool:

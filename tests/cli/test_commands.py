@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from qdeploy.cli.main import run
 from qdeploy.export.pipeline import ExportReport
+from qdeploy.training.learner import Learner
 from tests.conftest import MakeImages
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -49,6 +51,60 @@ def test_train_and_export_by_json(
     assert set(artifact) >= {"path", "precision", "engine", "size_bytes", "sha256", "parity", "accuracy", "latency_ms"}
     assert set(artifact["parity"]) == {"max_abs", "sqnr_db", "top1_agreement", "n"}
     assert (tmp_path / artifact["path"]).is_file()
+
+
+def test_interrupted_training_is_resumed_by_a_word(
+    image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder(count=12)
+    monkeypatch.chdir(tmp_path)
+    start = ["train", str(root), "--model", "nano-ar", "--epochs", "3", "--batch-size", "8"]
+    original = Learner.evaluate
+    calls: list[int] = []
+
+    def evaluate(*rest: Any) -> Any:
+        if not calls:
+            signal.raise_signal(signal.SIGINT)
+        calls.append(1)
+        return original(*rest)
+
+    monkeypatch.setattr(Learner, "evaluate", evaluate)
+    assert run(start) == 130
+    _, err = capsys.readouterr()
+    assert err.splitlines()[-1] == "qdeploy: interrupted"
+    (command,) = (line.split("`")[1] for line in err.splitlines() if "--resume" in line)
+    assert command.startswith("qdeploy train --resume runs/nano-ar-images-")
+    assert run([*command.split()[1:], "--json"]) == 0
+    assert stdout_json(capsys)["epochs"] == 3
+
+
+def test_dry_run_shows_the_recipe_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "train",
+        "tiny-imagenet",
+        "--recipe",
+        "qonstraint-5.9",
+        "--model",
+        "nano",
+        "--set",
+        "swa=off",
+        "--dry-run",
+    ]
+    assert run(options) == 0
+    out = capsys.readouterr().out
+    assert "840,892 parameters, 27.0 M MACs at 64 pixels" in out
+    lines = {line.split()[0]: line.split()[1] for line in out.splitlines() if len(line.split()) == 2}
+    assert lines["augmentation"] == "mid"
+    assert lines["swa"] == "False"
+    assert lines["epochs"] == "70"
+    assert run([*options, "--json"]) == 0
+    plan = stdout_json(capsys)
+    assert plan["params"] == 840_892
+    assert plan["state_bytes"] == 840_892 * 20
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_predict_prints_a_line_per_image(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +224,13 @@ BAD = [
     (["export", "--out", "runs"], "would be replaced"),
     (["train", "--out", "exports"], "already holds files"),
     (["train", "--batch-size", "100000"], "between 2 and 65536"),
+    (["train", "--set", "swa"], "field=value"),
+    (["train", "--set", "mixupp=on"], "did you mean 'mixup'"),
+    (["train", "--set", "augmentation=huge"], "--augmentation must be none, shift, low, mid or high"),
+    (["train", "--resume", "nowhere"], "is not a run"),
+    (["train", "--resume"], "is complete (3 epochs)"),
+    (["train", "--resume", "--epochs", "9"], "--resume takes everything from the run"),
+    (["train", "--dry-run", "--model", "micrro"], "did you mean 'micro'"),
 ]
 
 

@@ -35,7 +35,7 @@ def test_every_recipe_builds_and_names_a_model() -> None:
 
 
 def test_overrides_win_and_none_keeps_the_recipe_s_value() -> None:
-    config = config_from_recipe("qonstraint-5.9", model="nano", epochs=None, swa=False)
+    config = config_from_recipe(recipe="qonstraint-5.9", model="nano", epochs=None, swa=False)
     assert (config.model, config.epochs, config.swa) == ("nano", 70, False)
     with pytest.raises(InputError, match="did you mean 'small'"):
         config_from_recipe("smal")
