@@ -1,27 +1,85 @@
 #!/usr/bin/env bash
-# What needs a GPU, in one go. Results go to $1 (default benchmarks/results/gpu).
-# Every line is a command a user could type; run it where a CUDA device is, and commit what it leaves.
+# Everything that needs a GPU, in pieces that can be run one by one and taken up again.
+#
+#   benchmarks/gpu_campaign.sh [--dry-run] [OUT] [PIECE ...]
+#
+#   speed             memory and epoch time of every named configuration, with real steps of the paper's recipe
+#   data              how much of a step waits for images, over whole epochs of 80,000
+#   accuracy          5.9 with the full recipe on Fashion-MNIST
+#   precision         5.9 with amp auto, bf16, fp16, off; channels-last and torch.compile on and off
+#   presets           nano, nano-a and micro on Fashion-MNIST, longer than a CPU allows
+#   engines           nano as TensorRT and TensorRT-RTX engines, where such a tool is installed
+#   ablation-recipes  benchmarks/ablation.py recipes
+#   ablation-without  benchmarks/ablation.py without
+#
+# Each piece keeps its numbers in OUT/PIECE.json (default benchmarks/results/gpu). A piece that is complete there is
+# not repeated; one that failed, was interrupted or reached its time limit goes on where it stopped when the script is
+# run again. Runs in training, with their checkpoints (2 to 5 GB for 5.9), are kept outside OUT, in CAMPAIGN_WORK: keep
+# that folder between calls. The data set is looked for in ./data/fashion-mnist of the repository, as always.
+#
+# --dry-run does the same on the CPU at a tiny size on the embedded images, in about a minute.
+#
+#   CAMPAIGN_LIMIT_S  time limit of each piece (420); a piece ends within a minute or so after it
+#   CAMPAIGN_EPOCHS   epochs of the accuracy run (40; 1 in a dry run)
+#   CAMPAIGN_WORK     where training runs are kept (runs/gpu_campaign; OUT/runs in a dry run)
+#   PYTHON            the interpreter (python3)
+#
+# Exit code: 0 every piece asked for is complete, 1 one is not, 2 wrong usage, 130 interrupted.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-benchmarks/results/gpu}
+
+all=(speed data accuracy precision presets engines ablation-recipes ablation-without)
+python=${PYTHON:-python3}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+options=(--limit-s "${CAMPAIGN_LIMIT_S:-420}")
+[[ -z ${CAMPAIGN_EPOCHS:-} ]] || options+=(--epochs "$CAMPAIGN_EPOCHS")
+complete=complete default_out=$root/benchmarks/results/gpu dry_run=
+if [[ ${1:-} == --dry-run ]]; then
+    shift
+    dry_run=yes complete="complete, dry run" default_out=$root/runs/gpu_dry_run
+    options+=(--dry-run)
+fi
+
+is_piece() { [[ " ${all[*]} " == *" $1 "* ]]; }
+
+if is_piece "${1:-none}" || [[ ${1:-} == -* ]]; then
+    echo "usage: $0 [--dry-run] [OUT] [PIECE ...]; the folder comes first, found '$1'" >&2
+    exit 2
+fi
+out=${1:-$default_out}
+pieces=("${@:2}")
+((${#pieces[@]})) || pieces=("${all[@]}")
+for piece in "${pieces[@]}"; do
+    is_piece "$piece" || { echo "there is no piece '$piece'; known: ${all[*]}" >&2; exit 2; }
+done
+
 mkdir -p "$out"
-run="python -m qdeploy"
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$out/device.csv"
+out=$(cd "$out" && pwd)
+work=${CAMPAIGN_WORK:-${dry_run:+$out/runs}}
+work=${work:-$root/runs/gpu_campaign}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
 
-# Memory and images/s of the reported model against the paper's P100 (9.2 GB, 333 s for 80,000 images), AMP on.
-for amp in auto fp16 off; do
-    $run train fashion-mnist --model qonstraint-5.9-gap --recipe confidence --lr 5e-4 --batch-size 256 --epochs 1 \
-        --amp "$amp" --out "$out/runs/59-gap-$amp" --json > "$out/qonstraint-5.9-gap-1-epoch-$amp.json"
+cd "$root"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+[[ -z $dry_run ]] || export CUDA_VISIBLE_DEVICES=
+stopped=
+trap 'stopped=yes' INT TERM # Ctrl-C reaches the piece as well; wait until it has left its work usable
+status=0
+for piece in "${pieces[@]}"; do
+    if grep -qsF "\"state\": \"$complete\"" "$out/$piece.json"; then
+        echo "$piece: done before"
+        continue
+    fi
+    begin=$SECONDS code=0
+    "$python" benchmarks/gpu_campaign.py "$piece" "$out" "$work" "${options[@]}" || code=$?
+    took="after $((SECONDS - begin)) s"
+    case $code in
+        0) echo "$piece: complete $took" ;;
+        3) echo "$piece: not complete $took; run this again to go on" && status=1 ;;
+        130) echo "$piece: interrupted $took; run this again to go on" && stopped=yes ;;
+        *) echo "$piece: failed $took" && status=1 ;;
+    esac
+    [[ -z $stopped ]] || exit 130
 done
-
-# Accuracy of the reported model with the controller on Fashion-MNIST.
-$run train fashion-mnist --model qonstraint-5.9-gap --recipe confidence --lr 5e-4 --batch-size 256 --epochs 20 \
-    --out "$out/runs/59-gap" --json > "$out/qonstraint-5.9-gap.json"
-cp "$out/runs/59-gap/log.csv" "$out/qonstraint-5.9-gap.csv"
-
-# The shipped presets, longer than a CPU allows.
-for model in nano nano-a micro; do
-    $run train fashion-mnist --model "$model" --epochs 40 --batch-size 128 --out "$out/runs/$model" \
-        --json > "$out/$model.json"
-done
-rm -rf "$out/runs"
+exit "$status"

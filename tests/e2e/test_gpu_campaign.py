@@ -119,9 +119,9 @@ def test_a_piece_whose_time_was_up_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_begun_piece_of_another_machine_begins_anew(tmp_path: Path) -> None:
-    campaign("--dry-run", tmp_path, "data", CAMPAIGN_LIMIT_S="0")
-    begun = read(tmp_path, "data")
+def test_a_begun_piece_of_another_machine_begins_anew(out: Path, tmp_path: Path) -> None:
+    begun = read(out, "data")
+    begun["state"] = "begun, dry run"
     begun["environment"]["versions"]["torch"] = "0.1"
     (tmp_path / "data.json").write_text(json.dumps(begun))
     done = campaign("--dry-run", tmp_path, "data")
@@ -134,7 +134,7 @@ def test_a_begun_piece_of_another_machine_begins_anew(tmp_path: Path) -> None:
 def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     process = subprocess.Popen(
         ["bash", str(SCRIPT), "--dry-run", str(tmp_path), "accuracy", "speed"],
-        env=environment(CAMPAIGN_EPOCHS="4"),
+        env=environment(CAMPAIGN_EPOCHS="3"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -142,23 +142,24 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> 
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("epoch   1/4"):
+        if line.startswith("epoch   1/3"):
             break
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=100)
     assert process.returncode == 130, stdout + stderr
     assert "accuracy: interrupted" in stdout
+    assert "qdeploy: interrupted" in stderr  # it was asked to end, not killed
     assert "Traceback" not in stderr
     assert read(tmp_path, "accuracy")["state"] == "begun, dry run"
     assert not (tmp_path / "speed.json").exists()
     (checkpoints,) = tmp_path.glob("runs/*/checkpoints")
     assert list(checkpoints.glob("*.safetensors"))
 
-    done = campaign("--dry-run", tmp_path, "accuracy", CAMPAIGN_EPOCHS="4")
+    done = campaign("--dry-run", tmp_path, "accuracy", CAMPAIGN_EPOCHS="3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "epoch   1/4" not in done.stderr
+    assert "epoch   1/3" not in done.stderr
     document = read(tmp_path, "accuracy")
-    assert len(document["rows"][0]["log"]) == 4
+    assert len(document["rows"][0]["log"]) == 3
     assert document["calls"] == 2
 
 
