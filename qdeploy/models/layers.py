@@ -104,23 +104,28 @@ class DropPath(nn.Module):
     """Per-sample stochastic depth whose rate follows the controller's confidence (paper, III.C)."""
 
     MAX_RATE = 0.3
+    keep: Tensor
 
     def __init__(self, base_rate: float) -> None:
         super().__init__()
         self.base_rate = base_rate
         self.rate = base_rate
+        # a tensor: torch.compile would compile again for each new value of a number
+        self.register_buffer("keep", torch.tensor(1.0 - base_rate), persistent=False)
 
     def set_confidence(self, confidence: float) -> None:
         """Scale the rate by ``0.5 + confidence``, at most 0.3: the surer, the stronger."""
-        self.rate = min(self.MAX_RATE, self.base_rate * (0.5 + confidence))
+        rate = min(self.MAX_RATE, self.base_rate * (0.5 + confidence))
+        if rate != self.rate:
+            self.rate = rate
+            self.keep.fill_(1.0 - rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero whole samples of ``[B, ...]`` and rescale the rest; identity at inference."""
-        if not self.training or self.rate == 0.0:
+        if not self.training or self.base_rate == 0.0:
             return x
-        keep = 1.0 - self.rate
-        mask = torch.empty(x.shape[0], *[1] * (x.dim() - 1), device=x.device).bernoulli_(keep)
-        return x * (mask / keep).to(x.dtype)
+        kept = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) < self.keep
+        return x * (kept / self.keep).to(x.dtype)
 
 
 class TokenExcite(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdeploy.core.errors import VerdictError
+from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.machine import peak_memory_bytes
 from qdeploy.core.run_folder import RECORD
 from qdeploy.data.dataset import Dataset
@@ -201,6 +201,7 @@ class Run:
             **nested("random", self._random_states()),
         }
         values = {
+            "config": self.config.to_dict(),
             "rows": self.rows,
             "schedule": self.schedule.state(),
             "scaler": self.learner.scaler.state_dict(),
@@ -222,8 +223,14 @@ class Run:
         return states
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put the run where a checkpoint was taken."""
+        """Put the run where a checkpoint was taken.
+
+        Raises:
+            InputError: If it is of another run.
+        """
         tensors, values = checkpoint.tensors, checkpoint.values
+        if values["config"] != self.config.to_dict():
+            raise InputError(f"the checkpoint in {self.folder} is of another run: its recipe is not that of run.json")
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.learner.restore(tensors, values["scaler"])
         self.schedule.restore(values["schedule"])

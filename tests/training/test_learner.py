@@ -41,7 +41,7 @@ def without_chance(model: Qonstraint) -> Qonstraint:
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0
         if isinstance(module, DropPath):
-            module.base_rate = module.rate = 0.0
+            module.base_rate = 0.0
     return model
 
 

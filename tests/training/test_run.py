@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,15 @@ def test_resuming_refuses_what_is_no_run_and_other_versions(
         resume()
     (run / "run.json").write_text(text)
     assert resume().epochs == 7
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(quick: dict[str, Any], tmp_path: Path) -> None:
+    run = cut(config_from_recipe("small", **quick), tmp_path / "run")
+    other = cut(config_from_recipe("small", **quick, weight_decay=0.1), tmp_path / "other")
+    shutil.rmtree(run / "checkpoints")
+    (other / "checkpoints").rename(run / "checkpoints")
+    with pytest.raises(InputError, match="is of another run"):
+        resume(run)
 
 
 def test_a_damaged_checkpoint_falls_back_and_still_ends_the_same(quick: dict[str, Any], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ with joined(torch.device("cpu")) as world:
     model = create_model("nano-ar", 4)
     for module in model.modules():
         if isinstance(module, DropPath):
-            module.rate = 0.0
+            module.base_rate = 0.0
     config = TrainConfig(clip_norm=0.1)
     learner = Learner(model, config, choose_precision("cpu", "off"), Preprocessing(), world)
     model.eval()
