@@ -4,6 +4,7 @@
     python benchmarks/ablation.py without  [--seeds 3] [--epochs 18]     the paper's recipe without each part, nano-a
     python benchmarks/ablation.py add      [--seeds 3] [--epochs 18]     recipe small with each part added, nano-a
 
+The plain loop is benchmarks/plain_loop.py; it may run longer than recipe small, for at least the same CPU time.
 Every run trains on the embedded 2,000 images and is scored on the 10,000 test images of the full Fashion-MNIST (which
 must be on the machine; none of them is in the embedded training or validation split). A run costs the same number of
 images everywhere; its CPU time is reported. Finished runs are kept in the results file and not repeated.
@@ -23,7 +24,9 @@ from typing import Any
 
 import torch
 from machine import RESULTS, keep
+from plain_loop import train_plainly
 from safetensors.torch import load_file
+from torch import nn
 
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Split
@@ -33,6 +36,7 @@ from qdeploy.training.device import choose_precision
 from qdeploy.training.distributed import World
 from qdeploy.training.learner import Learner
 
+PLAIN = {"recipe": "plain"}
 PAPER = {"recipe": "qonstraint-5.9", "batch_size": 64}
 COSINE = {"schedule": "cosine", "label_smoothing": 0.1, "swa": False, "reloads": False}
 PARTS = (
@@ -45,6 +49,8 @@ SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
         36,
         {
             "small (the default)": {"recipe": "small"},
+            "plain loop": PLAIN,
+            "plain loop, 44 epochs": {**PLAIN, "epochs": 44},
             "paper, complete": PAPER,
             "paper, without the controller (one cosine)": {**PAPER, **COSINE},
             "paper's controller, augmentation of small": {
@@ -56,6 +62,7 @@ SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
         "nano-a",
         18,
         {
+            "small (for comparison)": {"recipe": "small"},
             "paper, complete": PAPER,
             "without the controller (one cosine)": {**PAPER, **COSINE},
             **{f"without {part}": {**PAPER, part: False} for part in PARTS},
@@ -68,6 +75,7 @@ SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
         18,
         {
             "small": {"recipe": "small"},
+            "plain loop": PLAIN,
             "small + hardness": {"recipe": "small", "hardness": True},
             "small + label smoothing 0.1": {"recipe": "small", "label_smoothing": 0.1},
             "small + low augmentation": {"recipe": "small", "augmentation": "low"},
@@ -97,24 +105,40 @@ def main() -> None:
         for label, fields in variants.items():
             if (label, seed) in runs or (arguments.only and arguments.only not in label):
                 continue
-            config = config_from_recipe(**{**fields, "model": model, "epochs": epochs, "seed": seed})
-            runs[label, seed] = one_run(config, test)
+            runs[label, seed] = one_run({"model": model, "epochs": epochs, "seed": seed, **fields}, test)
             print(label, seed, runs[label, seed], flush=True)
             rows = [row(v, [runs[v, s] for s in range(arguments.seeds) if (v, s) in runs]) for v in variants]
             keep(name, [r for r in rows if r["n"]], model=model, epochs=epochs, train_images=2000, test_images=10_000)
 
 
-def one_run(config: TrainConfig, test: Split) -> dict[str, float]:
-    cpu = time.process_time()
+def one_run(fields: dict[str, Any], test: Split) -> dict[str, float]:
+    """Train as the fields say and score the result in float32."""
+    begin = time.process_time()
+    if fields["recipe"] == PLAIN["recipe"]:
+        config = config_from_recipe(**{**fields, "recipe": "small"})
+        dataset = load_dataset(config.data)
+        model = train_plainly(config.model, dataset.splits["train"], dataset.preprocessing, config.epochs, config.seed)
+        cpu = time.process_time() - begin
+        return {
+            "test_top1": score(model, config, test),
+            "val_top1": score(model, config, dataset.splits["val"]),
+            "cpu_s": round(cpu),
+        }
+    config = config_from_recipe(**fields)
     with tempfile.TemporaryDirectory() as folder:
         result = train(config, Path(folder) / "run")
-        cpu = time.process_time() - cpu
+        cpu = time.process_time() - begin
         (weights,) = Path(result.run).glob("best-*.safetensors")
         model = create_model(config.model, 10)
         model.load_state_dict(load_file(weights))
-    world = World(device=torch.device("cpu"))
-    learner = Learner(model, config, choose_precision("cpu", "off"), load_dataset().preprocessing, world)
-    return {"test_top1": round(learner.accuracy(model, test), 2), "val_top1": result.val_top1, "cpu_s": round(cpu)}
+    return {"test_top1": score(model, config, test), "val_top1": result.val_top1, "cpu_s": round(cpu)}
+
+
+def score(model: nn.Module, config: TrainConfig, split: Split) -> float:
+    learner = Learner(
+        model, config, choose_precision("cpu", "off"), load_dataset().preprocessing, World(device=torch.device("cpu"))
+    )
+    return round(learner.accuracy(model, split), 2)
 
 
 def row(label: str, runs: list[dict[str, float]]) -> dict[str, Any]:
