@@ -32,7 +32,7 @@ def train_plainly(model_name: str, split: Split, preprocessing: Preprocessing, e
         for chosen in torch.randperm(len(labels)).split(BATCH):
             if len(chosen) < BATCH:
                 continue
-            loss = nn.functional.cross_entropy(model(moved(images[chosen])).logits, labels[chosen])
+            loss = nn.functional.cross_entropy(model(moved(images[chosen])), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -14,6 +14,7 @@ from qdeploy.cli.export import export_command
 from qdeploy.cli.inspect import inspect_command
 from qdeploy.cli.models import models_command
 from qdeploy.cli.predict import predict_command
+from qdeploy.cli.sweep import sweep_command
 from qdeploy.cli.train import train_command
 from qdeploy.core.errors import QdeployError, near_miss
 
@@ -45,6 +46,7 @@ for _verb in (
     export_command,
     predict_command,
     bench_command,
+    sweep_command,
     models_command,
     data_command,
     inspect_command,

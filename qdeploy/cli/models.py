@@ -29,3 +29,4 @@ def models_command(json: bool) -> None:
         size = f"{s.input_size}x{s.input_size}"
         table.add_row(s.name, s.family, f"{s.params:,}", f"{s.macs / 1e6:.1f}", size, str(s.num_classes))
     show_table(table)
+    click.echo("Also any classifier of other libraries, from scratch: torchvision/NAME, timm/NAME", err=True)

@@ -55,14 +55,17 @@ def train_command(
     with extra_needed():
         from qdeploy.training import loop, recipes
 
-    given = {k: v for k, v in {**fields, "data": data, "recipe": recipe, "out": out}.items() if v is not None}
+    given = {k: v for k, v in {**fields, "data": data, "tensorboard": tensorboard or None}.items() if v is not None}
     if resume is not None:
-        _only_resume(given, settings, tensorboard, dry_run)
+        if given or recipe or out or settings or dry_run:
+            raise InputError("--resume takes everything from the run; give no data and no other option but --json")
         with _watched() as progress:
             result = loop.resume(None if resume == NEWEST else Path(resume), progress)
     else:
-        changes = {**fields, **recipes.parse_settings(settings), "tensorboard": tensorboard or None}
-        config = recipes.config_from_recipe(recipe or "small", data=data, **changes)
+        changes = recipes.parse_settings(settings)
+        if twice := sorted(given.keys() & changes):
+            raise InputError(f"{twice[0]} is given twice, with --set and as an option of its own; give it once")
+        config = recipes.config_from_recipe(recipe or "small", **given, **changes)
         if dry_run:
             _show_plan(config, json)
             return
@@ -85,11 +88,6 @@ def _watched() -> Iterator[_Progress]:
             raise
 
 
-def _only_resume(given: dict[str, Any], settings: tuple[str, ...], tensorboard: bool, dry_run: bool) -> None:
-    if given or settings or tensorboard or dry_run:
-        raise InputError("--resume takes everything from the run; give no data and no other option but --json")
-
-
 def _show_plan(config: Any, json: bool) -> None:
     with extra_needed():
         from qdeploy.training.plan import plan
@@ -100,7 +98,7 @@ def _show_plan(config: Any, json: bool) -> None:
     for name, value in found.config.items():
         print(f"{name:>22}  {value}")
     size = f"{found.macs / 1e6:.1f} M MACs at {found.input_size} pixels"
-    print(f"\n{found.model}: {found.params:,} parameters, {size}")
+    print(f"\n{found.model} for {found.classes} classes: {found.params:,} parameters, {size}")
     print(
         f"device {found.device}, amp {found.amp}; memory about {found.memory_bytes / 1e9:.2f} GB: "
         f"{found.state_bytes / 1e9:.2f} GB weights, gradients, optimizer and average, "

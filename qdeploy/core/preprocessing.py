@@ -18,6 +18,8 @@ from PIL import Image
 from qdeploy.core.errors import ImageError, InputError
 from qdeploy.core.image import RGB, decode, upright_rgb
 
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESIZE_NOTE = ", antialiased"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -26,12 +28,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocessing:
     """How an image becomes a model's input.
 
-    The centre square is cut out and resized to ``size`` (bilinear, antialiased).
+    The centre square is cut out and resized to ``size`` (antialiased).
     The model's graph itself normalises: ``(pixel / 255 - mean) / std`` per channel.
     """
 
     size: int = 64
     """Height and width of the input in pixels."""
+    interpolation: str = "bilinear"
+    """bilinear or bicubic."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     background: RGB = (255, 255, 255)
@@ -40,6 +44,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise InputError(f"preprocessing size must be positive, found {self.size}")
+        if self.interpolation not in FILTERS:
+            raise InputError(f"interpolation must be one of {', '.join(FILTERS)}, found '{self.interpolation}'")
         if min(self.std) <= 0:
             raise InputError(f"preprocessing std must be positive, found {self.std}")
 
@@ -73,17 +79,17 @@ class Preprocessing:
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
-        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
+        return np.asarray(image.resize((self.size, self.size), FILTERS[self.interpolation], box=box))
 
     def to_dict(self) -> dict[str, Any]:
         """Give every rule as JSON-ready values, with a hash over all of them."""
         rules = {
-            **asdict(self),
+            **{name: value for name, value in asdict(self).items() if name != "interpolation"},
             "exif_transpose": True,
             "colour": "RGB",
             "sixteen_bit": "upper 8 bits",
             "crop": "centre square",
-            "resize": "bilinear, antialiased",
+            "resize": f"{self.interpolation}{RESIZE_NOTE}",
         }
         text = json.dumps(rules, sort_keys=True)
         return {**json.loads(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -98,11 +104,12 @@ class Preprocessing:
         try:
             own = cls(
                 size=fields["size"],
+                interpolation=fields["resize"].removesuffix(RESIZE_NOTE),
                 mean=tuple(fields["mean"]),
                 std=tuple(fields["std"]),
                 background=tuple(fields["background"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise InputError(f"the preprocessing rules are incomplete: {error}") from error
         if own.to_dict()["sha256"] != fields.get("sha256"):
             raise InputError("the preprocessing rules differ from this version's; use the qdeploy that wrote them")

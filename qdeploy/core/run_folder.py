@@ -1,6 +1,6 @@
 """A run's folder: the place where training leaves its result and export finds it.
 
-runs/<name>/run.json  best-<hash>.safetensors  log.csv  curves.png  checkpoints/
+runs/<name>/run.json  best-<hash>.safetensors  log.csv  curves.png  checkpoints/  .lock
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from qdeploy.core.files import newest, read_json, sha256_of
 
 RUNS = Path("runs")
 RECORD = "run.json"
+LOCK = ".lock"
+"""Held by the process that trains; gone when the run is complete."""
 _FIELDS: dict[str, type] = {
     "created": str,
     "config": dict,
@@ -70,10 +72,24 @@ def read_run(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise InputError(f"{folder / name} cannot be read: {error.strerror}; train again") from error
     if sha256_of(weights) != record.get("weights_sha256"):
         raise InputError(f"{folder} is damaged: {name} is not the file that run.json describes; train again")
-    for path, kind in _FIELDS.items():
-        value: Any = record
+    require_fields(folder, record, _FIELDS)
+    return record, weights
+
+
+def require_fields(folder: Path, record: Any, kinds: dict[str, type]) -> None:
+    """Check that a run's record has what is read from it.
+
+    Args:
+        folder: The run's.
+        record: What ``run.json`` holds.
+        kinds: The type of each field, by its path with dots.
+
+    Raises:
+        InputError: If a field is missing or of another type.
+    """
+    for path, kind in kinds.items():
+        value = record
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, kind):
             raise InputError(f"{folder / RECORD} is damaged: '{path}' is missing or no {kind.__name__}; train again")
-    return record, weights

@@ -184,7 +184,7 @@ def _reader(layout: Layout) -> Reader:
     def recognise(path: Path) -> Place | None:
         return _place(layout, path.resolve()) if _is_set(layout, path) else None
 
-    return Reader(find=find, recognise=recognise)
+    return Reader(find=find, recognise=recognise, classes=layout.count)
 
 
 READERS = {layout.name: _reader(layout) for layout in (CIFAR_10, CIFAR_100)}

@@ -45,4 +45,4 @@ def _find(_: Progress | None) -> Place:
     return Place(name=NAME, path=FILE, read=embedded_source, files=(FILE,))
 
 
-READER = Reader(find=_find, recognise=lambda path: None)
+READER = Reader(find=_find, recognise=lambda path: None, classes=len(FASHION_CLASSES))

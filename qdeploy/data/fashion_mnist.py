@@ -115,4 +115,4 @@ def _place(folder: Path) -> Place:
     )
 
 
-READER = Reader(find=_find, recognise=_recognise)
+READER = Reader(find=_find, recognise=_recognise, classes=len(FASHION_CLASSES))

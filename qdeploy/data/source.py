@@ -109,6 +109,8 @@ class Reader:
     """Looks for it on this machine and else fetches it; calls back with bytes."""
     recognise: Callable[[Path], Place | None]
     """Tells whether a folder or file is this data set."""
+    classes: int
+    """How many it has as it is published."""
 
 
 def identity(path: Path) -> str:

@@ -23,6 +23,7 @@ URL = f"http://cs231n.stanford.edu/{ARCHIVE}"
 CHECKSUM = Checksum(kind="md5", hex="90528d7ca1a48142e341f4ef8d21d0de")
 """Of the 248,100,043 bytes; the one that other libraries pin (Stanford publishes none)."""
 HOLDOUT = 0.2
+CLASSES = 200
 AGAIN = f"unpack or fetch {ARCHIVE} again"
 
 
@@ -142,4 +143,4 @@ def _place(path: Path) -> Place:
     return Place(name=NAME, path=path, read=lambda: tiny_imagenet_source(path), files=files, holdout=HOLDOUT)
 
 
-READER = Reader(find=_find, recognise=_recognise)
+READER = Reader(find=_find, recognise=_recognise, classes=CLASSES)

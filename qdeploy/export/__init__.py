@@ -1,0 +1,6 @@
+"""From a trained model to verified ONNX and INT8 files."""
+
+from qdeploy.export.made import ExportConfig
+from qdeploy.export.pipeline import ExportReport, export, export_module
+
+__all__ = ["ExportConfig", "ExportReport", "export", "export_module"]

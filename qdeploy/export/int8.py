@@ -21,14 +21,23 @@ CALIBRATION_SEED = 0
 INT8_GOLDEN_DB = 20.0
 """Wide enough for another CPU's rounding, far above what saturating 8-bit kernels give."""
 
-FLOAT_GROUPS: dict[str, tuple[str, ...]] = {
-    "nothing": (),
-    "stem": ("stem",),
-    "stem, attention": ("stem", "fusion.attention"),
-    "stem, attention, head": ("stem", "fusion.attention", "head"),
-    "stem, attention, gates, head": ("stem", "fusion.attention", ".excite", "head"),
+FLOAT_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "qonstraint": {
+        "nothing": (),
+        "stem": ("stem",),
+        "stem, attention": ("stem", "fusion.attention"),
+        "stem, attention, head": ("stem", "fusion.attention", "head"),
+        "stem, attention, gates, head": ("stem", "fusion.attention", ".excite", "head"),
+    },
+    "mobilevit": {
+        "nothing": (),
+        "stem": (".stem",),
+        "stem, attention": (".stem", ".attention"),
+        "transformers": (".layers",),
+        "stem, transformers": (".stem", ".layers"),
+    },
 }
-"""Parts of node names that INT8 may leave in float; the fastest sound set is taken, by measurement."""
+"""Parts of node names that INT8 may leave in float, per family; the fastest sound set is taken, by measurement."""
 FLOAT_FOR_TENSORRT = "stem, attention"
 """Not timed here: the speed of ONNX Runtime says nothing about TensorRT."""
 
@@ -90,6 +99,16 @@ def int8_step(work: Work, fp32: Made) -> tuple[Made, Calibration, tuple[Candidat
     return int8, calibration, candidates
 
 
+def float_groups(model: onnx.ModelProto, family: str) -> dict[str, tuple[str, ...]]:
+    """Give, for each set of layers that may stay in float, the names of its nodes."""
+    names = [n.name for n in model.graph.node]
+    if family in FLOAT_GROUPS:
+        groups = FLOAT_GROUPS[family]
+        return {group: tuple(n for n in names if any(p in n for p in parts)) for group, parts in groups.items()}
+    layers = [n.name for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    return {"nothing": (), "first layer": (layers[0],), "first and last layer": (layers[0], layers[-1])}
+
+
 def _trials(work: Work, fp32: Made, calibration: Calibration) -> list[_Trial]:
     encoding = encoding_for(work.config.target)
     lineage = {
@@ -99,9 +118,12 @@ def _trials(work: Work, fp32: Made, calibration: Calibration) -> list[_Trial]:
     }
     val = work.dataset.splits["val"]
     before = run_session(fp32.session, val.pixels)
+    groups = float_groups(fp32.model, work.record["model"]["family"])
+    if encoding.target != "x86":
+        only = FLOAT_FOR_TENSORRT if FLOAT_FOR_TENSORRT in groups else "nothing"
+        groups = {only: groups[only]}
     trials = []
-    for name in FLOAT_GROUPS if encoding.target == "x86" else (FLOAT_FOR_TENSORRT,):
-        layers = tuple(n.name for n in fp32.model.graph.node if any(p in n.name for p in FLOAT_GROUPS[name]))
+    for name, layers in groups.items():
         card = replace(fp32.card, precision="int8", target=encoding.target, float_layers=layers, lineage=lineage)
         model = quantize(fp32.model, calibration, encoding, layers)
         session = open_graph(model, card)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
 
 from qdeploy.core.artifact import EXPORTS
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json
+from qdeploy.core.lineage import git_commit
 from qdeploy.core.machine import environment
 from qdeploy.core.metrics import Floats, PairedDifference, paired_difference
 from qdeploy.core.preprocessing import Preprocessing
@@ -28,8 +34,8 @@ from qdeploy.export.made import ExportConfig, Made, Note, Work, finish, first_ca
 from qdeploy.export.parity import FOLD_TOLERANCE, FP32_TOLERANCE, measure, require_equal
 from qdeploy.export.report import html_report
 from qdeploy.export.trace import trace
-from qdeploy.models.folding import Deployed
-from qdeploy.models.qonstraint import Qonstraint, QonstraintConfig
+from qdeploy.models.folding import deploy
+from qdeploy.models.registry import count, model_from_record
 from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_images, time_rounds
 
 TORCH_BATCH = 64
@@ -97,19 +103,91 @@ def export(
         InputError: If the run or its data cannot be used.
         VerdictError: If parity or the accuracy budget is missed.
     """
-    config = config or ExportConfig()
     run = run or newest_run()
     record, weights = read_run(run)
     model = _model(record, weights, run)
     out = out or EXPORTS / run.resolve().name
     _require_own(out)
+    return _export(model, record, sha256_of(weights), lambda: _dataset(record), config or ExportConfig(), out, note)
+
+
+def export_module(
+    module: nn.Module,
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    data: str | Dataset,
+    out: Path,
+    *,
+    name: str = "module",
+    config: ExportConfig | None = None,
+    note: Note = _silent,
+) -> ExportReport:
+    """Export your own trained module, with the same checks, INT8 and card as a run.
+
+    Args:
+        module: Takes normalised float32 ``[B, 3, S, S]`` and gives logits ``[B, K]``; it is not changed.
+        labels: The K class names, in the order of the logits; the data's classes, which are in alphabetical order.
+        preprocessing: How an image becomes the module's input.
+        data: A data set as `qdeploy train` takes it, or a loaded one: ranges come from its training split, parity from
+            validation, accuracy from test.
+        out: The export's folder.
+        name: Of the model, in the card.
+        config: What to make.
+        note: Called with a line after each step.
+
+    Raises:
+        InputError: If module, labels and data do not fit together.
+        VerdictError: If parity or the accuracy budget is missed.
+    """
+    dataset = load_dataset(data, preprocessing) if isinstance(data, str) else data
+    if dataset.preprocessing != preprocessing:
+        raise InputError("the data set was loaded with another preprocessing than the module's")
+    if tuple(labels) != dataset.classes:
+        raise InputError(f"the labels are {', '.join(labels)}, the data's classes {', '.join(dataset.classes)}")
+    model = copy.deepcopy(module).cpu().eval()
+    size = preprocessing.size
+    with torch.inference_mode():
+        logits = model(torch.zeros(2, 3, size, size))
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, len(labels)):
+        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputError(f"the module must give logits [2, {len(labels)}] for 2 images, found {found}")
+    _require_own(out)
+    params, macs = count(copy.deepcopy(model), size)
+    weights = save_tensors({k: v.clone() for k, v in model.state_dict().items()})
+    record = {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": {},
+        "git": git_commit(),
+        "model": {
+            "name": name,
+            "family": "module",
+            "params": params,
+            "macs": macs,
+            "input_size": size,
+            "num_classes": len(labels),
+            "config": {},
+        },
+        "dataset": {"images": {split: len(images) for split, images in dataset.splits.items()}},
+    }
+    return _export(model, record, sha256_of(weights), lambda: dataset, config or ExportConfig(), out, note)
+
+
+def _export(
+    model: nn.Module,
+    record: dict[str, Any],
+    weights_sha256: str,
+    read: Callable[[], Dataset],
+    config: ExportConfig,
+    out: Path,
+    note: Note,
+) -> ExportReport:
     with folder_made_whole(out) as folder:
-        dataset = _dataset(record)
+        dataset = read()
         for text in dataset.notes:
             note(text)
-        name = f"{record['model']['name']}-{dataset.name}"
+        name = f"{record['model']['name'].replace('/', '-')}-{dataset.name}"
         work = Work(record=record, dataset=dataset, name=name, config=config, note=note)
-        made = [_float_step(work, model, sha256_of(weights))]
+        made = [_float_step(work, model, weights_sha256)]
         candidates: tuple[Candidate, ...] = ()
         if config.int8:
             int8, calibration, candidates = int8_step(work, made[0])
@@ -134,9 +212,9 @@ def _require_own(out: Path) -> None:
         raise InputError(f"{out} holds '{others[0]}' and would be replaced; give an empty or new folder with --out")
 
 
-def _model(record: dict[str, Any], weights: bytes, run: Path) -> Qonstraint:
+def _model(record: dict[str, Any], weights: bytes, run: Path) -> nn.Module:
     try:
-        model = Qonstraint(QonstraintConfig.from_dict(record["model"]["config"]))
+        model = model_from_record(record["model"])
         model.load_state_dict(load_tensors(weights))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, InputError) as error:
         raise InputError(f"{run} cannot be read as a model: {str(error).splitlines()[0]}; train again") from error
@@ -154,10 +232,10 @@ def _dataset(record: dict[str, Any]) -> Dataset:
     return dataset
 
 
-def _float_step(work: Work, model: Qonstraint, weights_sha256: str) -> Made:
+def _float_step(work: Work, model: nn.Module, weights_sha256: str) -> Made:
     rules, pixels = work.dataset.preprocessing, work.parity_pixels
     reference = _trained_logits(model, pixels, rules)
-    deployed = Deployed(model, rules.mean, rules.std)
+    deployed = deploy(model, rules.mean, rules.std)
     with torch.inference_mode():
         folded = torch.cat([deployed(p)[0] for p in torch.from_numpy(pixels).split(TORCH_BATCH)]).numpy()
     magnitude = max(1.0, float(np.abs(reference).max()))
@@ -170,7 +248,7 @@ def _float_step(work: Work, model: Qonstraint, weights_sha256: str) -> Made:
     return made
 
 
-def _trained_logits(model: Qonstraint, pixels: NDArray[np.uint8], rules: Preprocessing) -> Floats:
+def _trained_logits(model: nn.Module, pixels: NDArray[np.uint8], rules: Preprocessing) -> Floats:
     mean, std = torch.tensor(rules.mean), torch.tensor(rules.std)
     with torch.inference_mode():
         parts = torch.from_numpy(pixels).split(TORCH_BATCH)

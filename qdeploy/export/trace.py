@@ -9,16 +9,15 @@ from collections import Counter
 
 import onnx
 import torch
-
-from qdeploy.models.folding import Deployed
+from torch import nn
 
 OPSET = 20
 """The first with a native Gelu: at 18 it becomes five operators, 12 % slower and worse in INT8."""
 MAX_BATCH = 4096
 
 
-def trace(model: Deployed, size: int) -> onnx.ModelProto:
-    """Trace a deployable model to ONNX.
+def trace(model: nn.Module, size: int) -> onnx.ModelProto:
+    """Trace a model in its inference form (``qdeploy.models.folding``) to ONNX.
 
     The graph takes ``image``, uint8 ``[batch, size, size, 3]``, and gives ``logits`` and ``probabilities``,
     float32 ``[batch, K]``. Nodes are named after the module they come from.

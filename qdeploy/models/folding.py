@@ -1,4 +1,4 @@
-"""The inference form of a Qonstraint model: the same function with fewer operations.
+"""The inference form of a model: images in, normalisation inside; for Qonstraint the same function in fewer operations.
 
 Exact up to float32 rounding (tested at 1e-5 on the logits of every configuration): BatchNorms and residual
 scales go into convolutions, the running re-centring into a bias, the input's scale into the first convolution,
@@ -20,8 +20,38 @@ from qdeploy.models.layers import CLAMP, FoldableNormConv
 from qdeploy.models.qonstraint import FusionBlockV2, Qonstraint, QonvViTBlock, StemBlock
 
 
+def deploy(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """Give a copy of a trained model in its inference form."""
+    if isinstance(model, Qonstraint):
+        return DeployedQonstraint(model, mean, std)
+    return Deployed(model, mean, std)
+
+
 class Deployed(nn.Module):
-    """uint8 images ``[B, S, S, 3]`` in, float32 logits and probabilities ``[B, K]`` out."""
+    """uint8 images ``[B, S, S, 3]`` in, float32 logits and probabilities ``[B, K]`` out.
+
+    This is the form of every model that is no Qonstraint: the exporter folds a BatchNorm behind a convolution itself.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("offset", 255.0 * torch.tensor(mean).reshape(1, 3, 1, 1))
+        self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(std)).reshape(1, 3, 1, 1))
+        self.model = copy.deepcopy(model).requires_grad_(False).cpu()
+        self.eval()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify images; normalisation is inside."""
+        nchw = image.float().permute(0, 3, 1, 2)  # cast first: TensorRT transposes no uint8
+        logits = self.model((nchw - self.offset) * self.scale)
+        return logits, logits.softmax(dim=-1)
+
+
+class DeployedQonstraint(nn.Module):
+    """The same for a Qonstraint model, folded."""
 
     offset: Tensor
 
@@ -42,7 +72,7 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Classify images; normalisation is inside."""
-        nchw = image.float().permute(0, 3, 1, 2)  # cast first: TensorRT transposes no uint8
+        nchw = image.float().permute(0, 3, 1, 2)
         x = self.stem(nchw - self.offset)
         low = self.stages[1](self.stages[0](x))
         logits = self.head(self.fusion(low, self.stages[2](low)))

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qdeploy.core.errors import InputError
+from qdeploy.models.classifier import Classifier, Paths
 from qdeploy.models.heads import GapHead, SotaHead
 from qdeploy.models.layers import (
     CLAMP,
@@ -43,6 +44,7 @@ _CHOICES = {
 class QonstraintConfig:
     """Everything that decides the shape of a Qonstraint model."""
 
+    family: ClassVar[str] = "qonstraint"
     dims: tuple[int, int, int, int]
     """Channels of the stem and of the three stages."""
     depths: tuple[int, int, int]
@@ -89,6 +91,10 @@ class QonstraintConfig:
         """Rebuild a configuration from ``to_dict``."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**values)
+
+    def build(self) -> Qonstraint:
+        """Build a freshly initialised model."""
+        return Qonstraint(self)
 
 
 class StemBlock(nn.Sequential):
@@ -204,16 +210,10 @@ class FusionBlockV2(nn.Module):
         return x_BNC.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
-class Paths(NamedTuple):
-    """Logits ``[B, K]`` of the whole model, of the transformer path and of the auxiliary path."""
-
-    logits: Tensor
-    transformer: Tensor | None
-    auxiliary: Tensor | None
-
-
-class Qonstraint(nn.Module):
+class Qonstraint(Classifier):
     """The whole classifier: normalised ``[B, 3, S, S]`` images to ``[B, K]`` logits."""
+
+    config: QonstraintConfig
 
     def __init__(self, config: QonstraintConfig) -> None:
         super().__init__()
@@ -255,9 +255,3 @@ class Qonstraint(nn.Module):
             transformer, conv, auxiliary = self.head.paths(features)
             return Paths(self.head.combine(transformer, conv, auxiliary, labels), transformer, auxiliary)
         return Paths(self.head(features), None, None)
-
-    def set_confidence(self, confidence: float) -> None:
-        """Let every drop path follow the controller's confidence in [0, 1]."""
-        for module in self.modules():
-            if isinstance(module, DropPath):
-                module.set_confidence(confidence)

@@ -89,8 +89,8 @@ it says "0.2", read as 1 - 0.2.
 """
 
 
-def strength_at(regime: str, epoch: int, epochs: int, randaugment: bool = True) -> Strength:
-    """Give the strength of an epoch, counted from 0: phase 1 in the first half of the run, then phase 2.
+def strength_of(regime: str, phase: int, randaugment: bool = True) -> Strength:
+    """Give the strength of a regime's first or second phase.
 
     Raises:
         InputError: If there is no such regime.
@@ -99,7 +99,7 @@ def strength_at(regime: str, epoch: int, epochs: int, randaugment: bool = True) 
         raise InputError(
             f"there is no augmentation named '{regime}'{near_miss(regime, REGIMES)}; known: low, mid, high"
         )
-    strength = REGIMES[regime][0 if epoch < epochs / 2 else 1]
+    strength = REGIMES[regime][phase - 1]
     return strength if randaugment else replace(strength, randaugment=False)
 
 
@@ -252,6 +252,24 @@ def flip_and_shift(pixels_BSSC: Tensor, *, flip: bool, max_shift: int, generator
     if flip:
         mirrored = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
+    device = pixels_BSSC.device
+    index = torch.arange(count, device=device)[:, None, None]
+    return pixels_BSSC[index, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+
+
+def crop_and_mirror(pixels_BSSC: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Cut a square of ``side`` pixels out of each image, anywhere, and mirror half of them.
+
+    Args:
+        pixels_BSSC: Images ``[B, S, S, 3]`` of any dtype, S at least ``side``.
+        side: Height and width of the result.
+        generator: Source of the choices, on the CPU whatever the device.
+    """
+    count, size = pixels_BSSC.shape[:2]
+    top, left = torch.randint(0, size - side + 1, (2, count, 1), generator=generator)
+    grid = torch.arange(side)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    rows, columns = top + grid, left + torch.where(mirrored, grid.flip(0), grid)
     device = pixels_BSSC.device
     index = torch.arange(count, device=device)[:, None, None]
     return pixels_BSSC[index, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]

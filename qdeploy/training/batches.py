@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.dataset import Split
-from qdeploy.training.augment import augment, flip_and_shift, normalise, strength_at
+from qdeploy.training.augment import augment, crop_and_mirror, flip_and_shift, normalise, strength_of
 from qdeploy.training.distributed import World
 from qdeploy.training.mixing import choose_mix, mix, mix_probabilities
 from qdeploy.training.recipes import TrainConfig
@@ -86,7 +86,10 @@ class Batches:
         if kind == "shift":
             moved = flip_and_shift(pixels_BSSC, flip=True, max_shift=self.config.shift, generator=generator)
             return normalise(moved, self.mean, self.std)
-        strength = strength_at(kind, epoch, self.config.epochs, randaugment=self.config.randaugment)
+        if kind == "crop":
+            side = max(1, round(self.config.crop * pixels_BSSC.shape[1]))
+            return normalise(crop_and_mirror(pixels_BSSC, side, generator), self.mean, self.std)
+        strength = strength_of(kind, self.constants.phase(epoch), randaugment=self.config.randaugment)
         image = augment(pixels_BSSC, strength, generator)
         return (image - self.mean[:, None, None]) / self.std[:, None, None]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,13 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, then remove all but the last two.
+    """Write a checkpoint, then remove all but this one and the one before it.
 
     Raises:
         InputError: If it cannot be written, e.g. on a full disk; the previous ones are intact.
     """
     folder = run / FOLDER
+    fallback = "the previous one is intact" if any(folder.glob("*.json")) else "there is none before it"
     stem = f"{checkpoint.epoch:05d}-{checkpoint.step:07d}"
     part = folder / f".{stem}.part"
     try:
@@ -58,10 +60,10 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise InputError(
-            f"the checkpoint {folder / stem} could not be written ({error}); the previous one is intact: "
+            f"the checkpoint {folder / stem} could not be written ({error}); {fallback}: "
             "make room, then continue with `qdeploy train --resume`"
         ) from error
-    _prune(folder)
+    _prune(folder, stem)
 
 
 def load_checkpoint(run: Path, note: Callable[[str], None]) -> Checkpoint | None:
@@ -97,11 +99,7 @@ def load_checkpoint(run: Path, note: Callable[[str], None]) -> Checkpoint | None
 
 def remove_checkpoints(run: Path) -> None:
     """Delete a finished run's checkpoints."""
-    folder = run / FOLDER
-    if folder.is_dir():
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
 
 
 def nested(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -114,8 +112,9 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _prune(folder: Path) -> None:
-    whole = sorted(path.stem for path in folder.glob("*.json"))[-KEPT:]
+def _prune(folder: Path, newest: str) -> None:
+    """Keep the newest and the one before it; what sorts after it is damaged and was passed over."""
+    whole = sorted(path.stem for path in folder.glob("*.json") if path.stem <= newest)[-KEPT:]
     for path in folder.iterdir():
         if path.stem not in whole:
             path.unlink()

@@ -23,6 +23,11 @@ class Precision:
     autocast_dtype: torch.dtype | None
 
     @property
+    def amp(self) -> str:
+        """The dtype as a word; ``off`` for float32."""
+        return str(self.autocast_dtype or "off")
+
+    @property
     def needs_scaler(self) -> bool:
         """Whether gradients must be scaled against underflow."""
         return self.autocast_dtype is torch.float16

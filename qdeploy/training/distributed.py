@@ -49,13 +49,23 @@ class World:
         return found
 
     @torch.no_grad()
-    def average_buffers(self, *modules: nn.Module) -> None:
-        """Average the running statistics, which each process has of its own images."""
+    def share_buffers(self, *modules: nn.Module) -> None:
+        """Give process 0's running statistics to all.
+
+        In training DistributedDataParallel does so before every step; only process 0's are in a checkpoint.
+        """
         if self.size > 1:
             for module in modules:
                 for buffer in module.buffers():
-                    if buffer.is_floating_point():
-                        self.sum(buffer).div_(self.size)
+                    dist.broadcast(buffer, src=0)
+
+    @torch.no_grad()
+    def average_buffers(self, module: nn.Module) -> None:
+        """Average running statistics that each process has computed of its own images, outside of training."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                if buffer.is_floating_point():
+                    self.sum(buffer).div_(self.size)
 
     def agree(self, text: str) -> str:
         """Give process 0's text to all."""
@@ -81,12 +91,17 @@ def joined(device: torch.device) -> Iterator[World]:
     """Join the processes of this run, if torchrun started several, for the length of the block.
 
     Raises:
-        InputError: If there are more processes than GPUs.
+        InputError: If there are more processes than GPUs, or torchrun did not start them.
         VerdictError: If another process is lost.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield World(device=device)
         return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {missing[0]} is not set; start several processes with "
+            "torchrun, or unset WORLD_SIZE"
+        )
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
@@ -99,7 +114,10 @@ def joined(device: torch.device) -> Iterator[World]:
     except RuntimeError as error:
         if not _peer_lost(error):
             raise
-        raise VerdictError("another process of this run ended; continue with `qdeploy train --resume`") from error
+        raise VerdictError(
+            "another process of this run ended; see its message, and if the run had begun continue with "
+            "`qdeploy train --resume`"
+        ) from error
     dist.barrier()  # who leaves while others still speak aborts in the library's clean-up
     dist.destroy_process_group()
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.dataset import Split
-from qdeploy.models.qonstraint import Paths, Qonstraint
+from qdeploy.models.classifier import Classifier, Paths
 from qdeploy.training.augment import normalise
 from qdeploy.training.averaging import ExponentialAverage, Weights
 from qdeploy.training.batches import Batch, normalisation, to_device
@@ -67,7 +67,7 @@ class Tally:
 class _AllPaths(nn.Module):
     """``forward_paths`` as a module's forward: what DistributedDataParallel and torch.compile can wrap."""
 
-    def __init__(self, model: Qonstraint) -> None:
+    def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
 
@@ -79,7 +79,7 @@ class Learner:
     """Owns the model, its exponential moving average, the optimizer and the loss scaler."""
 
     def __init__(
-        self, model: Qonstraint, config: TrainConfig, precision: Precision, preprocessing: Preprocessing, world: World
+        self, model: Classifier, config: TrainConfig, precision: Precision, preprocessing: Preprocessing, world: World
     ) -> None:
         self.config, self.precision, self.world = config, precision, world
         self.model = model.to(world.device).to(memory_format=torch.channels_last)
@@ -181,7 +181,7 @@ class Learner:
         mine = np.arange(self.world.rank, len(split), self.world.size)
         was_training = model.training
         model.eval()
-        for index in np.array_split(mine, max(1, -(-len(mine) // EVAL_BATCH))):
+        for index in filter(len, np.array_split(mine, max(1, -(-len(mine) // EVAL_BATCH)))):
             pixels = to_device(torch.from_numpy(split.pixels[index]), self.world.device)
             logits = model(normalise(pixels, self.mean, self.std)).float()
             yield logits, to_device(torch.from_numpy(split.labels[index]), self.world.device)

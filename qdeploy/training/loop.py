@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qdeploy.core.errors import InputError, VerdictError
-from qdeploy.core.files import read_json
+from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
+from qdeploy.core.files import BusyError, locked, read_json
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.core.run_folder import RECORD, newest_run
+from qdeploy.core.run_folder import LOCK, RECORD, newest_run, require_fields
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
-from qdeploy.models.registry import create_model, model_config
+from qdeploy.models.registry import create_model, model_config, summarise
 from qdeploy.training.batches import Batches
-from qdeploy.training.checkpoint import load_checkpoint
+from qdeploy.training.checkpoint import load_checkpoint, remove_checkpoints
 from qdeploy.training.device import choose_precision
 from qdeploy.training.distributed import World, joined
 from qdeploy.training.events import require_tensorboard
@@ -25,7 +25,20 @@ from qdeploy.training.learner import Learner
 from qdeploy.training.recipes import TrainConfig, config_from_record
 from qdeploy.training.reporter import Reporter, Row, Silent
 from qdeploy.training.run import Run
-from qdeploy.training.run_files import TrainResult, describe, free_folder, save_record
+from qdeploy.training.run_files import TrainResult, describe, free_folder, remove_if_empty, save_record
+
+_FIELDS: dict[str, type] = {
+    "config": dict,
+    "labels": list,
+    "dataset": dict,
+    "dataset.sha256": str,
+    "dataset.source": str,
+    "model.params": int,
+    "processes": int,
+    "device": str,
+    "amp": str,
+}
+"""What resuming reads from a record."""
 
 
 def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | None = None) -> TrainResult:
@@ -43,21 +56,22 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
 
     Raises:
         InputError: If the model, the data, an option or the folder cannot be used, or memory does not suffice.
+        MissingDependencyError: If TensorBoard or the compiler that the configuration asks for is not there.
         VerdictError: If the loss is no number any more and no return to earlier weights helped; the best weights so
             far stay in the folder.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the folder has been made usable.
     """
-    model_config(config.model, num_classes=2)
+    summarise(config.model, input_size=config.input_size)  # refuses what cannot be built
     with _together(config, reporter) as (world, shown):
         folder = Path(world.agree(str(free_folder(config, out)) if world.writes else ""))
         dataset = _read(config, world, shown)
-        amp = str(choose_precision(config.device, config.amp).autocast_dtype or "off")
-        record = describe(config, dataset, amp, world.size)
+        record = describe(config, dataset, choose_precision(config.device, config.amp), world.size)
         run = _build(config, dataset, record, folder, world, shown)
-        if world.writes:
-            save_record(folder, record)
-        shown.started(record, folder)
-        return _go(run)
+        with _held(folder, world):
+            if world.writes:
+                save_record(free_folder(config, folder), record)  # reading takes time: is it still free?
+            shown.started(record, folder)
+            return _go(run)
 
 
 def resume(folder: Path | None = None, reporter: Reporter | None = None) -> TrainResult:
@@ -70,14 +84,15 @@ def resume(folder: Path | None = None, reporter: Reporter | None = None) -> Trai
         reporter: Shown the progress, in process 0.
 
     Raises:
-        InputError: If there is no such run, it is complete, its data has changed, or another version wrote it.
+        InputError: If there is no such run, it is complete or going on, its data, the device, the precision or the
+            number of processes has changed, or another version wrote it.
     """
     folder = folder or newest_run()
-    record = _unfinished(folder)
-    config = config_from_record(record["config"])
-    with _together(config, reporter) as (world, shown):
+    config = config_from_record(_unfinished(folder)["config"])
+    with _together(config, reporter) as (world, shown), _held(folder, world):
+        record = _unfinished(folder)  # now that no other process can complete it
         dataset = _read(config, world, shown)
-        _check_same(record, dataset, world)
+        _check_same(record, config, dataset, world)
         run = _build(config, dataset, record, folder, world, shown)
         checkpoint = load_checkpoint(folder, shown.note)
         if checkpoint is None:
@@ -101,9 +116,11 @@ def _together(config: TrainConfig, reporter: Reporter | None) -> Iterator[tuple[
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_big(config) from error
         except RuntimeError as error:
-            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-                raise
-            raise _too_big(config) from error
+            if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+                raise _too_big(config) from error
+            if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                raise _not_compiled(error) from error
+            raise
 
 
 def _too_big(config: TrainConfig) -> InputError:
@@ -114,10 +131,38 @@ def _too_big(config: TrainConfig) -> InputError:
     )
 
 
+def _not_compiled(error: RuntimeError) -> MissingDependencyError:
+    reason = str(error).strip().partition("\n")[0]
+    return MissingDependencyError(
+        f"--set compile=true: torch.compile failed ({reason}); it needs a C++ compiler such as g++, on a GPU Triton: "
+        "install it, or leave compile out"
+    )
+
+
+@contextmanager
+def _held(folder: Path, world: World) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the file of the lock stays as long as there is something to resume.
+
+    Raises:
+        InputError: If another process is in it.
+    """
+    with ExitStack() as stack:
+        if world.writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(folder / LOCK, wait=False))
+            except BusyError as error:
+                raise InputError(f"the run in {folder} is going on in another process; wait, or end it") from error
+        yield
+    if world.writes:
+        (folder / LOCK).unlink(missing_ok=True)
+
+
 def _read(config: TrainConfig, world: World, reporter: Reporter) -> Dataset:
-    size = model_config(config.model, num_classes=2).input_size
+    size = model_config(config.model, input_size=config.input_size).input_size
+    rules = Preprocessing(size=size, interpolation=config.interpolation)
     with world.first_alone():
-        dataset = load_dataset(config.data, Preprocessing(size=size), reporter.reading)
+        dataset = load_dataset(config.data, rules, reporter.reading)
     for text in dataset.notes:
         reporter.note(text)
     return dataset
@@ -125,7 +170,7 @@ def _read(config: TrainConfig, world: World, reporter: Reporter) -> Dataset:
 
 def _build(config: TrainConfig, dataset: Dataset, record: Row, folder: Path, world: World, reporter: Reporter) -> Run:
     torch.manual_seed(config.seed)
-    model = create_model(config.model, len(dataset.classes))
+    model = create_model(config.model, len(dataset.classes), config.input_size)
     precision = choose_precision(config.device, config.amp)
     learner = Learner(model, config, precision, dataset.preprocessing, world)
     if world.rank:  # each process drops out other units
@@ -141,7 +186,8 @@ def _go(run: Run) -> TrainResult:
         run.close(interrupted=True)
         raise
     except (VerdictError, torch.OutOfMemoryError, MemoryError, RuntimeError):
-        run.abandon_if_empty()
+        if run.world.writes:
+            remove_if_empty(run.folder)
         raise
 
 
@@ -150,15 +196,22 @@ def _unfinished(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} is not a run, it has no {RECORD}; give a folder below ./runs, or none for the newest"
         )
-    record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise InputError(f"{folder / RECORD} is damaged: it has no configuration; train again")
+    record: dict[str, Any] = read_json(folder / RECORD)
+    require_fields(folder, record, _FIELDS)
     if not record.get("interrupted", True):
-        raise InputError(f"{folder} is complete ({record['results']['epochs']} epochs); export it, or train anew")
+        remove_checkpoints(folder)  # it may have been killed before it did so itself
+        raise InputError(f"{folder} is complete ({record['config'].get('epochs')} epochs); export it, or train anew")
     return record
 
 
-def _check_same(record: Row, dataset: Dataset, world: World) -> None:
+def _check_same(record: Row, config: TrainConfig, dataset: Dataset, world: World) -> None:
+    precision = choose_precision(config.device, config.amp)
+    began, now = (record["device"], record["amp"]), (precision.device.type, precision.amp)
+    if began != now:
+        raise InputError(
+            f"the run began on {began[0]} with amp {began[1]}, here it would go on on {now[0]} with amp {now[1]}; "
+            "resume it on such a machine (an empty CUDA_VISIBLE_DEVICES hides the GPUs), or train anew"
+        )
     if len(record["labels"]) != len(dataset.classes):
         raise InputError(
             f"the run knows {len(record['labels'])} classes, the data has {len(dataset.classes)} now; train anew"

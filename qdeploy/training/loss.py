@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qdeploy.models.qonstraint import Paths
+from qdeploy.models.classifier import Paths
 from qdeploy.training.recipes import TrainConfig
 from qdeploy.training.schedule import Settings
 

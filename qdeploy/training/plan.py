@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from qdeploy.models.qonstraint import Qonstraint
+from qdeploy.data.catalog import count_classes
+from qdeploy.models.classifier import Classifier
 from qdeploy.models.registry import create_model, summarise
 from qdeploy.training.device import Precision, choose_precision
 from qdeploy.training.recipes import TrainConfig
@@ -27,6 +28,7 @@ class Plan:
 
     config: dict[str, Any]
     model: str
+    classes: int
     params: int
     macs: int
     """Multiply-accumulates of one image."""
@@ -36,7 +38,8 @@ class Plan:
     state_bytes: int
     """Of weights, gradients, optimizer and moving average."""
     activation_bytes: int
-    """Of the tensors kept for the backward pass of one process' batch, with the weights' low-precision copies."""
+    """Of the tensors kept for the backward pass of a whole batch, with the weights' low-precision copies; of several
+    processes each keeps its share."""
 
     @property
     def memory_bytes(self) -> int:
@@ -44,38 +47,42 @@ class Plan:
         return self.state_bytes + self.activation_bytes
 
 
-def plan(config: TrainConfig, num_classes: int = 200) -> Plan:
-    """Work out what a configuration needs; nothing is read and nothing trained.
+def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
+    """Work out what a configuration needs; no image is read and nothing trained.
 
     Activations are counted, not estimated: two small forward passes are run on the CPU and every tensor that autograd
     keeps is measured; what grows with the batch is scaled to the batch.
 
     Args:
         config: The run.
-        num_classes: Of the data; it hardly matters.
+        num_classes: Of the data; the default is to look.
 
     Raises:
-        InputError: If the model or the device is not there.
+        InputError: If the model, the data or the device is not there.
     """
-    summary = summarise(config.model, num_classes)
+    num_classes = num_classes or count_classes(config.data)
+    summary = summarise(config.model, num_classes, config.input_size)
+    side = summary.input_size if config.augmentation != "crop" else round(config.crop * summary.input_size)
     precision = choose_precision(config.device, config.amp)
-    kept = [_kept_bytes(create_model(config.model, num_classes), precision, count) for count in PROBE]
+    model = create_model(config.model, num_classes, config.input_size)
+    kept = [_kept_bytes(model, precision, count, side) for count in PROBE]
     per_image = (kept[1] - kept[0]) / (PROBE[1] - PROBE[0])
     fixed = max(0.0, kept[0] - PROBE[0] * per_image)
     return Plan(
         config=config.to_dict(),
         model=config.model,
+        classes=num_classes,
         params=summary.params,
         macs=summary.macs,
         input_size=summary.input_size,
         device=str(precision.device),
-        amp=str(precision.autocast_dtype or "off"),
+        amp=precision.amp,
         state_bytes=COPIES * FLOAT_BYTES * summary.params,
         activation_bytes=int(fixed + per_image * config.batch_size),
     )
 
 
-def _kept_bytes(model: Qonstraint, precision: Precision, count: int) -> int:
+def _kept_bytes(model: Classifier, precision: Precision, count: int, size: int) -> int:
     """Give the bytes that a forward pass of so many images keeps for the backward pass, parameters left out."""
     model.train()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -87,7 +94,6 @@ def _kept_bytes(model: Qonstraint, precision: Precision, count: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    size = model.config.input_size
     image = torch.rand(count, 3, size, size).to(memory_format=torch.channels_last)
     dtype = torch.bfloat16 if precision.autocast_dtype else None  # as large as fp16, and the CPU has it
     with saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):

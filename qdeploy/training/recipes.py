@@ -18,12 +18,18 @@ class TrainConfig:
     data: str = EMBEDDED
     """A published data set or a folder with a sub-folder per class."""
     recipe: str = "small"
+    input_size: int = 0
+    """Height and width of the model's input in pixels; 0: the model's own, 64."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How images are resized to it."""
     epochs: int = 36
     """Passes over the training images; 36 over the embedded 2,000 take about four minutes on 2 cores."""
     batch_size: int = 64
     """Images per optimizer step, over all processes."""
     lr: float = 2e-3
     """Base learning rate of AdamW."""
+    min_lr: float = 0.0
+    """Cosine only: where it ends."""
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
@@ -66,10 +72,13 @@ class TrainConfig:
     guard: bool = True
     """Go back to the best weights if the validation accuracy falls below half of the best, or the loss is no number."""
 
-    augmentation: Literal["none", "shift", "low", "mid", "high"] = "shift"
-    """shift: mirror and move by up to ``shift`` pixels; low, mid, high: the paper's regimes in two phases."""
+    augmentation: Literal["none", "shift", "crop", "low", "mid", "high"] = "shift"
+    """shift: mirror and move by up to ``shift`` pixels; crop: mirror and cut a smaller square; low, mid, high: the
+    paper's regimes in two phases."""
     shift: int = 4
     """Largest move in pixels, repeating the border; only for shift."""
+    crop: float = 0.875
+    """Side of the square that training sees, as a share of the input's; validation sees all. Only for crop."""
     randaugment: bool = False
     """RandAugment in the second phase of low, mid and high."""
     mixup: bool = False
@@ -96,6 +105,14 @@ class TrainConfig:
             choices = get_args(hint)
             if choices and value not in choices:
                 raise InputError(f"--{name} must be {', '.join(choices[:-1])} or {choices[-1]}, found '{value}'")
+        for parts, field, values in _ONLY_WITH:
+            idle = [part for part in parts if getattr(self, part)]
+            if idle and getattr(self, field) not in values:
+                off = " ".join(f"--set {part}=off" for part in idle)
+                raise InputError(
+                    f"{', '.join(idle)}: only with {field} {' or '.join(values)}, found '{getattr(self, field)}'; "
+                    f"change it or add {off}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
@@ -107,6 +124,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "batch_size": (2, 65_536),
     "lr": (1e-8, 1),
+    "min_lr": (0, 1),
+    "input_size": (0, 4096),
     "weight_decay": (0, 10),
     "clip_norm": (0, 1e6),
     "seed": (0, 2**32 - 1),
@@ -115,13 +134,21 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ema_decay": (0, 0.99999),
     "deep_supervision": (0, 10),
     "shift": (0, 31),
+    "crop": (0.1, 1),
     "checkpoint_seconds": (0, 86_400),
 }
 
-_MECHANISMS = (
-    "boosts", "plateau_resets", "restarts", "dynamic_momentum", "dynamic_ema", "dynamic_smoothing",
-    "dynamic_drop_path", "hardness", "swa", "reloads", "randaugment", "mixup", "cutmix",
+CONTROLLER = (
+    "boosts", "plateau_resets", "restarts", "dynamic_momentum", "dynamic_ema", "dynamic_smoothing", "dynamic_drop_path",
 )  # fmt: skip
+"""The parts of the paper's controller; there is none under a cosine."""
+MECHANISMS = (*CONTROLLER, "hardness", "swa", "reloads", "randaugment", "mixup", "cutmix")
+"""What the paper's recipe switches on."""
+_ONLY_WITH = (
+    (CONTROLLER, "schedule", ("confidence",)),
+    (("randaugment",), "augmentation", ("low", "mid", "high")),
+)
+"""Switches that do nothing but with some values of another field: on otherwise, they are a contradiction."""
 _PAPER: dict[str, Any] = {
     "model": "qonstraint-5.9-gap",
     "epochs": 70,
@@ -129,10 +156,13 @@ _PAPER: dict[str, Any] = {
     "lr": 5e-4,
     "weight_decay": 5e-5,
     "schedule": "confidence",
+    "label_smoothing": 0.1,
+    "ema_decay": 0.97,
     "augmentation": "mid",
-    **dict.fromkeys(_MECHANISMS, True),
+    **dict.fromkeys(MECHANISMS, True),
 }
-"""The reported run (paper, III.C and IV.A)."""
+"""The reported run (paper, III.C and IV.A). Smoothing and decay are what remains where their dynamics are off: the
+controller's own values at confidence 0.5."""
 
 
 def _paper_ablations() -> dict[str, dict[str, Any]]:
@@ -147,6 +177,24 @@ def _paper_ablations() -> dict[str, dict[str, Any]]:
                 found[f"qonstraint-5.9-{head}-{strength}{depth}"] = {**_PAPER, **changes}
     return found
 
+
+_THESIS: dict[str, Any] = {
+    "model": "mobilevit-standard-separable-v2",
+    "data": "cifar10",
+    "epochs": 100,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "min_lr": 1e-6,
+    "weight_decay": 1e-4,
+    "warmup_share": 0.0,
+    "ema_decay": 0.0,
+    "seed": 42,
+    "input_size": 256,
+    "interpolation": "bicubic",
+    "augmentation": "crop",
+    "amp": "fp16",
+}
+"""The MobileViT grid's recipe (thesis, chapter 5): bicubic 256, crops of 224, tested at 256."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "small": {},
@@ -167,6 +215,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "qonstraint-5.9-heavier": {**_PAPER, "model": "qonstraint-5.9-heavier", "batch_size": 512},
     "qonstraint-5.9-heaviest": {**_PAPER, "model": "qonstraint-5.9-heaviest", "batch_size": 192},
     **_paper_ablations(),
+    "mobilevit-thesis": _THESIS,
+    "mobilevit-64": {**_THESIS, "data": EMBEDDED, "input_size": 64, "amp": "auto", "epochs": 36},
 }
 """Each recipe's values; what it does not name has the default of ``TrainConfig``, which is the recipe small."""
 
@@ -189,12 +239,16 @@ def config_from_record(values: dict[str, Any]) -> TrainConfig:
     """Rebuild the configuration a run has saved.
 
     Raises:
-        InputError: If it has fields that this version does not know, or lacks some.
+        InputError: If it has fields that this version does not know, lacks some, or has one of the wrong type.
     """
     names = {f.name for f in fields(TrainConfig)}
     if set(values) != names:
         odd = sorted(set(values) ^ names)
         raise InputError(f"the run was written by another version of qdeploy (it differs in {', '.join(odd)})")
+    for name, value in values.items():
+        kind = _HINTS[name] if isinstance(_HINTS[name], type) else str  # what is chosen from a list is a text
+        if type(value) is not kind and (kind, type(value)) != (float, int):
+            raise InputError(f"the run's record is damaged: {name} is {value!r}, expected {kind.__name__}; train again")
     return TrainConfig(**values)
 
 
@@ -202,7 +256,7 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     """Turn ``field=value`` texts into fields of the configuration.
 
     Raises:
-        InputError: If a text has no such form, the field is unknown or the value has the wrong type.
+        InputError: If a text has no such form, the field is unknown or given twice, or the value has the wrong type.
     """
     found = {}
     for text in texts:
@@ -212,6 +266,8 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         if name not in _HINTS or name == "recipe":
             raise InputError(f"--set knows no field '{name}'{near_miss(name, _HINTS)}; known: {', '.join(_HINTS)}")
+        if name in found:
+            raise InputError(f"--set gives {name} twice; give it once")
         found[name] = _parse(name, value.strip())
     return found
 

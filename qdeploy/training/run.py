@@ -12,19 +12,17 @@ from torch import Tensor
 
 from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.machine import peak_memory_bytes
-from qdeploy.core.run_folder import RECORD
 from qdeploy.data.dataset import Dataset
-from qdeploy.training.averaging import StochasticWeightAverage, refresh_statistics
+from qdeploy.training.averaging import StochasticWeightAverage, Weights, refresh_statistics
 from qdeploy.training.batches import Batches
 from qdeploy.training.best import Best
-from qdeploy.training.checkpoint import FOLDER as CHECKPOINTS
 from qdeploy.training.checkpoint import Checkpoint, nested, remove_checkpoints, save_checkpoint, under
 from qdeploy.training.curves import draw_curves
 from qdeploy.training.events import EventLog
 from qdeploy.training.learner import Learner, Score, Tally
 from qdeploy.training.recipes import TrainConfig
 from qdeploy.training.reporter import Reporter, Row
-from qdeploy.training.run_files import TrainResult, save_weights, write_log
+from qdeploy.training.run_files import TrainResult, save_record, save_weights, write_log
 from qdeploy.training.schedule import build_schedule, constants_of
 from qdeploy.training.stopping import StopRequest, stop_requests
 
@@ -65,19 +63,17 @@ class Run:
         alone_on_cpu = self.world.device.type == "cpu" and self.world.size == 1
         self._look_every = 1 if alone_on_cpu else LOOK_STEPS
         self._losses: list[Tensor] = []
+        self._kept: Weights | None = None
         self._saved_at, self._saving_s = time.monotonic(), 0.0
 
     def go(self) -> TrainResult:
         """Train from the present position to the end."""
-        if self.config.tensorboard and self.world.writes:
-            self.events = EventLog(self.folder, len(self.rows))
         with stop_requests() as stop:
             while self.epoch < self.config.epochs:
-                begin = time.perf_counter()
                 if self.step == 0:
                     self._start_epoch()
                 self._train(stop)
-                self._finish_epoch(begin)
+                self._finish_epoch()
         self._average_late_epochs()
         return self.close(interrupted=False)
 
@@ -97,10 +93,11 @@ class Run:
             ready = time.perf_counter()
             self._losses.append(self.learner.step(batch, settings, self.tally))
             self.step += 1
-            if self.step % self._look_every == 0:
+            if self.step % self._look_every == 0 or self.step == self.batches.steps:
                 self._check_losses()
-            self.seconds["data"] += ready - begin
-            self.seconds["train"] += time.perf_counter() - begin
+            took = time.perf_counter() - begin
+            for name, seconds in (("data", ready - begin), ("train", took), ("all", took)):
+                self.seconds[name] += seconds
             self.reporter.batch(self.epoch, self.step, self.batches.steps)
             if stop.requested:
                 if self.world.size == 1:  # several processes may stop at different steps
@@ -108,7 +105,6 @@ class Run:
                 raise KeyboardInterrupt
             if self.step % self._look_every == 0 and self._due(self.config.checkpoint_seconds):
                 self.save()
-        self._check_losses()
 
     def _check_losses(self) -> None:
         """Stop, or go back to the best weights, if a loss since the last look is no number."""
@@ -127,9 +123,10 @@ class Run:
         self.tally = Tally(self.world)
         self.reporter.note(f"the loss is no number at {where}; back to the weights of epoch {self.best.epoch}")
 
-    def _finish_epoch(self, begin: float) -> None:
+    def _finish_epoch(self) -> None:
+        begin = time.perf_counter()
         learner, val = self.learner, self.dataset.splits["val"]
-        self.world.average_buffers(learner.model, learner.average.twin)
+        self.world.share_buffers(learner.model, learner.average.twin)
         lr = self.schedule.settings((self.epoch + 1) * self.batches.steps - 1).lr
         train, self.tally = self.tally.score(), Tally(self.world)
         raw, averaged = learner.evaluate(learner.model, val), learner.evaluate(learner.average.twin, val)
@@ -171,7 +168,8 @@ class Run:
         self.rows.append(row)
         if self.world.writes:
             write_log(self.folder, self.rows)
-        if self.events:
+        if self.config.tensorboard and self.world.writes:
+            self.events = self.events or EventLog(self.folder, self.epoch)
             self.events.epoch(row)
         self.reporter.epoch(row)
 
@@ -270,9 +268,9 @@ class Run:
             test_top1 = self.learner.accuracy(model, self.dataset.splits["test"])
         result = self._result(test_top1)
         if self.world.writes:
-            self._keep(interrupted, test_top1)
             if self.rows:
                 draw_curves(self.folder / "curves.png", self.rows, f"{self.config.model} on {self.dataset.name}")
+            self._keep(interrupted, test_top1)  # from here on a run is complete
             if not interrupted:
                 remove_checkpoints(self.folder)
         return result
@@ -281,7 +279,11 @@ class Run:
         result = asdict(self._result(test_top1))
         results = {k: v for k, v in result.items() if k not in ("run", "model", "params")}
         self.record.update(interrupted=interrupted, results=results)
-        save_weights(self.folder, self.record, self.best.weights)
+        if self.best.weights is self._kept:
+            save_record(self.folder, self.record)
+        else:
+            save_weights(self.folder, self.record, self.best.weights)
+            self._kept = self.best.weights
 
     def _result(self, test_top1: float | None) -> TrainResult:
         images = self.batches.images_per_epoch * (self.epoch + self.step / self.batches.steps)
@@ -300,12 +302,6 @@ class Run:
             data_share=self.seconds["data"] / max(1e-9, self.seconds["train"]),
             peak_memory_bytes=_peak_memory(self.world.device),
         )
-
-    def abandon_if_empty(self) -> None:
-        """Remove the folder of a run that failed before there was anything to keep."""
-        if self.world.writes and not self.rows and not (self.folder / CHECKPOINTS).exists():
-            (self.folder / RECORD).unlink(missing_ok=True)
-            self.folder.rmdir()
 
 
 def _peak_memory(device: torch.device) -> int:

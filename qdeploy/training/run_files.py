@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,11 +18,12 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.files import require_writable, sha256_of, write_bytes, write_json
 from qdeploy.core.lineage import git_commit
 from qdeploy.core.machine import environment
-from qdeploy.core.run_folder import RECORD, RUNS, weights_name
+from qdeploy.core.run_folder import LOCK, RECORD, RUNS, weights_name
 from qdeploy.data.catalog import location_of
 from qdeploy.data.dataset import Dataset
 from qdeploy.models.registry import model_config, summarise
 from qdeploy.training.averaging import Weights
+from qdeploy.training.device import Precision
 from qdeploy.training.recipes import TrainConfig
 from qdeploy.training.reporter import Row
 
@@ -46,7 +48,7 @@ class TrainResult:
     images_per_s: float
     """Training images per second of all processes, without reading and evaluation."""
     data_share: float
-    """Share of the training time spent on gathering and augmenting images."""
+    """Share of the training time spent on gathering and augmenting images; with a GPU, of the host's time alone."""
     peak_memory_bytes: int
 
 
@@ -58,25 +60,28 @@ def free_folder(config: TrainConfig, out: Path | None) -> Path:
     """
     if out is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{config.model}-{Path(location_of(config.data)).name}-{stamp}"
+        name = f"{config.model.replace('/', '-')}-{Path(location_of(config.data)).name}-{stamp}"
         names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
         out = next(RUNS / n for n in names if not (RUNS / n).exists())
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out} already holds {'a run' if (out / RECORD).exists() else 'files'}; give another --out")
     require_writable(out)
     return out
 
 
-def describe(config: TrainConfig, dataset: Dataset, amp: str, processes: int) -> Row:
+def describe(config: TrainConfig, dataset: Dataset, precision: Precision, processes: int) -> Row:
     """Give a new run's record."""
-    summary = summarise(config.model, len(dataset.classes))
+    classes = len(dataset.classes)
+    summary = summarise(config.model, classes, config.input_size)
+    shape = model_config(config.model, classes, config.input_size)
     return {
         "schema": 2,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": config.to_dict(),
-        "amp": amp,
+        "device": precision.device.type,
+        "amp": precision.amp,
         "processes": processes,
-        "model": {**asdict(summary), "config": model_config(config.model, len(dataset.classes)).to_dict()},
+        "model": {**asdict(summary), "config": shape.to_dict()},
         "labels": list(dataset.classes),
         "preprocessing": dataset.preprocessing.to_dict(),
         "dataset": {
@@ -96,6 +101,19 @@ def save_record(folder: Path, record: Row) -> None:
     """Write ``run.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, record)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that failed before there was anything to keep.
+
+    It stays if anything but the record is in it, or it cannot be removed: the run's own error is the one to report.
+    """
+    own = {RECORD, LOCK}
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= own:
+            for name in own:
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def save_weights(folder: Path, record: Row, weights: Weights) -> None:

@@ -11,7 +11,9 @@ from qdeploy.training import dynamics
 from qdeploy.training.recipes import TrainConfig
 
 MOMENTUM = 0.9
-"""First beta of AdamW where nothing drives it."""
+"""First beta of AdamW under the plain cosine."""
+PAPER_MOMENTUM = 0.92
+"""First beta that the paper builds AdamW with; the controller overwrites it after the first epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Schedule(ABC):
 
 
 class CosineSchedule(Schedule):
-    """A short linear warm-up, then one cosine to zero."""
+    """A short linear warm-up, then one cosine to ``min_lr``."""
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
         self.config = config
@@ -60,8 +62,9 @@ class CosineSchedule(Schedule):
         """Give the settings of a step."""
         rising = min(1.0, (step + 1) / self.warmup)
         progress = max(0.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        low, high = min(self.config.min_lr, self.config.lr), self.config.lr
         return Settings(
-            lr=self.config.lr * rising * 0.5 * (1.0 + math.cos(math.pi * progress)),
+            lr=low + (high * rising - low) * 0.5 * (1.0 + math.cos(math.pi * progress)),
             momentum=MOMENTUM,
             ema=min(self.config.ema_decay, (1 + step) / (10 + step)),
             label_smoothing=self.config.label_smoothing,
@@ -85,7 +88,7 @@ class ConfidenceSchedule(Schedule):
         rising = 0.1 + 0.9 * min(1.0, (step + 1) / self.steps_per_epoch)
         return Settings(
             lr=s.lr * rising,
-            momentum=s.momentum if c.dynamic_momentum else MOMENTUM,
+            momentum=s.momentum if c.dynamic_momentum and step >= self.steps_per_epoch else PAPER_MOMENTUM,
             ema=s.ema if c.dynamic_ema else min(c.ema_decay, (1 + step) / (10 + step)),
             label_smoothing=s.label_smoothing if c.dynamic_smoothing else c.label_smoothing,
             auxiliary_weight=s.auxiliary_weight if c.auxiliary else 0.0,

@@ -95,7 +95,7 @@ def test_dry_run_shows_the_recipe_and_trains_nothing(
     ]
     assert run(options) == 0
     out = capsys.readouterr().out
-    assert "840,892 parameters, 27.0 M MACs at 64 pixels" in out
+    assert "nano for 200 classes: 840,892 parameters, 27.0 M MACs at 64 pixels" in out
     lines = {line.split()[0]: line.split()[1] for line in out.splitlines() if len(line.split()) == 2}
     assert lines["augmentation"] == "mid"
     assert lines["swa"] == "False"
@@ -105,6 +105,14 @@ def test_dry_run_shows_the_recipe_and_trains_nothing(
     assert plan["params"] == 840_892
     assert plan["state_bytes"] == 840_892 * 20
     assert list(tmp_path.iterdir()) == []
+
+
+def test_set_reaches_every_field(image_folder: MakeImages, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(image_folder())
+    settings = [w for s in (f"data={root}", "tensorboard=true", "epochs=3") for w in ("--set", s)]
+    assert run(["train", "--model", "nano-ar", *settings, "--dry-run", "--json"]) == 0
+    config = stdout_json(capsys)["config"]
+    assert (config["data"], config["tensorboard"], config["epochs"]) == (root, True, 3)
 
 
 def test_predict_prints_a_line_per_image(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +190,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("qdeploy 0.")
     assert run(["--help"]) == 0
     verbs = capsys.readouterr().out
-    assert all(v in verbs for v in ("train", "export", "predict", "bench", "models", "data", "inspect"))
+    assert all(v in verbs for v in ("train", "export", "predict", "bench", "sweep", "models", "data", "inspect"))
 
 
 BAD = [
@@ -226,11 +234,16 @@ BAD = [
     (["train", "--batch-size", "100000"], "between 2 and 65536"),
     (["train", "--set", "swa"], "field=value"),
     (["train", "--set", "mixupp=on"], "did you mean 'mixup'"),
-    (["train", "--set", "augmentation=huge"], "--augmentation must be none, shift, low, mid or high"),
+    (["train", "--set", "augmentation=huge"], "--augmentation must be none, shift, crop, low, mid or high"),
     (["train", "--resume", "nowhere"], "is not a run"),
     (["train", "--resume"], "is complete (3 epochs)"),
     (["train", "--resume", "--epochs", "9"], "--resume takes everything from the run"),
     (["train", "--dry-run", "--model", "micrro"], "did you mean 'micro'"),
+    (["train", "nowhere", "--dry-run"], "no data folder or data set named"),
+    (["train", "--epochs", "2", "--set", "epochs=1"], "epochs is given twice"),
+    (["train", "one", "--set", "data=two"], "data is given twice"),
+    (["train", "--tensorboard", "--set", "tensorboard=off"], "tensorboard is given twice"),
+    (["train", "--recipe", "qonstraint-5.9", "--set", "schedule=cosine"], "--set boosts=off"),
 ]
 
 

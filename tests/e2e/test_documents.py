@@ -17,7 +17,10 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{n}.md" for n in ("data", "training", "models", "export", "predict_and_bench")),
+    *(
+        ROOT / "docs" / f"{n}.md"
+        for n in ("data", "training", "models", "export", "predict_and_bench", "choosing_a_model")
+    ),
 ]
 NOT_HERE = ("make ", "pip install ", "git clone ", "cd ")
 """Set-up commands: CI runs `make test` itself; `make demo` is the README's four commands."""

@@ -61,7 +61,7 @@ def test_bench_data_and_inspect_run(python: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", ["train", "export", "models"])
+@pytest.mark.parametrize("verb", ["train", "export", "models", "sweep"])
 def test_what_needs_torch_says_what_to_install(python: Path, tmp_path: Path, verb: str) -> None:
     done = call(python, tmp_path, verb)
     assert done.returncode == 2

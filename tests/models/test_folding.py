@@ -6,13 +6,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from qdeploy.models.folding import Deployed, bilinear_matrix
+from qdeploy.models.classifier import Classifier
+from qdeploy.models.folding import bilinear_matrix, deploy
 from qdeploy.models.layers import FoldableNormConv
-from qdeploy.models.qonstraint import Qonstraint
-from qdeploy.models.registry import MODELS, create_model
+from qdeploy.models.registry import QONSTRAINTS, create_model
 
 
-def with_lived_in_norms(model: Qonstraint) -> Qonstraint:
+def with_lived_in_norms(model: Classifier) -> Classifier:
     """Give every norm, bias and gate values as after training, so that no fold is trivially right."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
@@ -33,14 +33,14 @@ def normalised(image: Tensor) -> Tensor:
     return ((image.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*QONSTRAINTS, "mobilevit-grouped-lowrank-v1"])
 def test_folding_is_exact(name: str) -> None:
     torch.manual_seed(0)
     model = with_lived_in_norms(create_model(name, 10))
     image = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         expected = model(normalised(image))
-        logits, probabilities = Deployed(model, IMAGENET_MEAN, IMAGENET_STD)(image)
+        logits, probabilities = deploy(model, IMAGENET_MEAN, IMAGENET_STD)(image)
     assert expected.std() > 0.01
     assert (logits - expected).abs().max() <= 1e-5
     assert torch.allclose(probabilities.sum(1), torch.ones(2))
@@ -49,7 +49,7 @@ def test_folding_is_exact(name: str) -> None:
 def test_folding_leaves_the_model_as_it_was() -> None:
     model = create_model("nano", 4)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    Deployed(model, IMAGENET_MEAN, IMAGENET_STD)
+    deploy(model, IMAGENET_MEAN, IMAGENET_STD)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 

@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from qdeploy.core.errors import InputError
+from qdeploy.models.heads import SotaHead
 from qdeploy.models.layers import DropPath, RunningRecentre, TokenExcite
 from qdeploy.models.qonstraint import FusionBlockV2, Qonstraint, QonstraintConfig, QonvViTBlock, build_stem
-from qdeploy.models.registry import create_model, model_config
+from qdeploy.models.registry import QONSTRAINTS, create_model
 
-NANO = model_config("nano", 10)
+NANO = replace(QONSTRAINTS["nano"], num_classes=10)
 
 
 @pytest.mark.parametrize(("stem", "side"), [("soft", 32), ("aggressive", 16)])
 def test_stem_shapes(stem: str, side: int) -> None:
-    config = replace(model_config("qonstraint-5.9-gap", 200), stem=stem)  # type: ignore[arg-type]
+    config = replace(QONSTRAINTS["qonstraint-5.9-gap"], num_classes=200, stem=stem)  # type: ignore[arg-type]
     blocks = build_stem(config)
     x = torch.zeros(1, 3, 64, 64)
     widths = []
@@ -98,11 +99,11 @@ def test_fusion_has_eight_heads_of_at_least_sixteen(dim: int, heads: int) -> Non
 
 
 def test_the_sota_head_weighs_its_paths_by_confidence() -> None:
-    head = create_model("qonstraint-5.5", 4).head
+    head = SotaHead(16, 4, num_tokens=4)
     t, c, a = torch.tensor([[5.0, 0, 0, 0]]), torch.tensor([[0.0, 1, 0, 0]]), torch.tensor([[0.0, 0, 1, 0]])
     conf = t.softmax(1).max()
     expected = 0.4 * conf * t + 0.4 * (1 - conf) * c + 0.2 * a
-    assert torch.allclose(head.combine(t, c, a), expected)  # type: ignore[operator]
+    assert torch.allclose(head.combine(t, c, a), expected)
 
 
 def test_any_number_of_classes_and_size() -> None:

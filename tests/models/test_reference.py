@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from qdeploy.models.heads import SotaHead
 from qdeploy.models.layers import initialise
 from qdeploy.models.qonstraint import FusionBlockV2, QonstraintConfig, QonvViTBlock
-from qdeploy.models.registry import model_config
+from qdeploy.models.registry import QONSTRAINTS
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
@@ -67,7 +67,7 @@ def block_by_hand(p: dict[str, Tensor], x: Tensor, config: QonstraintConfig) -> 
 
 @pytest.mark.parametrize("name", ["nano", "nano-r", "qonstraint-5.5", "qonstraint-5.9-gap"])
 def test_block(name: str) -> None:
-    config = replace(model_config(name, 10), excite_gain=1.5)
+    config = replace(QONSTRAINTS[name], num_classes=10, excite_gain=1.5)
     block = randomised(QonvViTBlock(32, config, 0.5))
     x = 3 * torch.randn(2, 32, 5, 5)
     expected = block_by_hand({**dict(block.named_parameters()), **dict(block.named_buffers())}, x, config)
@@ -75,7 +75,7 @@ def test_block(name: str) -> None:
 
 
 def test_block_starts_with_half_residual_scales() -> None:
-    block = QonvViTBlock(8, model_config("nano", 10), 0.0)
+    block = QonvViTBlock(8, replace(QONSTRAINTS["nano"], num_classes=10), 0.0)
     assert block.res_scale1.item() == block.res_scale2.item() == 0.5
 
 

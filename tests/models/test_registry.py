@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qdeploy.core.errors import InputError
-from qdeploy.models.registry import MODELS, create_model, model_config, summarise
+from qdeploy.models.registry import MODELS, QONSTRAINTS, create_model, model_config, summarise
 
 TABLE = {  # parameters in millions, MACs of convolutions and linear layers in millions
     "qonstraint-5.9-gap": (96.596, 2816),
@@ -40,19 +40,19 @@ def test_the_reported_model_has_the_paper_s_size() -> None:
 
 @pytest.mark.parametrize("name", ["nano", "micro"])
 def test_every_small_model_has_its_four_forms(name: str) -> None:
-    config = model_config(name, 10)
+    config = QONSTRAINTS[name]
     assert (config.norm, config.recentre, config.act, config.stem) == ("foldable", "running", "gelu", "soft")
-    assert model_config(f"{name}-r", 10).act == "relu"
-    assert model_config(f"{name}-a", 10).stem == "aggressive"
-    both = model_config(f"{name}-ar", 10)
+    assert QONSTRAINTS[f"{name}-r"].act == "relu"
+    assert QONSTRAINTS[f"{name}-a"].stem == "aggressive"
+    both = QONSTRAINTS[f"{name}-ar"]
     assert (both.act, both.stem) == ("relu", "aggressive")
     assert summarise(f"{name}-r").params == summarise(name).params == summarise(f"{name}-ar").params
 
 
 def test_versions_differ_as_the_ablation_says() -> None:
-    assert model_config("qonstraint-5.5", 200).norm == "batchnorm"
-    assert model_config("qonstraint-5.6", 200).norm == "batchnorm"
-    assert model_config("qonstraint-5.9-sota", 200).norm == "layernorm"
+    assert QONSTRAINTS["qonstraint-5.5"].norm == "batchnorm"
+    assert QONSTRAINTS["qonstraint-5.6"].norm == "batchnorm"
+    assert QONSTRAINTS["qonstraint-5.9-sota"].norm == "layernorm"
 
 
 def test_parameters_counted_without_allocation_are_the_real_ones() -> None:
@@ -68,4 +68,5 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 def test_impossible_configurations_are_refused() -> None:
     with pytest.raises(InputError, match="num_classes=0"):
         model_config("nano", 0)
-    assert len(MODELS) == 18
+    assert len(QONSTRAINTS) == 18
+    assert len(MODELS) == 54

@@ -21,7 +21,7 @@ from qdeploy.training.augment import (
     erase_boxes,
     flip_and_shift,
     normalise,
-    strength_at,
+    strength_of,
 )
 
 STRONGEST = REGIMES["high"][1]
@@ -54,13 +54,12 @@ def test_regimes_are_those_of_the_table() -> None:
     assert {(s.num_ops, s.magnitude) for s in STRENGTHS} == {(2, 9)}
 
 
-def test_second_phase_starts_at_half_of_the_run() -> None:
+def test_a_regime_has_two_phases() -> None:
     early, late = REGIMES["mid"]
-    assert [strength_at("mid", epoch, 4) for epoch in range(4)] == [early, early, late, late]
-    assert [strength_at("mid", epoch, 5) for epoch in range(5)] == [early, early, early, late, late]
-    assert strength_at("mid", 3, 4, randaugment=False) == replace(late, randaugment=False)
+    assert [strength_of("mid", phase) for phase in (1, 2)] == [early, late]
+    assert strength_of("mid", 2, randaugment=False) == replace(late, randaugment=False)
     with pytest.raises(InputError, match="did you mean 'high'"):
-        strength_at("hihg", 0, 4)
+        strength_of("hihg", 1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qdeploy.core.errors import InputError
+from qdeploy.training import checkpoint
 from qdeploy.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -61,6 +62,31 @@ def test_a_damaged_newest_falls_back_with_a_warning(tmp_path: Path, suffix: str,
     if (suffix, damage) != ("json", "gone"):  # without its JSON it was never finished
         assert len(notes) == 1
         assert "00002-0000000 is damaged" in notes[0]
+
+
+def test_damaged_ones_do_not_push_out_new_ones(tmp_path: Path) -> None:
+    """Both are damaged, the run starts again, and what it saves has lower names."""
+    for epoch in (8, 9):
+        save_checkpoint(tmp_path, made(epoch))
+        (tmp_path / "checkpoints" / f"0000{epoch}-0000000.safetensors").write_bytes(b"")
+    notes: list[str] = []
+    assert load_checkpoint(tmp_path, notes.append) is None
+    assert len(notes) == 2
+    for epoch in (1, 2, 3):
+        save_checkpoint(tmp_path, made(epoch))
+        found = load_checkpoint(tmp_path, pytest.fail)
+        assert found is not None
+        assert found.epoch == epoch
+    assert sorted(p.stem for p in (tmp_path / "checkpoints").glob("*.json")) == ["00002-0000000", "00003-0000000"]
+
+
+def test_the_first_checkpoint_that_fails_promises_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(InputError, match="there is none before it: make room"):
+        save_checkpoint(tmp_path, made(1))
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:

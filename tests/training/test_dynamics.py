@@ -123,6 +123,7 @@ def test_phases_reloads_and_swa_scale_with_the_run() -> None:
     assert half.reload_epochs == (15, 22, 30)
     assert half.swa_start == 30
     assert [half.phase(e) for e in (17, 18)] == [1, 2]
+    assert [Dynamics.scaled(4, 5e-4).phase(e) for e in range(4)] == [1, 1, 2, 2]
 
 
 def test_boosts_resets_and_restarts_can_be_switched_off() -> None:

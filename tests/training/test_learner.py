@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.dataset import Split
+from qdeploy.models.classifier import Classifier
 from qdeploy.models.layers import DropPath
-from qdeploy.models.qonstraint import Qonstraint
 from qdeploy.models.registry import create_model
 from qdeploy.training.batches import Batch
 from qdeploy.training.device import choose_precision
@@ -25,7 +25,7 @@ CPU = World(device=torch.device("cpu"))
 SETTINGS = Settings(lr=1e-2, momentum=0.8, ema=0.75, label_smoothing=0.3, auxiliary_weight=0.5, confidence=0.9)
 
 
-def made(model: Qonstraint, **fields: Any) -> Learner:
+def made(model: Classifier, **fields: Any) -> Learner:
     return Learner(model, TrainConfig(**fields), choose_precision("cpu", "off"), Preprocessing(), CPU)
 
 
@@ -36,7 +36,7 @@ def batch_of(labels: list[int], classes: int = 4) -> Batch:
     return Batch(image=image, target=F.one_hot(index, classes).float(), labels=index)
 
 
-def without_chance(model: Qonstraint) -> Qonstraint:
+def without_chance(model: Classifier) -> Classifier:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0
@@ -84,7 +84,7 @@ def test_one_step_is_the_one_written_by_hand(name: str) -> None:
 @pytest.mark.parametrize(("switch", "factor"), [(True, 1.4), (False, 1.0)])
 def test_the_confidence_reaches_every_drop_path_if_the_recipe_says_so(switch: bool, factor: float) -> None:
     model = create_model("nano-ar", 4)
-    made(model, dynamic_drop_path=switch).step(batch_of([0, 1]), SETTINGS, Tally(CPU))
+    made(model, dynamic_drop_path=switch, schedule="confidence").step(batch_of([0, 1]), SETTINGS, Tally(CPU))
     paths = [m for m in model.modules() if isinstance(m, DropPath)]
     assert [p.rate for p in paths] == pytest.approx([p.base_rate * factor for p in paths])
     assert max(p.rate for p in paths) > 0
@@ -124,6 +124,20 @@ def test_evaluation_counts_every_image_once_and_leaves_the_mode_alone() -> None:
     within_five = (logits.topk(5).indices == labels[:, None]).any(1)
     assert score.top5 == pytest.approx(100 * within_five.double().mean().item())
     assert learner.accuracy(model, split) == pytest.approx(score.top1)
+
+
+class SecondOfTwo(World):
+    """Has no other process to speak with."""
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def test_a_process_without_an_image_to_evaluate_adds_nothing() -> None:
+    learner = made(create_model("nano-ar", 4))
+    learner.world = SecondOfTwo(device=torch.device("cpu"), rank=1, size=2)
+    one = Split(pixels=np.zeros((1, 64, 64, 3), dtype=np.uint8), labels=np.zeros(1, dtype=np.int64), hashes=("",))
+    assert learner.evaluate(learner.model, one).loss == 0.0
 
 
 def test_a_restored_learner_takes_the_same_next_step() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qdeploy.models.qonstraint import Paths
+from qdeploy.models.classifier import Paths
 from qdeploy.training.loss import hardness_weights, soft_cross_entropy, total_loss
 from qdeploy.training.recipes import TrainConfig
 from qdeploy.training.schedule import Settings

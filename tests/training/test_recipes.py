@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +50,39 @@ def test_a_record_gives_the_same_configuration_and_other_versions_are_refused() 
         config_from_record({**config.to_dict(), "flip": True})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [("epochs", "3", "int"), ("epochs", None, "int"), ("swa", 1, "bool"), ("lr", "0.1", "float"), ("amp", 3, "str")],
+)
+def test_a_record_with_a_value_of_another_type_is_refused(field: str, value: Any, kind: str) -> None:
+    with pytest.raises(InputError, match=f"damaged: {field} is {value!r}, expected {kind}"):
+        config_from_record({**TrainConfig().to_dict(), field: value})
+    assert config_from_record({**TrainConfig().to_dict(), "clip_norm": 1}).clip_norm == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"schedule": "cosine"}, r"boosts, .*, dynamic_drop_path: only with schedule confidence, found 'cosine'"),
+        ({"augmentation": "shift"}, "randaugment: only with augmentation low or mid or high, found 'shift'; change it "
+                                    "or add --set randaugment=off"),
+    ],
+)  # fmt: skip
+def test_switches_that_would_do_nothing_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        config_from_recipe("qonstraint-5.9", **fields)
+    found = parse_settings(tuple(str(error.value).partition("add --set ")[2].split(" --set ")))
+    assert config_from_recipe("qonstraint-5.9", **fields, **found).swa  # as the text says
+
+
+def test_every_variant_of_the_ablation_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    ablation = importlib.import_module("ablation")
+    variants = [fields for _, _, found in ablation.SETS.values() for fields in found.values()]
+    configs = [config_from_recipe(**fields) for fields in variants if fields != ablation.PLAIN]
+    assert {c.schedule for c in configs} == {"cosine", "confidence"}
+
+
 def test_settings_on_the_command_line() -> None:
     given = parse_settings(("swa=on", "weight-decay=0.1", "augmentation=low"))
     assert given == {"swa": True, "weight_decay": 0.1, "augmentation": "low"}
@@ -59,6 +94,8 @@ def test_settings_on_the_command_line() -> None:
     ):
         with pytest.raises(InputError, match=words):
             parse_settings((text,))
+    with pytest.raises(InputError, match="gives swa twice"):
+        parse_settings(("swa=on", "swa=off"))
 
 
 @pytest.mark.parametrize(

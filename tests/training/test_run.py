@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.run_folder import read_run
 from qdeploy.training import TrainConfig, config_from_recipe, resume, train
+from qdeploy.training import run as run_module
 from qdeploy.training.batches import Batch
 from qdeploy.training.learner import Learner, Score, Tally
 from qdeploy.training.reporter import Silent
+from qdeploy.training.run_files import save_weights
 from qdeploy.training.schedule import Settings
 from tests.conftest import MakeImages
 
@@ -154,6 +157,53 @@ def test_it_stops_where_no_return_helps(
         assert read_run(tmp_path / "run")[0]["interrupted"] is True
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_run_that_diverges_at_once_leaves_only_what_is_not_its_own(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: bool
+) -> None:
+    class Writes(Silent):
+        def started(self, record: dict[str, Any], folder: Path) -> None:
+            if foreign:
+                (folder / "notes.txt").write_text("mine")
+
+    Poisoned(monkeypatch, {1})
+    with pytest.raises(VerdictError, match="training diverged"):
+        train(config_from_recipe("small", **quick, tensorboard=True), tmp_path / "run", Writes())
+    assert (tmp_path / "run" / "notes.txt").exists() is foreign
+    assert (tmp_path / "run").exists() is foreign
+
+
+def test_without_a_compiler_one_line_says_so(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def step(*_: Any) -> Tensor:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(MissingDependencyError, match=r"compile=true: .*No working C\+\+ compiler.*leave compile out"):
+        train(config_from_recipe("small", **quick), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unchanged_weights_are_not_written_again(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [50.0, 40.0, 60.0, 30.0, 30.0, 30.0, 30.0])
+    monkeypatch.setattr(run_module, "SAVING_SHARE", 1e9)  # a checkpoint after every epoch
+    digests: list[str] = []
+
+    def save(folder: Path, record: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        save_weights(folder, record, weights)
+        digests.append(record["weights_sha256"])
+
+    monkeypatch.setattr(run_module, "save_weights", save)
+    train(config_from_recipe("qonstraint-5.9", **quick, reloads=False, guard=False, swa=False), tmp_path / "run")
+    assert len(digests) == len(set(digests)) == 2  # epochs 1 and 3
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["epochs"] == 7
+
+
 class SignalAt(Silent):
     """Sends this process a signal after some batch."""
 
@@ -188,12 +238,15 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         train(config, tmp_path / "cut", SignalAt(epoch, step, number))
     record, _ = read_run(tmp_path / "cut")
     assert record["interrupted"] is True
+    assert record["results"]["seconds"] > 0
     assert (tmp_path / "cut" / "checkpoints").is_dir()
     with pytest.raises(KeyboardInterrupt):  # twice
         resume(tmp_path / "cut", SignalAt(6, 2, number))
     resume(tmp_path / "cut")
     assert not (tmp_path / "cut" / "checkpoints").exists()
     same_run(tmp_path / "whole", tmp_path / "cut")
+    rows = list(csv.DictReader((tmp_path / "cut" / "log.csv").read_text().splitlines()))
+    assert all(float(r["all_s"]) > float(r["train_s"]) for r in rows)  # it includes the validation
     with pytest.raises(InputError, match="is complete"):
         resume(tmp_path / "cut")
 
@@ -214,6 +267,71 @@ def test_resuming_refuses_other_data(quick: dict[str, Any], tmp_path: Path, imag
     extra.rename(Path(quick["data"]) / "cow")
     with pytest.raises(InputError, match="knows 2 classes, the data has 3"):
         resume(run)
+
+
+@pytest.mark.parametrize(("field", "value"), [("device", "cuda"), ("amp", "torch.bfloat16")])
+def test_resuming_refuses_another_device_or_precision(
+    quick: dict[str, Any], tmp_path: Path, field: str, value: str
+) -> None:
+    run = cut(config_from_recipe("small", **quick, device="cpu", amp="off"), tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, field: value}))
+    with pytest.raises(InputError, match=f"began on .*{value}.*, here it would go on on cpu with amp off"):
+        resume(run)
+
+
+@pytest.mark.parametrize("field", ["processes", "labels", "dataset", "device", "amp"])
+def test_resuming_refuses_an_incomplete_record(quick: dict[str, Any], tmp_path: Path, field: str) -> None:
+    run = cut(config_from_recipe("small", **quick), tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    del record[field]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=f"is damaged: '{field}' is missing"):
+        resume(run)
+
+
+def test_a_run_that_is_going_on_is_not_resumed(quick: dict[str, Any], tmp_path: Path) -> None:
+    class Intruder(Silent):
+        refused = 0
+
+        def batch(self, epoch: int, done: int, total: int) -> None:
+            if not self.refused:
+                with pytest.raises(InputError, match="is going on in another process"):
+                    resume(tmp_path / "run")
+                self.refused += 1
+            if epoch == 1:
+                signal.raise_signal(signal.SIGINT)
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # left by a run that was killed before it began
+    intruder = Intruder()
+    with pytest.raises(KeyboardInterrupt):
+        train(config_from_recipe("small", **quick), tmp_path / "run", intruder)
+    assert intruder.refused == 1
+    assert resume(tmp_path / "run").epochs == 7
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize("death", ["draw_curves", "remove_checkpoints"])
+def test_a_run_killed_at_its_very_end_is_finished_all_the_same(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, death, die)
+        with pytest.raises(SystemExit):
+            train(config_from_recipe("small", **quick), run)
+    assert (run / "checkpoints").is_dir()
+    if death == "draw_curves":
+        resume(run)
+    else:
+        with pytest.raises(InputError, match=r"is complete \(7 epochs\)"):
+            resume(run)
+    assert not (run / "checkpoints").exists()
+    assert (run / "curves.png").exists()
 
 
 def test_resuming_refuses_what_is_no_run_and_other_versions(

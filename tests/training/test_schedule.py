@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from qdeploy.models.registry import create_model
+from qdeploy.models.heads import SotaHead
 from qdeploy.training.recipes import TrainConfig, config_from_recipe
 from qdeploy.training.schedule import ConfidenceSchedule, CosineSchedule
 
@@ -39,7 +39,7 @@ def test_confidence_warms_up_in_its_first_epoch_only() -> None:
 @pytest.mark.parametrize(
     ("part", "field", "constant"),
     [
-        ("dynamic_momentum", "momentum", 0.9),
+        ("dynamic_momentum", "momentum", 0.92),
         ("dynamic_ema", "ema", 0.9),
         ("dynamic_smoothing", "label_smoothing", 0.07),
         ("auxiliary", "auxiliary_weight", 0.0),
@@ -59,6 +59,22 @@ def test_a_part_that_is_switched_off_stays_constant(part: str, field: str, const
     assert len(set(values())) == 3
 
 
+def test_the_first_epoch_has_the_momentum_the_optimizer_is_built_with() -> None:
+    schedule = ConfidenceSchedule(config_from_recipe("qonstraint-5.9"), steps_per_epoch=3)
+    assert [schedule.settings(step).momentum for step in range(3)] == [0.92] * 3
+    schedule.finish_epoch(0, 2.355)
+    assert schedule.settings(3).momentum == pytest.approx(0.9471)
+
+
+def test_a_cosine_ends_at_its_lowest_rate() -> None:
+    config = config_from_recipe("small", epochs=10, lr=1e-3, min_lr=1e-6, warmup_share=0.0)
+    schedule = CosineSchedule(config, steps_per_epoch=10)
+    rates = [schedule.settings(step).lr for step in range(101)]
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[100] == pytest.approx(1e-6)
+    assert rates[50] == pytest.approx(5e-4, rel=0.02)
+
+
 def test_the_controller_s_state_survives_json() -> None:
     schedule = ConfidenceSchedule(config_from_recipe("qonstraint-5.9"), steps_per_epoch=3)
     for epoch, accuracy in enumerate((10.0, 12.3, 11.1)):
@@ -70,9 +86,9 @@ def test_the_controller_s_state_survives_json() -> None:
 
 
 def test_the_label_s_confidence_weighs_the_paths_only_when_asked() -> None:
-    head = create_model("qonstraint-5.5", 3).head
+    head = SotaHead(16, 3, num_tokens=4)
     t, c, a = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]]), torch.zeros(1, 3)
     conf = t.softmax(1)[0, 2]
     expected = 0.4 * conf * t + 0.4 * (1 - conf) * c
-    assert torch.allclose(head.combine(t, c, a, torch.tensor([2])), expected)  # type: ignore[operator]
-    assert not torch.allclose(head.combine(t, c, a), expected)  # type: ignore[operator]
+    assert torch.allclose(head.combine(t, c, a, torch.tensor([2])), expected)
+    assert not torch.allclose(head.combine(t, c, a), expected)

@@ -1,0 +1,59 @@
+"""What training, export and the registry need of a model, whatever its family."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from qdeploy.models.layers import DropPath
+
+
+class ModelConfig(Protocol):
+    """Everything that decides the shape of a model."""
+
+    @property
+    def family(self) -> str:
+        """Which of the registry's families builds it."""
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits."""
+
+    @property
+    def input_size(self) -> int:
+        """Height and width of the image in pixels."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as JSON-ready values."""
+
+    def build(self) -> Classifier:
+        """Build a freshly initialised model."""
+
+
+class Paths(NamedTuple):
+    """Logits ``[B, K]`` of the whole model, and of the parts that have a training loss of their own."""
+
+    logits: Tensor
+    transformer: Tensor | None
+    auxiliary: Tensor | None
+
+
+class Classifier(nn.Module):
+    """Normalised images ``[B, 3, S, S]`` in, logits ``[B, K]`` out."""
+
+    config: ModelConfig
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Classify normalised images ``[B, 3, S, S]``; the result is ``[B, K]``."""
+        raise NotImplementedError
+
+    def forward_paths(self, image: Tensor, labels: Tensor | None = None) -> Paths:
+        """Give the logits and those of the paths that have a training loss of their own; most models have none."""
+        return Paths(self(image), None, None)
+
+    def set_confidence(self, confidence: float) -> None:
+        """Let every drop path follow the controller's confidence in [0, 1]."""
+        for module in self.modules():
+            if isinstance(module, DropPath):
+                module.set_confidence(confidence)

@@ -1,0 +1,313 @@
+"""A sweep from configuration to table, and its continuation.
+
+Phases: a probe of each model if there is a budget; training, rung by rung, with the export of every model that goes
+no further; then the measurement of one model after the other with nothing else running, so that latencies compare.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.files import BusyError, locked
+from qdeploy.core.machine import cpu_name, environment
+from qdeploy.data.catalog import location_of
+from qdeploy.study import checks
+from qdeploy.study.forecast import Forecast, unfinished
+from qdeploy.study.halving import Score, kept, most_rungs, plan, predicted_s
+from qdeploy.study.page import write_tables
+from qdeploy.study.process import LocalPool, Outcome, Pool
+from qdeploy.study.record import Done, Record, Rung, folder_names, load_record, newest_sweep
+from qdeploy.study.reporter import Reporter, Silent
+from qdeploy.study.rows import Row, pareto_of, rows_of
+from qdeploy.study.settings import DEFAULT_BUDGET_MINUTES, SweepConfig
+from qdeploy.study.trial import Spec
+
+RESERVE = 0.05
+"""Share of the budget that no plan uses."""
+PACKAGES = ("qdeploy", "torch", "onnx", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """What a sweep came to."""
+
+    out: str
+    trials: tuple[Row, ...]
+    """One row a model, in the order given."""
+    pareto: tuple[dict[str, Any], ...]
+    """axis, name, precision, rung, epochs, top1, cost: the fronts, each from its cheapest point on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the JSON document of ``qdeploy sweep``."""
+        return asdict(self)
+
+
+def sweep(config: SweepConfig | None = None, out: Path | None = None, reporter: Reporter | None = None) -> SweepResult:
+    """Train, export, quantize and measure a set of models.
+
+    A trial that fails is recorded with its reason and stops nothing. After Ctrl-C or a kill the trials that have
+    ended are in the folder, and ``resume`` goes on.
+
+    Args:
+        config: What to do.
+        out: The sweep's folder; the default is a new one below ``./sweeps``.
+        reporter: Shown the progress.
+
+    Raises:
+        InputError: If a model, the data, an option or the folder cannot be used, or the budget is too small for one
+            epoch of every model.
+    """
+    config, reporter = config or SweepConfig(), reporter or Silent()
+    if not config.models:
+        config = replace(config, models=checks.grid())
+        if config.epochs is None and config.budget_minutes is None:
+            config = replace(config, budget_minutes=DEFAULT_BUDGET_MINUTES)
+            reporter.note(f"no epochs and no budget given: taking a budget of {DEFAULT_BUDGET_MINUTES:g} minutes")
+    config = checks.completed(config)
+    folder = checks.free_folder(config, out)
+    models = checks.known_models(config, lambda done, total: reporter.progress(done, total, "fetching the data"))
+    config = replace(config, data=location_of(str(config.data)))
+    record = Record(folder, config, models, checks.most_epochs(config), environment(*PACKAGES))
+    with closing(checks.open_pool(config)) as pool:
+        Campaign(record, pool, reporter).prepare()
+        return _run(record, pool, reporter)
+
+
+def resume(folder: Path | None = None, reporter: Reporter | None = None, *, retry_failed: bool = False) -> SweepResult:
+    """Go on with a sweep; trials that have ended are kept.
+
+    Args:
+        folder: The sweep's folder; the default is the newest below ``./sweeps``.
+        reporter: Shown the progress.
+        retry_failed: Whether failed trials are tried again.
+
+    Raises:
+        InputError: If there is no such sweep, it is complete, or another process works at it.
+    """
+    record, reporter = load_record(folder or newest_sweep()), reporter or Silent()
+    failed = bool(record.failed) or any(t.error for t in record.trials)
+    if record.complete and not (retry_failed and failed):
+        hint = "; --retry-failed tries what failed again" if failed else ""
+        raise InputError(f"{record.folder} is complete, see its sweep.html{hint}")
+    if retry_failed:
+        record.forget_failures()
+    if record.environment["cpu"] != cpu_name():
+        reporter.note(f"the sweep began on {record.environment['cpu']}; everything is measured again on this machine")
+        record.trials = [t for t in record.trials if t.kind != "measure"]
+    record.environment = environment(*PACKAGES)
+    with closing(checks.open_pool(record.config)) as pool:
+        return _run(record, pool, reporter)
+
+
+def _run(record: Record, pool: Pool, reporter: Reporter) -> SweepResult:
+    record.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(record.folder):
+        reporter.started(record.folder)
+        Campaign(record, pool, reporter).go()
+    rows = rows_of(record)
+    return SweepResult(out=str(record.folder), trials=tuple(rows), pareto=tuple(pareto_of(rows)))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        with locked(folder / ".lock", wait=False):
+            yield
+    except BusyError as error:
+        raise InputError(f"another process works at the sweep in {folder}; wait for it or end it") from error
+
+
+class Campaign:
+    """A sweep while it runs."""
+
+    def __init__(self, record: Record, pool: Pool, reporter: Reporter) -> None:
+        self.record, self.config, self.pool, self.reporter = record, record.config, pool, reporter
+        self.local = LocalPool(self.config.jobs, self.config.threads)
+        self.alone = LocalPool(1, 1)
+        self._begin, self._before_s = time.monotonic(), record.spent_s
+
+    # -- before anything is written ------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Probe the models if there is a budget, make the plan and state it; nothing is written.
+
+        Raises:
+            InputError: If the budget is too small for one epoch of every model.
+            VerdictError: If the probe of every model failed.
+        """
+        record, count = self.record, len(self.record.models)
+        if self.config.budget_minutes is None:
+            record.planned = (record.most_epochs,)
+            record.rungs = [Rung(epochs=record.most_epochs, models=tuple(record.models))]
+            self.reporter.note(f"plan: {count} models, {record.most_epochs} epoch(s) each, {self._recipe()}")
+            return
+        self._probe()
+        names = [n for n in record.models if n not in record.failed]
+        if not names:
+            raise VerdictError(f"no model can be trained: {next(iter(record.failed.values()))}")
+        forecast = Forecast(record)
+        loads, finish_s = [forecast.load(n) for n in names], forecast.finish_s(names, self.local.slots)
+        slots, seconds = self.pool.slots, self._seconds_left() - finish_s
+        epochs = plan(loads, seconds, most_epochs=record.most_epochs, rungs=most_rungs(len(names)), slots=slots)
+        if not epochs:
+            least_s = (self._elapsed() + finish_s + predicted_s(loads, (1,), slots)) / (1 - RESERVE)
+            raise InputError(
+                f"--budget-minutes {self.config.budget_minutes:g} is too small: one epoch of each of {len(names)} "
+                f"models takes about {least_s / 60 + 0.05:.1f} minutes here"
+            )
+        record.planned, record.rungs = epochs, [Rung(epochs=epochs[0], models=tuple(names))]
+        record.predicted_s = self._elapsed() + finish_s + predicted_s(loads, epochs, slots)
+        record.spent_s = self._elapsed()
+        self.reporter.note(
+            f"plan: {len(names)} models, {' -> '.join(map(str, epochs))} epoch(s), {self._recipe()}; about "
+            f"{record.predicted_s / 60:.1f} of {self.config.budget_minutes:g} minutes"
+        )
+
+    def _recipe(self) -> str:
+        at_once = f", {self.pool.slots} at a time" if self.pool.slots > 1 else ""
+        return f"recipe {self.config.recipe} on {Path(str(self.config.data)).name}{at_once}"
+
+    def _probe(self) -> None:
+        record = self.record
+        self.reporter.note(f"timing a few training steps of each of {len(record.models)} models")
+        with tempfile.TemporaryDirectory(prefix="qdeploy-probe-") as place:
+            folders = folder_names(record.models)
+            specs = [self._spec("probe", 0, n, record.most_epochs, Path(place) / folders[n]) for n in record.models]
+            with closing(self.pool.run(specs)) as outcomes:
+                for i, (spec, outcome) in enumerate(outcomes):
+                    self._note_probe(spec.model, outcome)
+                    self.reporter.progress(i + 1, len(specs), "probing")
+
+    def _note_probe(self, model: str, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            self.record.failed[model] = outcome.error
+            self.reporter.note(f"{model} failed: {outcome.error}")
+            return
+        found = outcome.result
+        start_s = outcome.wall_s - found["stepping_s"] + found["test_s"]
+        self.record.probes[model] = {"epoch_s": found["epoch_s"], "start_s": start_s, "images": found["images"]}
+
+    # -- the phases ----------------------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        """Do everything that has not ended yet."""
+        self._save()
+        rung = 0
+        while rung < len(self.record.rungs):
+            self._train(rung)
+            if rung + 1 == len(self.record.rungs) and (following := self._next(rung)):
+                self.record.rungs.append(following)
+                self._save()
+            rung += 1
+        self._export(list(self.record.models))
+        names = [n for n in unfinished(self.record) if self.record.after("export", n)]
+        self._phase("measure", [(self._rung_of(n), n) for n in names], self.alone)
+        self.record.complete = True
+        self._save()
+
+    def _train(self, rung: int) -> None:
+        names = [n for n in self.record.rungs[rung].models if self.record.find("train", rung, n) is None]
+        self._phase("train", [(rung, n) for n in names], self.pool)
+
+    def _export(self, names: Sequence[str]) -> None:
+        record = self.record
+        waiting = [n for n in names if record.longest(n) and record.after("export", n) is None]
+        self._phase("export", [(self._rung_of(n), n) for n in waiting], self.local)
+
+    def _next(self, rung: int) -> Rung | None:
+        """Choose the models of the next rung, export the others, and see how long those can be trained."""
+        record, count = self.record, len(self.record.rungs[0].models)
+        left = most_rungs(count) - len(record.rungs)
+        if self.config.budget_minutes is None or left < 1:
+            return None
+        trained = [t for n in record.rungs[rung].models if (t := record.find("train", rung, n)) and t.error is None]
+        scores = [Score(name=t.model, val_top1=t.result["val_top1"], macs=t.result["macs"]) for t in trained]
+        names = kept(scores)
+        if not names or record.rungs[rung].epochs >= record.most_epochs:
+            return None
+        self._export([n for n in record.models if n not in names])
+        forecast, slots = Forecast(record), self.pool.slots
+        loads = [forecast.load(n) for n in names]
+        seconds = self._seconds_left() - forecast.finish_s(unfinished(record), self.local.slots)
+        limits = {"most_epochs": record.most_epochs, "rungs": left, "slots": slots}
+        epochs = plan(loads, seconds, **limits, above=record.rungs[rung].epochs)
+        record.planned = (*(r.epochs for r in record.rungs), *epochs)
+        if not epochs:
+            self.reporter.note(f"the budget has no time for another rung of {len(names)} models")
+            return None
+        self.reporter.note(f"{len(names)} of {len(scores)} models go on, for {' -> '.join(map(str, epochs))} epoch(s)")
+        return Rung(epochs=epochs[0], models=tuple(names))
+
+    # -- a phase -------------------------------------------------------------------------------------------------
+
+    def _phase(self, kind: str, work: Sequence[tuple[int, str]], pool: Pool) -> None:
+        record = self.record
+        specs = [self._spec(kind, r, n, record.rungs[r].epochs, record.trial_folder(n)) for r, n in work]
+        if not specs:
+            return
+        self.reporter.progress(0, len(specs), kind)
+        with closing(pool.run(specs)) as outcomes:
+            for i, (spec, outcome) in enumerate(outcomes):
+                trial = self._done(spec, outcome)
+                record.trials.append(trial)
+                self._save()
+                self.reporter.progress(i + 1, len(specs), kind)
+                self.reporter.ended(trial, i + 1, len(specs), self._left_s())
+
+    def _done(self, spec: Spec, outcome: Outcome) -> Done:
+        error = outcome.error
+        if spec.kind == "train" and error is None:
+            found = outcome.result["dataset_sha256"]
+            self.record.dataset_sha256 = self.record.dataset_sha256 or found
+            if found != self.record.dataset_sha256:
+                error = "the images have changed since the sweep began; restore them or start a new sweep"
+        return Done(
+            kind=spec.kind,
+            rung=spec.rung,
+            model=spec.model,
+            wall_s=outcome.wall_s,
+            error=error,
+            result={} if error else outcome.result,
+        )
+
+    def _spec(self, kind: str, rung: int, model: str, epochs: int, folder: Path) -> Spec:
+        config = self.config
+        return Spec(
+            kind=kind,
+            model=model,
+            folder=str(folder.absolute()),
+            rung=rung,
+            epochs=epochs,
+            data=str(config.data),
+            recipe=config.recipe,
+            settings=dict(config.settings),
+            seed=config.seed or 0,
+            device=config.device,
+        )
+
+    def _rung_of(self, model: str) -> int:
+        trained = self.record.longest(model)
+        return trained.rung if trained else 0
+
+    # -- time and files ------------------------------------------------------------------------------------------
+
+    def _elapsed(self) -> float:
+        return self._before_s + time.monotonic() - self._begin
+
+    def _seconds_left(self) -> float:
+        assert self.config.budget_minutes is not None
+        return 60 * self.config.budget_minutes * (1 - RESERVE) - self._elapsed()
+
+    def _left_s(self) -> float | None:
+        return Forecast(self.record).left_s(self.pool.slots, self.local.slots)
+
+    def _save(self) -> None:
+        self.record.spent_s = self._elapsed()
+        write_tables(self.record)

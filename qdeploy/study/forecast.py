@@ -1,0 +1,97 @@
+"""How long the rest of a sweep will take: from probes first, then from what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from qdeploy.study.halving import Load, expected_kept, wall_s
+from qdeploy.study.record import Done, Record
+
+START_S = 8.0
+"""Of a training process, before one was seen."""
+EXPORT_S = 12.0
+"""Of an export without the inferences in it; replaced by measured ones."""
+MACS_PER_S = 1e10
+"""Of one thread in ONNX Runtime; sets the first guess of an export's inferences."""
+MEASURE_S = 6.0
+
+
+class Forecast:
+    """Predictions from the present state of a sweep."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.epoch_s = {n: p["epoch_s"] for n, p in record.probes.items()}
+        self.start_s = {n: p["start_s"] for n, p in record.probes.items()}
+        self.images: dict[str, int] = next((p["images"] for p in record.probes.values()), {})
+        for t in _succeeded(record, "train"):
+            self.epoch_s[t.model] = t.result["seconds"] / t.result["epochs"]
+            self.start_s[t.model] = max(0.0, t.wall_s - t.result["seconds"])
+            self.images = t.result["images"]
+        self._per_mac = _mean([s / max(1, record.models[n].macs) for n, s in self.epoch_s.items()])
+        self._export_ratio = _ratio([(t.wall_s, self._export_guess(t.model)) for t in _succeeded(record, "export")])
+        self._measure_ratio = _ratio([(t.wall_s, MEASURE_S) for t in _succeeded(record, "measure")])
+
+    @property
+    def known(self) -> bool:
+        """Whether any training was timed; without that nothing can be said."""
+        return self._per_mac is not None
+
+    def load(self, model: str) -> Load:
+        """Predict a model's training."""
+        guess = (self._per_mac or 0.0) * self.record.models[model].macs
+        start = self.start_s.get(model, _mean(list(self.start_s.values())) or START_S)
+        return Load(start_s=start, epoch_s=self.epoch_s.get(model, guess))
+
+    def finish_s(self, models: Sequence[str], slots: int) -> float:
+        """Predict what is left of the exports and measurements of some models."""
+        waiting = [m for m in models if self.record.after("export", m) is None]
+        exports = [self._export_guess(m) * self._export_ratio for m in waiting]
+        return wall_s(exports, slots) + len(models) * MEASURE_S * self._measure_ratio
+
+    def _export_guess(self, model: str) -> float:
+        images = 2400 + 6 * self.images.get("val", 0) + 2 * self.images.get("test", 0)
+        return EXPORT_S + images * self.record.models[model].macs / MACS_PER_S
+
+    def left_s(self, slots: int, export_slots: int) -> float | None:
+        """Predict the seconds until the sweep ends, or None if nothing was timed yet."""
+        record = self.record
+        if not self.known or not record.rungs:
+            return None
+        rung, last = record.rungs[-1], len(record.rungs) - 1
+        waiting = [self.load(m) for m in rung.models if record.find("train", last, m) is None]
+        total = wall_s([x.start_s + rung.epochs * x.epoch_s for x in waiting], slots)
+        mean = [self.load(m) for m in rung.models]
+        count = len(mean)
+        for epochs in record.planned[len(record.rungs) :]:
+            count = expected_kept(count)
+            later = sum(x.start_s + epochs * x.epoch_s for x in mean) / len(mean)
+            total += wall_s([later] * count, slots)
+        return total + self.finish_s(unfinished(record), export_slots)
+
+
+def unfinished(record: Record) -> list[str]:
+    """Give the models that will still be measured, as far as one can tell."""
+    found = []
+    for name in record.models:
+        trained_or_waits = record.longest(name) is not None or record.find("train", 0, name) is None
+        exported = record.after("export", name)
+        failed = name in record.failed or (exported is not None and exported.error is not None)
+        if trained_or_waits and not failed and record.after("measure", name) is None:
+            found.append(name)
+    return found
+
+
+def _succeeded(record: Record, kind: str) -> list[Done]:
+    return [t for t in record.trials if t.kind == kind and t.error is None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Give measured over guessed time, 1 before anything was measured."""
+    guessed = sum(g for _, g in pairs)
+    return sum(m for m, _ in pairs) / guessed if guessed else 1.0

@@ -1,0 +1,64 @@
+"""Which artifacts are worth a look: the fronts of accuracy against latency, file size and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+COSTS = {"latency": "latency_{}_ms", "size": "size_{}_bytes", "params": "params"}
+"""The axes of cost, and the column of a row that holds it for a precision."""
+PRECISIONS = ("int8", "fp32")
+"""In the order in which equals are preferred."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One artifact of one model, seen from one axis of cost."""
+
+    name: str
+    precision: str
+    rung: int
+    epochs: int
+    top1: float
+    """On the test split, in percent."""
+    cost: float
+    """Milliseconds, bytes or parameters."""
+
+
+def points(rows: Sequence[Mapping[str, Any]], axis: str) -> list[Point]:
+    """Give every artifact that has an accuracy and a cost on an axis; a failed or unfinished one has not."""
+    found = []
+    for row in rows:
+        for precision in PRECISIONS:
+            top1, cost = row[f"test_top1_{precision}"], row[COSTS[axis].format(precision)]
+            if top1 is not None and cost is not None:
+                found.append(
+                    Point(
+                        name=row["name"],
+                        precision=precision,
+                        rung=row["rung"],
+                        epochs=row["epochs"],
+                        top1=top1,
+                        cost=cost,
+                    )
+                )
+    return found
+
+
+def front(candidates: Sequence[Point]) -> list[Point]:
+    """Give the points that no other beats, from the cheapest to the most accurate.
+
+    One point beats another if it is at least as accurate at no more cost, and better in one of the two. Of points
+    that are equal in both the first counts.
+    """
+    best: list[Point] = []
+    for point in sorted(candidates, key=lambda p: (p.cost, -p.top1)):  # stable: equals keep their order
+        if not best or point.top1 > best[-1].top1:
+            best.append(point)
+    return best
+
+
+def fronts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
+    """Give the front of each axis of cost."""
+    return {axis: front(points(rows, axis)) for axis in COSTS}

@@ -1,0 +1,87 @@
+"""The picture of a sweep: accuracy against latency, file size and parameters, with the fronts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from qdeploy.study.pareto import Point, front, points
+
+AXES = {
+    "latency": ("latency, ms (one image, one thread)", 1.0),
+    "size": ("file size, MB", 1e-6),
+    "params": ("parameters, millions", 1e-6),
+}
+"""The label of each axis, and what its costs are multiplied with."""
+COLOURS = ("#3b6ea8", "#c0562f", "#3a7d44")
+"""Of the rungs."""
+LOG_FROM = 5.0
+"""Ratio of the largest to the smallest cost from which an axis is logarithmic."""
+MARKERS = {"fp32": "o", "int8": "s"}
+LABELLED = 12
+"""Most names on a front; more would hide each other."""
+
+
+def draw_pareto(rows: Sequence[dict[str, Any]], title: str) -> bytes:
+    """Draw the fronts side by side, as a PNG.
+
+    A circle is an fp32 file, a square an INT8 file; filled ones are on the front. The colour tells the rung.
+    """
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    panels = figure.subplots(1, len(AXES), sharey=True)
+    for axes, (axis, (label, scale)) in zip(panels, AXES.items(), strict=True):
+        _panel(axes, points(rows, axis), label, scale)
+    panels[0].set_ylabel("test top-1, %")
+    figure.legend(handles=_legend(rows), loc="outside lower center", ncols=6, fontsize=9)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def _panel(axes: Axes, found: Sequence[Point], label: str, scale: float) -> None:
+    best = front(found)
+    for p in found:
+        colour = COLOURS[min(p.rung, len(COLOURS)) - 1]
+        fill = colour if p in best else "none"
+        axes.plot(p.cost * scale, p.top1, MARKERS[p.precision], color=colour, markerfacecolor=fill, markersize=6)
+    if best:
+        axes.step([p.cost * scale for p in best], [p.top1 for p in best], where="post", color="#1c2430", linewidth=1)
+        _scale(axes, [p.cost for p in found])
+    else:
+        axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center")
+    for p in best[-LABELLED:]:
+        beyond = p.cost * p.cost > max(q.cost for q in found) * min(q.cost for q in found)
+        side = {"xytext": (-4, -9), "ha": "right"} if beyond else {"xytext": (4, -9)}
+        axes.annotate(p.name, (p.cost * scale, p.top1), textcoords="offset points", fontsize=7, **side)
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.3)
+
+
+def _scale(axes: Axes, costs: Sequence[float]) -> None:
+    if max(costs) < LOG_FROM * min(costs):
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(rows: Sequence[dict[str, Any]]) -> list[Line2D]:
+    shown = [
+        Line2D([], [], marker=marker, linestyle="none", color="#1c2430", markerfacecolor="none", label=precision)
+        for precision, marker in MARKERS.items()
+    ]
+    rungs = sorted({(r["rung"], r["epochs"]) for r in rows if r["rung"]})
+    for rung, epochs in rungs:
+        colour = COLOURS[min(rung, len(COLOURS)) - 1]
+        shown.append(Line2D([], [], marker="o", linestyle="none", color=colour, label=f"{epochs} epoch(s)"))
+    return shown

@@ -1,0 +1,80 @@
+"""What a sweep does, as one frozen configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.machine import usable_cores
+
+DEFAULT_BUDGET_MINUTES = 60.0
+"""Of a sweep over the whole grid for which neither epochs nor a budget are given."""
+OWN_OPTIONS = ("model", "data", "recipe", "epochs", "seed", "device", "tensorboard")
+"""Fields of a recipe that ``settings`` may not change: the sweep has an option for them, or they mean nothing here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Everything that decides a sweep."""
+
+    data: str | None = None
+    """A published data set or a folder with a sub-folder per class; by default the recipe's."""
+    models: tuple[str, ...] = ()
+    """Names of ``qdeploy models``; none stands for the whole MobileViT grid."""
+    recipe: str = "small"
+    """Of every model; the recipe's own model is not used."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of the recipe to change, the same for every model."""
+    epochs: int | None = None
+    """Without a budget: of every model, by default the recipe's. With a budget: the most that a model is trained."""
+    budget_minutes: float | None = None
+    """Time for the whole sweep; with it the models are trained by successive halving."""
+    seed: int | None = None
+    """Of every training; by default the recipe's."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps; of training. Latency is always that of one CPU thread of this machine."""
+    jobs: int = 1
+    """Trials at a time on one machine; each gets an equal share of the cores."""
+    ray: bool = False
+    """Spread the training over the machines of a Ray cluster, or over this one if there is none."""
+
+    def __post_init__(self) -> None:
+        for i, name in enumerate(self.models):
+            if name in self.models[:i]:
+                raise InputError(f"--models names '{name}' twice; name each model once")
+        if self.epochs is not None and not 1 <= self.epochs <= 100_000:
+            raise InputError(f"--epochs must be between 1 and 100000, found {self.epochs}")
+        budget = self.budget_minutes
+        if budget is not None and not (budget > 0 and math.isfinite(budget)):
+            raise InputError(f"--budget-minutes must be positive, found {budget:g}")
+        if not 1 <= self.jobs <= usable_cores():
+            raise InputError(
+                f"--jobs must be between 1 and {usable_cores()}, the cores of this machine, found {self.jobs}"
+            )
+        for name in self.settings:
+            if name in OWN_OPTIONS:
+                raise InputError(f"--set cannot change '{name}' in a sweep; see `qdeploy sweep --help` for its option")
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one trial."""
+        return max(1, usable_cores() // self.jobs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SweepConfig:
+        """Rebuild the configuration a sweep has saved.
+
+        Raises:
+            InputError: If it has other fields than this version knows.
+        """
+        odd = sorted(set(values) ^ {f.name for f in fields(cls)})
+        if odd:
+            raise InputError(f"the sweep was written by another version of qdeploy (it differs in {', '.join(odd)})")
+        return cls(**{**values, "models": tuple(values["models"])})

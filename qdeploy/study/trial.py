@@ -1,0 +1,252 @@
+"""One trial of a sweep, in a process of its own: probe, train, export or measure one model.
+
+``process`` starts it with the path of a ``Spec``. What it found, or why it could not, is written beside the spec; a
+crash or a kill for want of memory ends this process and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qdeploy.core.errors import QdeployError, VerdictError
+from qdeploy.core.files import read_json, write_json
+
+PROBE_STEPS = 12
+PROBE_SECONDS = 4.0
+"""A probe ends after so many timed steps, or after two when so much time has passed."""
+WARM_STEPS = 2
+FORWARD_SHARE = 1 / 3
+"""Of a training step's time, what the evaluation of as many images takes."""
+MEASURE_RUNS = 1000
+LEAST_RUNS = 200
+MEASURE_SECONDS = 2.5
+"""Of both precisions together; longer if a slow model needs it for ``LEAST_RUNS``."""
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a trial does."""
+
+    kind: str
+    """probe, train, export or measure."""
+    model: str
+    folder: str
+    """Where this model's runs, export, results and logs are."""
+    rung: int = 0
+    """Counted from 0; names the run."""
+    epochs: int = 1
+    data: str = ""
+    recipe: str = "small"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+
+    @property
+    def name(self) -> str:
+        """What its files are called, without a suffix."""
+        return f"{self.kind}-{self.rung}"
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return Path(self.folder) / f"run-{self.rung}"
+
+    @property
+    def export(self) -> Path:
+        """The export's folder."""
+        return Path(self.folder) / "export"
+
+
+def main(path: str) -> None:
+    """Do what a spec says and write the result; the entry point of the process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    spec = Spec(**read_json(Path(path)))
+    write_json(Path(spec.folder) / f"{spec.name}.json", outcome(spec))
+
+
+def _end_with_parent() -> None:
+    """Exit as soon as standard input closes: the sweep holds its other end, and lets go of it however it ends."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def outcome(spec: Spec) -> Result:
+    """Give a trial's result, or ``error`` with the reason in one line; the log has the traceback."""
+    try:
+        return _KINDS[spec.kind](spec)
+    except QdeployError as error:
+        return {"error": _one_line(str(error))}
+    except Exception as error:  # of torch or onnx: recorded, and the sweep goes on
+        traceback.print_exc()
+        first = str(error).strip().partition("\n")[0]
+        return {"error": _one_line(f"{type(error).__name__}: {first}")}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]
+
+
+class _EnoughError(Exception):
+    """Ends a probe."""
+
+
+class _Stopwatch:
+    """A training reporter that times steps and stops the run when it has seen enough."""
+
+    def __init__(self) -> None:
+        self.begin = self.began = time.perf_counter()
+        self.steps = self.steps_per_epoch = 0
+        self.images: dict[str, int] = {}
+
+    def reading(self, done: int, total: int) -> None:
+        """Ignore."""
+
+    def started(self, record: Result, folder: Path) -> None:
+        """Remember the number of images; from here on steps are taken."""
+        self.images = record["dataset"]["images"]
+        self.begin = self.began = time.perf_counter()
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        """Count a step; the first ones only warm up."""
+        self.steps, self.steps_per_epoch = self.steps + 1, total
+        now = time.perf_counter()
+        if self.steps == WARM_STEPS:
+            self.began = now
+        timed = self.steps - WARM_STEPS
+        if timed >= PROBE_STEPS or (timed >= 2 and now - self.begin > PROBE_SECONDS):
+            raise _EnoughError
+
+    def epoch(self, row: Result) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Write it into the log."""
+        print(text, file=sys.stderr)
+
+    def result(self) -> Result:
+        """Predict the seconds of an epoch with its two evaluations, and of the rest of a run."""
+        timed = max(1, self.steps - WARM_STEPS)
+        step_s = (time.perf_counter() - self.began) / timed
+        image_s = FORWARD_SHARE * step_s * self.steps_per_epoch / max(1, self.images["train"])
+        return {
+            "epoch_s": self.steps_per_epoch * step_s + 2 * self.images["val"] * image_s,
+            "test_s": self.images["test"] * image_s,
+            "stepping_s": time.perf_counter() - self.begin,
+            "images": self.images,
+        }
+
+
+def _probe(spec: Spec) -> Result:
+    """Time a few training steps."""
+    from qdeploy.training import train
+
+    watch = _Stopwatch()
+    with suppress(_EnoughError):
+        train(_config(spec), spec.run, watch)
+    return watch.result()
+
+
+def _config(spec: Spec) -> Any:
+    from qdeploy.training import config_from_recipe
+
+    return config_from_recipe(
+        spec.recipe,
+        model=spec.model,
+        data=spec.data,
+        epochs=spec.epochs,
+        seed=spec.seed,
+        device=spec.device,
+        **spec.settings,
+    )
+
+
+class _Log(_Stopwatch):
+    """A training reporter that writes a line an epoch into the log."""
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        """Ignore."""
+
+    def epoch(self, row: Result) -> None:
+        """Write the row."""
+        print(f"epoch {row['epoch']}: val {row['val_top1']:.2f} %, {row['all_s']:.1f} s", file=sys.stderr, flush=True)
+
+
+def _train(spec: Spec) -> Result:
+    from qdeploy.core.run_folder import RECORD
+    from qdeploy.training import train
+
+    result = asdict(train(_config(spec), spec.run, _Log()))
+    record = read_json(spec.run / RECORD)
+    found = {k: result[k] for k in ("params", "epochs", "best_epoch", "val_top1", "test_top1", "seconds")}
+    model = {k: record["model"][k] for k in ("family", "macs", "input_size")}
+    return {
+        **found,
+        **model,
+        "images": record["dataset"]["images"],
+        "dataset": record["dataset"]["name"],
+        "dataset_sha256": record["dataset"]["sha256"],
+    }
+
+
+def _export(spec: Spec) -> Result:
+    """Export to fp32 and INT8; where INT8 is rejected, to fp32 alone, with the reason."""
+    from qdeploy.export.made import ExportConfig
+    from qdeploy.export.pipeline import export
+
+    reason = None
+    try:
+        report = export(spec.run, ExportConfig(int8=True, max_drop=100), spec.export, _log)
+    except VerdictError as error:
+        reason = _one_line(str(error))
+        report = export(spec.run, ExportConfig(), spec.export, _log)
+    artifacts = {
+        a.precision: {
+            "test_top1": a.accuracy["top1"],
+            "test_n": a.accuracy["n"],
+            "size_bytes": a.size_bytes,
+            "p50_ms": a.latency_ms["p50"],
+        }
+        for a in report.artifacts
+    }
+    return {"artifacts": artifacts, "verdict": report.verdict, "int8_error": reason}
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _measure(spec: Spec) -> Result:
+    """Time the files of an export in turn: batch 1, one thread; memory of fresh processes."""
+    from qdeploy.runtime.bench import BenchConfig, bench
+
+    exported = read_json(Path(spec.folder) / f"export-{spec.rung}.json")["artifacts"]
+    round_s = sum(a["p50_ms"] for a in exported.values()) / 1e3
+    seconds = max(MEASURE_SECONDS, 1.1 * LEAST_RUNS * round_s)
+    files = [spec.export / f"model.{precision}.onnx" for precision in exported]
+    report = bench(files, BenchConfig(runs=MEASURE_RUNS, seconds=seconds))
+    artifacts = {
+        r.precision: {"latency_ms": r.latency_ms["p50"], "n": r.n, "peak_bytes": r.peak_rss_bytes}
+        for r in report.results
+    }
+    speedup = {"ratio": c.ratio, "ci95": list(c.ci95)} if (c := next(iter(report.comparisons), None)) else None
+    return {"artifacts": artifacts, "int8_speedup": speedup, "cpu": report.environment["cpu"]}
+
+
+_KINDS: dict[str, Callable[[Spec], Result]] = {
+    "probe": _probe,
+    "train": _train,
+    "export": _export,
+    "measure": _measure,
+}

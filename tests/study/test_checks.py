@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdeploy.core.errors import InputError, MissingDependencyError
+from qdeploy.core.machine import usable_cores
+from qdeploy.data.embedded import NAME as EMBEDDED
+from qdeploy.models.registry import GRID
+from qdeploy.study import SweepConfig, checks
+from qdeploy.study.process import LocalPool
+
+
+def test_the_default_is_the_grid_on_the_embedded_data() -> None:
+    assert checks.grid() == GRID
+    assert len(GRID) == 36
+    config = checks.completed(SweepConfig())
+    assert (config.data, config.seed) == (EMBEDDED, 0)
+
+
+def test_models_are_counted_for_the_data_s_classes_and_the_recipe_s_size() -> None:
+    config = SweepConfig(models=("nano-ar",), data=EMBEDDED)
+    small = checks.known_models(config)["nano-ar"]
+    assert (small.family, small.params, small.input_size) == ("qonstraint", 828_542, 64)
+    large = checks.known_models(SweepConfig(models=("nano-ar",), data=EMBEDDED, settings={"input_size": 128}))
+    assert large["nano-ar"].input_size == 128
+    assert large["nano-ar"].macs > 3 * small.macs
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"models": ("nano", "micro", "nano")}, "names 'nano' twice"),
+        ({"budget_minutes": 0.0}, "--budget-minutes must be positive, found 0"),
+        ({"budget_minutes": -3.0}, "must be positive"),
+        ({"budget_minutes": float("nan")}, "must be positive"),
+        ({"budget_minutes": float("inf")}, "must be positive"),
+        ({"epochs": 0}, "--epochs"),
+        ({"jobs": 0}, "--jobs"),
+        ({"jobs": usable_cores() + 1}, "the cores of this machine"),
+        ({"settings": {"epochs": 3}}, "--set cannot change 'epochs'"),
+    ],
+)
+def test_values_out_of_range_are_refused(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        SweepConfig(**fields)
+
+
+def test_a_saved_configuration_is_read_back() -> None:
+    config = SweepConfig(models=("nano",), settings={"swa": True}, budget_minutes=3.5)
+    assert SweepConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(InputError, match="another version.*differs in colour"):
+        SweepConfig.from_dict({**config.to_dict(), "colour": 1})
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "qdeploy.study.ray_pool", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'qdeploy\[ray\]'"):
+        checks.open_pool(SweepConfig(ray=True))
+    assert isinstance(checks.open_pool(SweepConfig()), LocalPool)
+
+
+def test_the_cores_are_shared() -> None:
+    assert SweepConfig().threads == usable_cores()
+    assert SweepConfig(jobs=usable_cores()).threads == 1
+
+
+def test_ray_is_imported_in_one_place() -> None:
+    room = Path(checks.__file__).parents[1]
+    found = [p.name for p in room.rglob("*.py") if "import ray\n" in p.read_text() or "from ray" in p.read_text()]
+    assert found == ["ray_pool.py"]

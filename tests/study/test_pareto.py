@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from qdeploy.study.pareto import Point, front, fronts, points
+
+
+def point(top1: float, cost: float, name: str = "m") -> Point:
+    return Point(name=name, precision="fp32", rung=1, epochs=1, top1=top1, cost=cost)
+
+
+def test_against_brute_force() -> None:
+    """Small integers, so that ties in one and in both coordinates abound."""
+    rng = random.Random(0)
+    for _ in range(500):
+        found = [point(rng.randint(0, 6), rng.randint(0, 6), str(i)) for i in range(rng.randint(0, 12))]
+        unbeaten = {
+            (p.top1, p.cost)
+            for p in found
+            if not any(
+                q.top1 >= p.top1 and q.cost <= p.cost and (q.top1, q.cost) != (p.top1, p.cost) for q in found
+            )
+        }  # fmt: skip
+        best = front(found)
+        assert {(p.top1, p.cost) for p in best} == unbeaten
+        assert len(best) == len(unbeaten)  # of equals, one
+        assert best == sorted(best, key=lambda p: p.cost)
+
+
+def test_of_equals_the_first_counts() -> None:
+    assert [p.name for p in front([point(5, 1, "a"), point(5, 1, "b")])] == ["a"]
+
+
+def row(name: str, **fields: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(
+        f"{kind}_{p}{unit}"
+        for p in ("fp32", "int8")
+        for kind, unit in (("test_top1", ""), ("latency", "_ms"), ("size", "_bytes"))
+    )
+    return {"name": name, "rung": 1, "epochs": 2, "params": 10, **nothing, **fields}
+
+
+def test_each_precision_is_a_candidate_and_what_failed_is_none() -> None:
+    rows = [
+        row("a", test_top1_fp32=90.0, test_top1_int8=89.0, latency_fp32_ms=2.0, latency_int8_ms=1.0, params=20),
+        row("b", test_top1_fp32=80.0, latency_fp32_ms=1.5),
+        row("c"),
+    ]
+    found = fronts(rows)
+    assert [(p.name, p.precision) for p in found["latency"]] == [("a", "int8"), ("a", "fp32")]
+    assert found["size"] == []
+    assert [(p.name, p.precision) for p in found["params"]] == [("b", "fp32"), ("a", "fp32")]
+    assert len(points(rows, "latency")) == 3
