@@ -106,7 +106,9 @@ def one_run(fields: dict[str, Any], test: Split) -> dict[str, float]:
     if fields["recipe"] == PLAIN["recipe"]:
         config = config_from_recipe(**{**fields, "recipe": "small"})
         dataset = load_dataset(config.data)
-        model = train_plainly(config.model, dataset.splits["train"], dataset.preprocessing, config.epochs, config.seed)
+        torch.manual_seed(config.seed)
+        model = create_model(config.model, 10)
+        train_plainly(model, dataset.splits["train"], dataset.preprocessing, config.epochs)
         cpu = time.process_time() - begin
         return {
             "test_top1": score(model, config, test),

@@ -14,15 +14,12 @@ from torch import Tensor, nn
 
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.dataset import Split
-from qdeploy.models.registry import create_model
 
 BATCH, SHIFT, LR, WARMUP = 64, 4, 1e-3, 0.03
 
 
-def train_plainly(model_name: str, split: Split, preprocessing: Preprocessing, epochs: int, seed: int) -> nn.Module:
-    """Train a new model on a split's images."""
-    torch.manual_seed(seed)
-    model = create_model(model_name, int(split.labels.max()) + 1)
+def train_plainly(model: nn.Module, split: Split, preprocessing: Preprocessing, epochs: int) -> None:
+    """Train a model, which gives logits, on a split's images."""
     images, labels = normalised(split, preprocessing), torch.from_numpy(np.asarray(split.labels, np.int64))
     steps = epochs * (len(labels) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
@@ -38,7 +35,6 @@ def train_plainly(model_name: str, split: Split, preprocessing: Preprocessing, e
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             rate.step()
-    return model
 
 
 def share(step: int, steps: int) -> float:

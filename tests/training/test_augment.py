@@ -16,6 +16,7 @@ from qdeploy.training.augment import (
     Strength,
     augment,
     crop_and_flip,
+    crop_and_mirror,
     crop_boxes,
     erase,
     erase_boxes,
@@ -304,3 +305,22 @@ def test_normalise() -> None:
     out = normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8), mean, std)
     assert out.shape == (1, 3, 2, 2)
     assert out[0, :, 0, 0].tolist() == [2.0, 1.0, 0.5]
+
+
+def test_every_crop_is_a_square_of_its_image_as_it_is_or_mirrored() -> None:
+    pixels = images(40, 6, seed=1)
+    out = crop_and_mirror(pixels, 4, seeded(0))
+    assert out.shape == (40, 4, 4, 3)
+    seen = set()
+    for image, found in zip(pixels, out, strict=True):
+        places = {
+            (y, x, mirrored)
+            for y in range(3)
+            for x in range(3)
+            for mirrored in (False, True)
+            if torch.equal(found, image[y : y + 4, x : x + 4].flip(1) if mirrored else image[y : y + 4, x : x + 4])
+        }
+        assert len(places) == 1
+        seen |= places
+    assert len(seen) > 12  # of 18
+    assert torch.equal(out, crop_and_mirror(pixels, 4, seeded(0)))
