@@ -11,7 +11,7 @@ demo: .venv/train.done
 	$(BIN)/qdeploy bench
 
 test: .venv/dev.done
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev.done
 	$(BIN)/ruff check .

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from qdeploy.core.artifact import EXPORTS
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json
-from qdeploy.core.lineage import git_commit
 from qdeploy.core.machine import environment
 from qdeploy.core.metrics import Floats, PairedDifference, paired_difference
 from qdeploy.core.preprocessing import Preprocessing
@@ -35,7 +31,7 @@ from qdeploy.export.parity import FOLD_TOLERANCE, FP32_TOLERANCE, measure, requi
 from qdeploy.export.report import html_report
 from qdeploy.export.trace import trace
 from qdeploy.models.folding import deploy
-from qdeploy.models.registry import count, model_from_record
+from qdeploy.models.registry import model_from_record
 from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_images, time_rounds
 
 TORCH_BATCH = 64
@@ -82,12 +78,12 @@ class ExportReport:
         return asdict(self)
 
 
-def _silent(_: str) -> None:
-    pass
+def silent(_: str) -> None:
+    """Say nothing."""
 
 
 def export(
-    run: Path | None = None, config: ExportConfig | None = None, out: Path | None = None, note: Note = _silent
+    run: Path | None = None, config: ExportConfig | None = None, out: Path | None = None, note: Note = silent
 ) -> ExportReport:
     """Export a run to ONNX, and with ``int8`` also to explicit Q/DQ INT8.
 
@@ -107,80 +103,21 @@ def export(
     record, weights = read_run(run)
     model = _model(record, weights, run)
     out = out or EXPORTS / run.resolve().name
-    _require_own(out)
-    return _export(model, record, sha256_of(weights), lambda: _dataset(record), config or ExportConfig(), out, note)
+    return export_model(model, record, sha256_of(weights), lambda: _dataset(record), config, out, note)
 
 
-def export_module(
-    module: nn.Module,
-    labels: Sequence[str],
-    preprocessing: Preprocessing,
-    data: str | Dataset,
-    out: Path,
-    *,
-    name: str = "module",
-    config: ExportConfig | None = None,
-    note: Note = _silent,
-) -> ExportReport:
-    """Export your own trained module, with the same checks, INT8 and card as a run.
-
-    Args:
-        module: Takes normalised float32 ``[B, 3, S, S]`` and gives logits ``[B, K]``; it is not changed.
-        labels: The K class names, in the order of the logits; the data's classes, which are in alphabetical order.
-        preprocessing: How an image becomes the module's input.
-        data: A data set as `qdeploy train` takes it, or a loaded one: ranges come from its training split, parity from
-            validation, accuracy from test.
-        out: The export's folder.
-        name: Of the model, in the card.
-        config: What to make.
-        note: Called with a line after each step.
-
-    Raises:
-        InputError: If module, labels and data do not fit together.
-        VerdictError: If parity or the accuracy budget is missed.
-    """
-    dataset = load_dataset(data, preprocessing) if isinstance(data, str) else data
-    if dataset.preprocessing != preprocessing:
-        raise InputError("the data set was loaded with another preprocessing than the module's")
-    if tuple(labels) != dataset.classes:
-        raise InputError(f"the labels are {', '.join(labels)}, the data's classes {', '.join(dataset.classes)}")
-    model = copy.deepcopy(module).cpu().eval()
-    size = preprocessing.size
-    with torch.inference_mode():
-        logits = model(torch.zeros(2, 3, size, size))
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, len(labels)):
-        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputError(f"the module must give logits [2, {len(labels)}] for 2 images, found {found}")
-    _require_own(out)
-    params, macs = count(copy.deepcopy(model), size)
-    weights = save_tensors({k: v.clone() for k, v in model.state_dict().items()})
-    record = {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": {},
-        "git": git_commit(),
-        "model": {
-            "name": name,
-            "family": "module",
-            "params": params,
-            "macs": macs,
-            "input_size": size,
-            "num_classes": len(labels),
-            "config": {},
-        },
-        "dataset": {"images": {split: len(images) for split, images in dataset.splits.items()}},
-    }
-    return _export(model, record, sha256_of(weights), lambda: dataset, config or ExportConfig(), out, note)
-
-
-def _export(
+def export_model(
     model: nn.Module,
     record: dict[str, Any],
     weights_sha256: str,
     read: Callable[[], Dataset],
-    config: ExportConfig,
+    config: ExportConfig | None,
     out: Path,
     note: Note,
 ) -> ExportReport:
+    """Export a model that the record describes; ``read`` gives its data."""
+    config = config or ExportConfig()
+    _require_own(out)
     with folder_made_whole(out) as folder:
         dataset = read()
         for text in dataset.notes:

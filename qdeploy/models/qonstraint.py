@@ -1,7 +1,7 @@
 """The Qonstraint family: stem, QonvViT blocks, backbone, FusionBlockV2 and the whole model.
 
 Source: N. Gupta, "Qonstraint 5.9", IJRASET 13(VII), July 2025. The paper gives no code; where its text is
-ambiguous the reading taken is the one that meets its own parameter counts (docs/qonstraint.md).
+ambiguous the reading taken is the one that meets its own parameter counts (docs/models.md).
 
 Array names: B batch, C channels, H height, W width, N tokens, K classes.
 """

@@ -19,7 +19,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{n}.md"
-        for n in ("data", "training", "models", "export", "predict_and_bench", "choosing_a_model")
+        for n in ("data", "training", "models", "export", "predict_and_bench", "choosing_a_model", "mobilevit")
     ),
 ]
 NOT_HERE = ("make ", "pip install ", "git clone ", "cd ")

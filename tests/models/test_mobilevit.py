@@ -114,9 +114,15 @@ def test_groups_are_two_but_for_the_three_colours() -> None:
 
 
 @pytest.mark.parametrize("name", GRID)
-def test_any_size_and_number_of_classes(name: str) -> None:
+def test_five_images_of_256_pixels_give_five_times_ten_logits(name: str) -> None:
     with torch.device("meta"):
         assert create_model(name, 10).eval()(torch.empty(5, 3, 256, 256)).shape == (5, 10)
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_any_size_and_number_of_classes(conv: str) -> None:
+    name = f"mobilevit-{conv}-mha-v1"
+    with torch.device("meta"):
         assert create_model(name, 7, 224).eval()(torch.empty(1, 3, 224, 224)).shape == (1, 7)
         assert create_model(name, 3, 33).eval()(torch.empty(2, 3, 33, 33)).shape == (2, 3)
 

@@ -1,0 +1,96 @@
+"""The export of a module that did not come from a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.files import sha256_of
+from qdeploy.core.lineage import git_commit
+from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.data.catalog import load_dataset
+from qdeploy.data.dataset import Dataset
+from qdeploy.export.made import ExportConfig, Note
+from qdeploy.export.pipeline import ExportReport, export_model, silent
+from qdeploy.models.registry import count
+
+
+def export_module(
+    module: nn.Module,
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    data: str | Dataset,
+    out: Path,
+    *,
+    name: str = "module",
+    config: ExportConfig | None = None,
+    note: Note = silent,
+) -> ExportReport:
+    """Export your own trained module, with the same checks, INT8 and card as a run.
+
+    Args:
+        module: Takes normalised float32 ``[B, 3, S, S]`` and gives logits ``[B, K]``; it is not changed.
+        labels: The K class names in the order of the logits: those of the data, in its order.
+        preprocessing: How an image becomes the module's input.
+        data: A data set as ``qdeploy train`` takes it, or a loaded one: ranges come from its training split, parity
+            from validation, accuracy from test.
+        out: The export's folder.
+        name: Of the model, in the card.
+        config: What to make.
+        note: Called with a line after each step.
+
+    Raises:
+        InputError: If module, labels and data do not fit together.
+        VerdictError: If parity or the accuracy budget is missed.
+    """
+    dataset = load_dataset(data, preprocessing) if isinstance(data, str) else data
+    if dataset.preprocessing != preprocessing:
+        raise InputError("the data was loaded with another preprocessing than the module's; load it with that one")
+    if tuple(labels) != dataset.classes:
+        raise InputError(f"the labels are {', '.join(labels)}, the data's classes {', '.join(dataset.classes)}")
+    model = copy.deepcopy(module).cpu().eval()
+    _require_logits(model, len(labels), preprocessing.size)
+    weights = save_tensors({k: v.clone() for k, v in model.state_dict().items()})
+    record = _record(model, name, dataset)
+    return export_model(model, record, sha256_of(weights), lambda: dataset, config, out, note)
+
+
+def _require_logits(model: nn.Module, classes: int, size: int) -> None:
+    try:
+        with torch.inference_mode():
+            logits = model(torch.zeros(2, 3, size, size))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the module cannot take [2, 3, {size}, {size}] images: {reason}") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputError(f"the module must give logits [2, {classes}] for 2 images, found {found}")
+
+
+def _record(model: nn.Module, name: str, dataset: Dataset) -> dict[str, Any]:
+    """Describe the module as ``run.json`` describes a trained model."""
+    size = dataset.preprocessing.size
+    params, macs = count(copy.deepcopy(model), size)
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": {},
+        "git": git_commit(),
+        "model": {
+            "name": name,
+            "family": "module",
+            "params": params,
+            "macs": macs,
+            "input_size": size,
+            "num_classes": len(dataset.classes),
+            "config": {},
+        },
+        "dataset": {"images": {split: len(images) for split, images in dataset.splits.items()}},
+    }
