@@ -24,10 +24,11 @@ from machine import keep
 from plain_loop import BATCH, train_plainly
 from torch import Tensor, nn
 
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export import ExportConfig, export_module
+from qdeploy.export.pipeline import ArtifactReport
 from qdeploy.models.registry import create_model
 from qdeploy.runtime.bench import BenchConfig, bench
 
@@ -55,18 +56,13 @@ def main() -> None:
             if made[0] is None:
                 continue
             rows.append(summary(name, [m for m in made if m]))
-            files.append([Path(place) / folder_of(name, 0) / f"model.{p}.onnx" for p in ("fp32", "int8")])
+            files += [(rows[-1], path) for path in sorted((Path(place) / folder_of(name, 0)).glob("*.onnx"))]
             print(rows[-1], flush=True)
-        report = bench([path for pair in files for path in pair], BenchConfig(runs=1000, seconds=300))
-    for i, row in enumerate(rows):
-        fp32, int8 = report.results[2 * i : 2 * i + 2]
-        row.update(
-            fp32_p50_ms=round(fp32.latency_ms["p50"] or 0, 4),
-            int8_p50_ms=round(int8.latency_ms["p50"] or 0, 4),
-            n_runs=int8.n,
-            fp32_peak_mb=round(fp32.peak_rss_bytes / 1e6, 1),
-            int8_peak_mb=round(int8.peak_rss_bytes / 1e6, 1),
-        )
+        report = bench([path for _, path in files], BenchConfig(runs=1000, seconds=300))
+        for (row, _), result in zip(files, report.results, strict=True):
+            row[f"{result.precision}_p50_ms"] = round(result.latency_ms["p50"] or 0, 4)
+            row[f"{result.precision}_peak_MB"] = round(result.peak_rss_bytes / 1e6, 1)
+            row["timed_runs"] = result.n
     keep("rivals", rows, seconds=arguments.seconds, threads=1, train_images=len(dataset.splits["train"]))
 
 
@@ -84,27 +80,31 @@ def one_model(name: str, seed: int, seconds: float, dataset: Dataset, place: Pat
     begin = time.process_time()
     train_plainly(model, train, dataset.preprocessing, epochs)
     cpu_s = time.process_time() - begin
-    report = export_module(
-        model,
-        dataset.classes,
-        dataset.preprocessing,
-        dataset,
-        place / folder_of(name, seed),
-        name=name,
-        config=ExportConfig(int8=True, max_drop=100),
-    )
-    fp32, int8 = report.artifacts
+    made = {a.precision: a for a in exported(model, name, dataset, place / folder_of(name, seed))}
+    fp32, int8 = made["fp32"], made.get("int8")
     return {
         "params": sum(p.numel() for p in model.parameters()),
         "epochs": epochs,
         "cpu_s": round(cpu_s),
         "fp32_top1": fp32.accuracy["top1"],
-        "int8_top1": int8.accuracy["top1"],
+        "int8_top1": int8.accuracy["top1"] if int8 else None,
         "test_n": fp32.accuracy["n"],
         "fp32_kB": round(fp32.size_bytes / 1e3),
-        "int8_kB": round(int8.size_bytes / 1e3),
-        "float_layers": int8.float_layers,
+        "int8_kB": round(int8.size_bytes / 1e3) if int8 else None,
+        "float_layers": int8.float_layers if int8 else None,
     }
+
+
+def exported(model: nn.Module, name: str, dataset: Dataset, out: Path) -> tuple[ArtifactReport, ...]:
+    """Export to fp32 and INT8; to fp32 alone if INT8 is rejected."""
+    for int8 in (True, False):
+        try:
+            config = ExportConfig(int8=int8, max_drop=100)
+            labels, rules = dataset.classes, dataset.preprocessing
+            return export_module(model, labels, rules, dataset, out, name=name, config=config).artifacts
+        except VerdictError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 def summary(name: str, made: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,7 +114,8 @@ def summary(name: str, made: list[dict[str, Any]]) -> dict[str, Any]:
         values = [m[key] for m in made]
         row[key] = values if key in ("cpu_s", "epochs", "fp32_top1", "int8_top1", "float_layers") else values[0]
     for key in ("fp32_top1", "int8_top1"):
-        row[f"{key}_mean"] = round(statistics.fmean(row[key]), 2)
+        known = [value for value in row[key] if value is not None]
+        row[f"{key}_mean"] = round(statistics.fmean(known), 2) if known else None
     return row
 
 
