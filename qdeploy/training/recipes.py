@@ -180,7 +180,7 @@ def _paper_ablations() -> dict[str, dict[str, Any]]:
 
 _THESIS: dict[str, Any] = {
     "model": "mobilevit-standard-separable-v2",
-    "data": "cifar10",
+    "data": "cifar-10",
     "epochs": 100,
     "batch_size": 128,
     "lr": 1e-3,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qdeploy.core.errors import InputError
+from qdeploy.data.catalog import READERS
 from qdeploy.models.registry import MODELS
 from qdeploy.training.recipes import RECIPES, TrainConfig, config_from_recipe, config_from_record, parse_settings
 
@@ -27,6 +28,7 @@ def test_every_recipe_builds_and_names_a_model() -> None:
         config = config_from_recipe(name)
         assert config.recipe == name
         assert config.model in MODELS
+        assert config.data in READERS
     grid = [n for n in RECIPES if n.count("-") >= 3 and n.split("-")[2] in ("gap", "sota")]
     assert len(grid) == 12
     assert config_from_recipe("qonstraint-5.9-gap-low-deep").epochs == 60
@@ -34,6 +36,16 @@ def test_every_recipe_builds_and_names_a_model() -> None:
     assert config_from_recipe("qonstraint-5.9-aggressive").batch_size == 512
     narrow = config_from_recipe("qonstraint-5.5")
     assert (narrow.mixup, narrow.cutmix, narrow.randaugment, narrow.dynamic_drop_path) == (True, False, False, False)
+
+
+def test_the_thesis_s_recipe() -> None:
+    config = config_from_recipe("mobilevit-thesis")
+    assert (config.data, config.batch_size, config.seed, config.amp) == ("cifar-10", 128, 42, "fp16")
+    assert (config.lr, config.min_lr, config.weight_decay, config.clip_norm) == (1e-3, 1e-6, 1e-4, 1.0)
+    assert (config.input_size, config.interpolation, round(config.crop * config.input_size)) == (256, "bicubic", 224)
+    assert (config.schedule, config.label_smoothing, config.mixup, config.cutmix) == ("cosine", 0.0, False, False)
+    small = config_from_recipe("mobilevit-64")
+    assert (small.input_size, small.amp, small.batch_size) == (64, "auto", 128)
 
 
 def test_overrides_win_and_none_keeps_the_recipe_s_value() -> None:
