@@ -38,7 +38,9 @@ def test_the_published_layout_is_read(published: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"junk", gzip.compress(b"\x00\x00\x09\x01"), gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x09ab")]
+    "damage",
+    [b"", b"junk", gzip.compress(b"\x00\x00\x09\x01"), gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x09ab")],
+    ids=["empty", "junk", "another format", "cut off"],
 )
 def test_a_damaged_file_is_named(published: Path, damage: bytes) -> None:
     (published / "t10k-images-idx3-ubyte.gz").write_bytes(damage)
