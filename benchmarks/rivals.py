@@ -24,7 +24,7 @@ from machine import keep
 from plain_loop import BATCH, train_plainly
 from torch import Tensor, nn
 
-from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.errors import MissingDependencyError, VerdictError
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export import ExportConfig, export_module
@@ -70,7 +70,7 @@ def one_model(name: str, seed: int, seconds: float, dataset: Dataset, place: Pat
     torch.manual_seed(seed)
     try:
         model = build(name)
-    except (InputError, ImportError) as error:
+    except (MissingDependencyError, ImportError) as error:
         print(f"{name} left out: {error}", file=sys.stderr)
         return None
     train = dataset.splits["train"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,13 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
             except BlockingIOError as error:
                 raise BusyError(f"another process holds {path}") from error
         yield
+
+
+def dated_folder(parent: Path, name: str) -> Path:
+    """Choose a folder ``<name>-<time>`` that does not exist yet; nothing is created."""
+    dated = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = (dated if i == 1 else f"{dated}-{i}" for i in itertools.count(1))
+    return next(parent / n for n in names if not (parent / n).exists())
 
 
 def newest(folder: Path, pattern: str) -> Path | None:

@@ -106,6 +106,8 @@ def float_groups(model: onnx.ModelProto, family: str) -> dict[str, tuple[str, ..
         groups = FLOAT_GROUPS[family]
         return {group: tuple(n for n in names if any(p in n for p in parts)) for group, parts in groups.items()}
     layers = [n.name for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    if not layers:
+        return {"nothing": ()}
     return {"nothing": (), "first layer": (layers[0],), "first and last layer": (layers[0], layers[-1])}
 
 

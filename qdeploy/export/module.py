@@ -64,6 +64,8 @@ def export_module(
 
 
 def _require_logits(model: nn.Module, classes: int, size: int) -> None:
+    if next(model.parameters(), None) is None:
+        raise InputError("the module has no parameters: there is nothing to export")
     try:
         with torch.inference_mode():
             logits = model(torch.zeros(2, 3, size, size))
@@ -78,7 +80,7 @@ def _require_logits(model: nn.Module, classes: int, size: int) -> None:
 def _record(model: nn.Module, name: str, dataset: Dataset) -> dict[str, Any]:
     """Describe the module as ``run.json`` describes a trained model."""
     size = dataset.preprocessing.size
-    params, macs = count(copy.deepcopy(model), size)
+    params, macs = count(model, size)
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": {},

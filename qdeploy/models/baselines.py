@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeploy.core.errors import InputError, near_miss
+from qdeploy.core.errors import InputError, MissingDependencyError, near_miss
 from qdeploy.models.classifier import Classifier
 
 
@@ -52,7 +52,8 @@ class BaselineConfig:
         """Build a freshly initialised model.
 
         Raises:
-            InputError: If the library is missing, has no such classifier, or it cannot take images of this size.
+            InputError: If the library has no such classifier, or it cannot take images of this size.
+            MissingDependencyError: If the library is not installed.
         """
         return Baseline(self)
 
@@ -121,7 +122,7 @@ def _library(name: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"the library {name.partition('.')[0]} is missing here: {install}") from error
+        raise MissingDependencyError(f"the library {name.partition('.')[0]} is missing here: {install}") from error
 
 
 _BUILDERS: dict[str, Callable[[BaselineConfig], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}

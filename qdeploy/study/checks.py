@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from qdeploy.core.errors import InputError, MissingDependencyError
-from qdeploy.core.files import require_writable
+from qdeploy.core.files import dated_folder, require_writable
 from qdeploy.data.catalog import find_place, location_of
 from qdeploy.data.source import Progress
 from qdeploy.models import registry
@@ -79,10 +77,7 @@ def free_folder(config: SweepConfig, out: Path | None) -> Path:
         InputError: If the given one is not empty or cannot be written.
     """
     if out is None:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{Path(location_of(str(config.data))).name}-{stamp}"
-        names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
-        out = next(SWEEPS / n for n in names if not (SWEEPS / n).exists())
+        out = dated_folder(SWEEPS, Path(location_of(str(config.data))).name)
     if out.is_dir() and any(out.iterdir()):
         if (out / RECORD).exists():
             raise InputError(f"{out} already holds a sweep; give another --out, or go on with it: --resume {out}")

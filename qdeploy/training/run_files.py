@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import require_writable, sha256_of, write_bytes, write_json
+from qdeploy.core.files import dated_folder, require_writable, sha256_of, write_bytes, write_json
 from qdeploy.core.lineage import git_commit
 from qdeploy.core.machine import environment
 from qdeploy.core.run_folder import LOCK, RECORD, RUNS, weights_name
@@ -59,10 +58,7 @@ def free_folder(config: TrainConfig, out: Path | None) -> Path:
         InputError: If the given one is not empty or cannot be written.
     """
     if out is None:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{config.model.replace('/', '-')}-{Path(location_of(config.data)).name}-{stamp}"
-        names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
-        out = next(RUNS / n for n in names if not (RUNS / n).exists())
+        out = dated_folder(RUNS, f"{config.model.replace('/', '-')}-{Path(location_of(config.data)).name}")
     if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out} already holds {'a run' if (out / RECORD).exists() else 'files'}; give another --out")
     require_writable(out)

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import folder_made_whole, newest, read_json, require_writable, write_bytes, write_json
+from qdeploy.core.files import (
+    dated_folder,
+    folder_made_whole,
+    newest,
+    read_json,
+    require_writable,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +68,12 @@ def test_damaged_json_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         read_json(tmp_path / "x.json")
+
+
+def test_a_dated_folder_is_never_one_that_exists(tmp_path: Path) -> None:
+    made = []
+    for _ in range(3):
+        made.append(dated_folder(tmp_path, "run"))
+        made[-1].mkdir()
+    assert len(set(made)) == 3
+    assert all(folder.name.startswith("run-") for folder in made)

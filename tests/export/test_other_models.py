@@ -143,7 +143,8 @@ def test_a_user_s_module_gets_the_same_card_and_is_left_alone(small: Dataset, tm
     [
         (Own(9), None, r"must give logits \[2, 10\] for 2 images, found \[2, 9\]"),
         (nn.Conv2d(4, 8, 1), None, r"cannot take \[2, 3, 64, 64\] images: Given groups=1"),
-        (nn.Identity(), None, r"found \[2, 3, 64, 64\]"),
+        (nn.Flatten(), None, "the module has no parameters"),
+        (nn.BatchNorm2d(3), None, r"found \[2, 3, 64, 64\]"),
         (Own(), ("a", "b"), "the labels are a, b, the data's classes"),
     ],
 )

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, MissingDependencyError
 from qdeploy.models.registry import create_model, model_config, model_from_record, summarise
 
 PARAMS = {  # torchvision's documentation, at 1,000 classes
@@ -75,8 +75,9 @@ def test_a_class_count_of_zero() -> None:
 
 def test_a_missing_library_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match="the library timm is missing here: pip install timm"):
+    with pytest.raises(MissingDependencyError, match="the library timm is missing here: pip install timm"):
         create_model("timm/resnet18", 3)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(InputError, match=r"torchvision is missing here: pip install 'qdeploy\[baselines\]'"):
+    install = r"torchvision is missing here: pip install 'qdeploy\[baselines\]'"
+    with pytest.raises(MissingDependencyError, match=install):
         create_model("torchvision/resnet18", 3)
