@@ -99,7 +99,7 @@ def exported(model: nn.Module, name: str, dataset: Dataset, out: Path) -> tuple[
     """Export to fp32 and INT8; to fp32 alone if INT8 is rejected."""
     for int8 in (True, False):
         try:
-            config = ExportConfig(int8=int8, max_drop=100)
+            config = ExportConfig(int8=int8, allow_drop=True, allow_slower=True)
             labels, rules = dataset.classes, dataset.preprocessing
             return export_module(model, labels, rules, dataset, out, name=name, config=config).artifacts
         except VerdictError as error:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from qdeploy.export.made import ExportConfig
-from qdeploy.export.pipeline import ExportReport, export
+from qdeploy.export.pipeline import export
+from qdeploy.export.verdict import ExportReport
 from qdeploy.training import TrainResult, config_from_recipe, train
 
 MakeImages = Callable[..., Path]
@@ -42,7 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 def exported(trained: TrainResult) -> ExportReport:
     """The export of that run, fp32 and INT8; its run folder and export folder are below one root."""
     run = Path(trained.run)
-    return export(run, ExportConfig(int8=True), run.parents[1] / "exports" / "small-run")
+    config = ExportConfig(int8=True, choice_runs=50, allow_drop=True, allow_slower=True)
+    return export(run, config, run.parents[1] / "exports" / "small-run")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ def inspect_command(artifact: Path | None, json: bool) -> None:
     found = read_artifact(find_artifact(artifact))
     card = found.card
     if json:
-        emit_json({**card.to_dict(), "sha256": found.sha256, "size_bytes": len(found.data)})
+        engine = {"engine": {k: v for k, v in found.engine.to_dict().items() if k != "card"}} if found.engine else {}
+        emit_json({**card.to_dict(), **engine, "sha256": found.sha256, "size_bytes": len(found.data)})
         return
     lineage = card.lineage
     accuracy = card.accuracy
@@ -40,5 +41,7 @@ def inspect_command(artifact: Path | None, json: bool) -> None:
         "made with": ", ".join(f"{k} {v}" for k, v in lineage["versions"].items()),
         "sha256": found.sha256,
     }
+    if found.engine:
+        lines["engine"] = f"{found.engine.describe()}, batches of 1 to {found.engine.max_batch}"
     for key, text in lines.items():
         print(f"{key:>10}  {text}")

@@ -12,6 +12,7 @@ from qdeploy.cli.bench import bench_command
 from qdeploy.cli.data import data_command
 from qdeploy.cli.export import export_command
 from qdeploy.cli.inspect import inspect_command
+from qdeploy.cli.lint import lint_command
 from qdeploy.cli.models import models_command
 from qdeploy.cli.predict import predict_command
 from qdeploy.cli.sweep import sweep_command
@@ -50,6 +51,7 @@ for _verb in (
     models_command,
     data_command,
     inspect_command,
+    lint_command,
 ):
     app.add_command(_verb)
 

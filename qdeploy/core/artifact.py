@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdeploy.core.engine_file import EngineHeader, is_engine, unpack
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.files import newest, sha256_of
 from qdeploy.core.preprocessing import Preprocessing
@@ -154,6 +155,8 @@ class Artifact:
     path: Path
     data: bytes = field(repr=False)
     card: Card = field(repr=False)
+    engine: EngineHeader | None = field(default=None, repr=False)
+    """Of an engine file; None for an ONNX file."""
 
     @property
     def sha256(self) -> str:
@@ -162,7 +165,7 @@ class Artifact:
 
 
 def read_artifact(path: Path) -> Artifact:
-    """Read a model file once, verify its checksum and parse its card.
+    """Read a model file, ONNX or engine, once, verify its checksum and parse its card.
 
     Raises:
         ArtifactError: If it is missing, damaged, or not written by qdeploy.
@@ -171,10 +174,22 @@ def read_artifact(path: Path) -> Artifact:
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"the model file {path} cannot be read: {error.strerror}") from error
+    return _engine_artifact(path, data) if is_engine(data) else _onnx_artifact(path, data)
+
+
+def _engine_artifact(path: Path, data: bytes) -> Artifact:
+    try:
+        header, _ = unpack(data)
+        return Artifact(path, data, Card.from_dict(header.card), header)
+    except (ArtifactError, ValueError) as error:
+        raise ArtifactError(f"{path} {error}") from error
+
+
+def _onnx_artifact(path: Path, data: bytes) -> Artifact:
     try:
         entries = {e.key: e for e in _metadata(data)}
     except (IndexError, ValueError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not an ONNX file, or is damaged; export it again") from error
+        raise ArtifactError(f"{path} is not an ONNX file or engine, or is damaged; export it again") from error
     if CARD_KEY not in entries or CHECKSUM_KEY not in entries:
         raise ArtifactError(f"{path} has no qdeploy card; give a file written by `qdeploy export`")
     checksum = entries[CHECKSUM_KEY]

@@ -1,28 +1,44 @@
-"""Ranges of every tensor of a graph over real images, in one pass and constant memory."""
+"""Histograms of every tensor of a graph over real images: one pass, constant memory, kept for the next export."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import io
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from qdeploy.core.errors import VerdictError
-from qdeploy.data.dataset import Split
+from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.files import write_bytes
+from qdeploy.data.dataset import Dataset, Split
+from qdeploy.data.places import cache_folder
+from qdeploy.export.histogram import Histogram
+from qdeploy.export.ranges import METHODS, Range, mse, range_of
 
 BATCH = 8
 """Images per run: every intermediate tensor of a batch is in memory at once."""
+HELD_EVERY = 4
+"""Each fourth batch is kept apart: it judges the ranges that the others suggest."""
+FORMAT = "1"
+"""Of the kept histograms; another one is not read."""
+
+Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Smallest and largest value of each float tensor, and the images they were seen on."""
+    """What was seen of each float tensor, and the images it was seen on."""
 
-    ranges: dict[str, tuple[float, float]]
+    fitted: Mapping[str, Histogram]
+    held: Mapping[str, Histogram]
+    """Of the batches that were kept apart; empty if there was only one batch."""
     image_hashes: tuple[str, ...]
     seed: int
 
@@ -31,21 +47,48 @@ class Calibration:
         """Hash of the images, independent of their order."""
         return hashlib.sha256("\n".join(sorted(self.image_hashes)).encode()).hexdigest()
 
+    def ranges(self, method: str, symmetric: bool = False) -> dict[str, Range]:
+        """Give every tensor's range by one method, or with ``mixed`` by the best for each.
 
-def choose_images(train: Split, count: int, num_classes: int, seed: int) -> Split:
-    """Choose about ``count`` images of the training split, seeded and as evenly over the classes as it allows."""
+        The best is the one whose range, made from most of the images, has the least squared error on the others.
+        """
+        whole = {name: h + self.held[name] if name in self.held else h for name, h in self.fitted.items()}
+        if method != "mixed":
+            return {name: range_of(h, method, symmetric) for name, h in whole.items()}
+        return {name: range_of(h, self._best(name, symmetric), symmetric) for name, h in whole.items()}
+
+    def _best(self, name: str, symmetric: bool) -> str:
+        judge = self.held.get(name, self.fitted[name])
+        return min(METHODS, key=lambda method: mse(judge, range_of(self.fitted[name], method, symmetric)))
+
+
+def choose_images(dataset: Dataset, count: int, seed: int) -> Split:
+    """Choose about ``count`` training images, seeded and as evenly over the classes as the split allows.
+
+    Raises:
+        InputError: If one of them is also a validation or test image: accuracy would be measured on calibrated images.
+    """
+    train = dataset.splits["train"]
     rng = np.random.default_rng(seed)
-    queues = [list(rng.permutation(np.flatnonzero(train.labels == k))) for k in range(num_classes)]
+    queues = [list(rng.permutation(np.flatnonzero(train.labels == k))) for k in range(len(dataset.classes))]
     chosen: list[int] = []
     while len(chosen) < min(count, len(train)):
         chosen.extend(int(queue.pop()) for queue in queues if queue)
-    return train.take(np.asarray(chosen[:count], np.int64))
+    images = train.take(np.asarray(chosen[:count], np.int64))
+    for name in ("val", "test"):
+        shared = set(images.hashes) & set(dataset.splits[name].hashes)
+        if shared:
+            raise InputError(
+                f"{len(shared)} calibration images are also in the {name} split (one has the hash "
+                f"{min(shared)}); remove the repeated images from the data"
+            )
+    return images
 
 
-def calibrate(
-    model: onnx.ModelProto, images: Split, seed: int, tick: Callable[[int, int], None] | None = None
-) -> Calibration:
-    """Run images through a float graph and keep the smallest and largest value of each tensor.
+def calibrate(model: onnx.ModelProto, images: Split, seed: int, tick: Tick | None = None) -> Calibration:
+    """Run images through a float graph and collect the histogram of each tensor.
+
+    The result is kept in the cache under the hash of graph and images: a second export does not run them again.
 
     Args:
         model: A graph with one uint8 input ``[batch, S, S, 3]``.
@@ -56,20 +99,34 @@ def calibrate(
     Raises:
         VerdictError: If a tensor is not finite.
     """
+    kept = cache_folder() / "calibration" / f"{_key(model, images)}.npz"
+    found = _read(kept)
+    if found is None:
+        found = _collect(model, images, tick)
+        _write(kept, *found)
+    fitted, held = found
+    return Calibration(fitted=fitted, held=held, image_hashes=images.hashes, seed=seed)
+
+
+Histograms = dict[str, Histogram]
+
+
+def _collect(model: onnx.ModelProto, images: Split, tick: Tick | None) -> tuple[Histograms, Histograms]:
     session, names = _session_with_all_outputs(model)
-    low = dict.fromkeys(names, np.inf)
-    high = dict.fromkeys(names, -np.inf)
-    for start in range(0, len(images), BATCH):
+    fitted: Histograms = {name: Histogram() for name in names}
+    held: Histograms = {}
+    for i, start in enumerate(range(0, len(images), BATCH)):
         batch: NDArray[np.uint8] = images.pixels[start : start + BATCH]
+        apart = i % HELD_EVERY == HELD_EVERY - 1
         for name, value in zip(names, session.run(names, {"image": batch}), strict=True):
-            low[name] = min(low[name], float(value.min()))
-            high[name] = max(high[name], float(value.max()))
+            (held.setdefault(name, Histogram()) if apart else fitted[name]).add(value)
         if tick:
             tick(min(start + BATCH, len(images)), len(images))
-    broken = [n for n in names if not np.isfinite([low[n], high[n]]).all()]
-    if broken:
-        raise VerdictError(f"calibration failed: tensor '{broken[0]}' is not finite on the training images")
-    return Calibration(ranges={n: (low[n], high[n]) for n in names}, image_hashes=images.hashes, seed=seed)
+    for part in (fitted, held):
+        broken = [n for n, h in part.items() if not np.isfinite([h.low, h.high]).all()]
+        if broken:
+            raise VerdictError(f"calibration failed: tensor '{broken[0]}' is not finite on the training images")
+    return fitted, held
 
 
 def _session_with_all_outputs(model: onnx.ModelProto) -> tuple[ort.InferenceSession, list[str]]:
@@ -87,3 +144,49 @@ def _session_with_all_outputs(model: onnx.ModelProto) -> tuple[ort.InferenceSess
     options.log_severity_level = 3
     session = ort.InferenceSession(wide.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, names
+
+
+def _key(model: onnx.ModelProto, images: Split) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {ort.__version__}\n".encode())
+    digest.update(model.SerializeToString(deterministic=True))
+    digest.update("\n".join(images.hashes).encode())
+    return digest.hexdigest()
+
+
+def _write(path: Path, fitted: Histograms, held: Histograms) -> None:
+    """Keep the histograms; a cache that cannot be written is no reason to fail."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for part, histograms in (("fitted", fitted), ("held", held)):
+        names = list(histograms)
+        arrays[f"{part}_names"] = np.asarray(names, np.str_)
+        arrays[f"{part}_counts"] = np.asarray([histograms[n].counts for n in names], np.int64)
+        arrays[f"{part}_spans"] = np.asarray(
+            [(h.low, h.high, h.limit, h.batches) for h in histograms.values()], np.float64
+        )
+    stream = io.BytesIO()
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, stream.getvalue())
+    except OSError:
+        return
+
+
+def _read(path: Path) -> tuple[Histograms, Histograms] | None:
+    try:
+        stream = io.BytesIO(path.read_bytes())  # numpy leaves a damaged file open
+        with np.load(stream, allow_pickle=False) as arrays:
+            fitted, held = (
+                {
+                    str(name): Histogram(
+                        low=float(s[0]), high=float(s[1]), limit=float(s[2]), counts=c, batches=int(s[3])
+                    )
+                    for name, c, s in zip(
+                        arrays[f"{part}_names"], arrays[f"{part}_counts"], arrays[f"{part}_spans"], strict=True
+                    )
+                }
+                for part in ("fitted", "held")
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return fitted, held

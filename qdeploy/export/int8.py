@@ -1,4 +1,4 @@
-"""The INT8 step: calibrate once, try which layers to leave in float, keep the fastest sound graph."""
+"""The INT8 step: one calibration, then for each target its ranges, its layers in float, and its graph."""
 
 from __future__ import annotations
 
@@ -7,175 +7,215 @@ from dataclasses import dataclass, replace
 import onnx
 
 from qdeploy.core.artifact import Card
-from qdeploy.core.errors import VerdictError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.metrics import PairedDifference, paired_difference
+from qdeploy.core.metrics import Floats, PairedDifference, sqnr_db, topk_percent
+from qdeploy.data.dataset import Split
+from qdeploy.export.bias_correction import biases_of, channel_means, correct_biases
 from qdeploy.export.calibrate import Calibration, calibrate, choose_images
+from qdeploy.export.encodings import Encoding, encoding_for, native_target
+from qdeploy.export.guard import ERROR_IMAGES, Budget, Choice, Guard, GuardTrial, UnitCost
 from qdeploy.export.made import Made, Work, finish, open_graph
-from qdeploy.export.parity import INT8_MIN_SQNR_DB, Parity, measure, require_sound, run_session
-from qdeploy.export.quantize import encoding_for, quantize
-from qdeploy.runtime.bench import compare, sample_images, time_rounds
-from qdeploy.runtime.session import Session
+from qdeploy.export.parity import require_sound, run_session
+from qdeploy.export.quantize import quantize
+from qdeploy.export.ranges import METHODS, Range
+from qdeploy.runtime.bench import sample_images
 
 CALIBRATION_SEED = 0
 INT8_GOLDEN_DB = 20.0
 """Wide enough for another CPU's rounding, far above what saturating 8-bit kernels give."""
-
-FLOAT_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
-    "qonstraint": {
-        "nothing": (),
-        "stem": ("stem",),
-        "stem, attention": ("stem", "fusion.attention"),
-        "stem, attention, head": ("stem", "fusion.attention", "head"),
-        "stem, attention, gates, head": ("stem", "fusion.attention", ".excite", "head"),
-    },
-    "mobilevit": {
-        "nothing": (),
-        "stem": (".stem",),
-        "stem, attention": (".stem", ".attention"),
-        "transformers": (".layers",),
-        "stem, transformers": (".stem", ".layers"),
-    },
-}
-"""Parts of node names that INT8 may leave in float, per family; the fastest sound set is taken, by measurement."""
-FLOAT_FOR_TENSORRT = "stem, attention"
-"""Not timed here: the speed of ONNX Runtime says nothing about TensorRT."""
+GUARD_IMAGES = 2000
+"""Validation images, at most, that the guard's trials are judged on."""
+SMALL_CHANNELS = 16
+"""Convolutions that read fewer stay in float for TensorRT: their integers do not pay there."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One choice of layers left in float, as measured on this machine."""
+class Int8Report:
+    """How one INT8 file came about."""
 
-    float_layers: str
-    sqnr_db: float
-    val_drop: float
-    """Points of validation top-1 that it costs."""
-    times_fp32_speed: float | None
-    """None if it was not timed."""
-    ci95: tuple[float, float] | None
-    chosen: bool
+    target: str
+    native: bool
+    """Whether this machine runs the target, so that its speed was measured."""
+    calibration: str
+    """The method that set its ranges and, where it helps, bias correction."""
+    methods: dict[str, float]
+    """Signal-to-noise ratio of the logits on validation images, in decibels, in each way that was tried."""
+    float_units: tuple[str, ...]
+    units: tuple[UnitCost, ...]
+    trials: tuple[GuardTrial, ...]
+    val_difference: PairedDifference
+    """INT8 minus fp32 accuracy on validation images."""
+    budget: float
+    """Points of top-1 that were allowed."""
+    within_budget: bool
+    qat_epochs: int
+    """Of the fine-tune that its weights come from; 0 if none was needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Trial:
-    """A quantized graph, opened and compared with fp32, not yet measured on the test split."""
+class Int8Made:
+    """An INT8 graph and how it came about."""
 
-    float_layers: str
-    model: onnx.ModelProto
-    card: Card
-    session: Session
-    parity: Parity
-    difference: PairedDifference
-    """Its validation accuracy minus that of fp32."""
-
-    def costs_more_than(self, points: float) -> bool:
-        """Tell whether the loss exceeds a budget and is more than noise: on 12 images one is 8 points."""
-        loss = -self.difference.points
-        return loss > points and loss > self.difference.margin95
+    made: Made
+    report: Int8Report
+    ranges: dict[str, Range]
 
 
-def int8_step(work: Work, fp32: Made) -> tuple[Made, Calibration, tuple[Candidate, ...]]:
-    """Make the INT8 graph of a float one.
+def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) -> tuple[list[Int8Made], Calibration]:
+    """Make the INT8 graphs of a float one, one for each target.
+
+    Args:
+        work: The export.
+        fp32: What INT8 is judged against.
+        finetuned: The same graph with weights that expect INT8, to make it from.
 
     Raises:
-        VerdictError: If it is broken or costs more accuracy than allowed.
+        VerdictError: If one of them is broken.
     """
-    dataset, config = work.dataset, work.config
-    images = choose_images(dataset.splits["train"], config.calibration_images, len(dataset.classes), CALIBRATION_SEED)
-    calibration = calibrate(fp32.model, images, CALIBRATION_SEED)
-    work.note(f"calibrated on {len(images)} training images")
-    trials = _trials(work, fp32, calibration)
-    chosen, candidates = _fastest(work, fp32, trials) if config.target == "x86" else _only(trials)
-    require_sound("fp32 to INT8", chosen.parity)
-    if chosen.costs_more_than(config.max_drop):
-        d = chosen.difference
-        raise VerdictError(
-            f"INT8 REJECTED: it costs {-d.points:.2f} +- {d.margin95:.2f} points of top-1 on {d.n} validation images, "
-            f"at most {config.max_drop:g} allowed; export without --int8, or raise --max-drop"
-        )
-    file = "model.int8.onnx" if config.target == "x86" else f"model.int8.{config.target}.onnx"
-    int8 = finish(work, chosen.model, chosen.card, fp32.parity_logits, file, INT8_GOLDEN_DB, chosen.float_layers)
-    work.note(f"int8: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.top1_agreement:.1%} of images")
-    return int8, calibration, candidates
+    graph = finetuned or fp32.model
+    images = choose_images(work.dataset, work.config.calibration_images, CALIBRATION_SEED)
+    calibration = calibrate(graph, images, CALIBRATION_SEED, work.tick("calibrating"))
+    work.note(f"calibrated on {len(images)} training images, none of which is in validation or test")
+    epochs = work.config.qat_epochs if finetuned else 0
+    made = [_one(work, fp32, graph, epochs, images, calibration, target) for target in work.config.targets]
+    return made, calibration
 
 
-def float_groups(model: onnx.ModelProto, family: str) -> dict[str, tuple[str, ...]]:
-    """Give, for each set of layers that may stay in float, the names of its nodes."""
-    names = [n.name for n in model.graph.node]
-    if family in FLOAT_GROUPS:
-        groups = FLOAT_GROUPS[family]
-        return {group: tuple(n for n in names if any(p in n for p in parts)) for group, parts in groups.items()}
-    layers = [n.name for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
-    if not layers:
-        return {"nothing": ()}
-    return {"nothing": (), "first layer": (layers[0],), "first and last layer": (layers[0], layers[-1])}
+def float_for_tensorrt(model: onnx.ModelProto) -> frozenset[str]:
+    """Give the nodes whose integers do not pay in TensorRT, whatever they cost in accuracy.
+
+    These are products of two activations (attention), which it fuses in 16-bit floats, and convolutions of few
+    channels, such as the first; NVIDIA's own quantizer leaves out the same.
+    """
+    weights = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    stay = set()
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and not any(i in weights for i in node.input):
+            stay.add(node.name)
+        if node.op_type == "Conv" and weights[node.input[1]][1] * _groups(node) < SMALL_CHANNELS:
+            stay.add(node.name)
+    return frozenset(stay)
 
 
-def _trials(work: Work, fp32: Made, calibration: Calibration) -> list[_Trial]:
-    encoding = encoding_for(work.config.target)
-    lineage = {
-        **fp32.card.lineage,
-        "parent_sha256": sha256_of(fp32.data),
-        "calibration": {"method": "minmax", "images": list(calibration.image_hashes), "seed": calibration.seed},
-    }
+def _groups(node: onnx.NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "group"), 1)
+
+
+def _one(
+    work: Work, fp32: Made, graph: onnx.ModelProto, epochs: int, images: Split, calibration: Calibration, target: str
+) -> Int8Made:
+    encoding = encoding_for(target)
+    lineage = {**fp32.card.lineage, "parent_sha256": sha256_of(fp32.data), "qat_epochs": epochs}
+    card = replace(fp32.card, precision="int8", target=encoding.target, lineage=lineage)
+    start = float_for_tensorrt(graph) if encoding.target == "tensorrt" else frozenset[str]()
+    ways = _ways(work, graph, images, calibration, encoding, tuned=epochs > 0)
+    errors = {way.name: _error(work, fp32, graph, way, encoding, card, start) for way in ways}
+    way = max(ways, key=lambda w: errors[w.name])
+    native = encoding.target == native_target()
+    budget = _budget(work, fp32)
     val = work.dataset.splits["val"]
-    before = run_session(fp32.session, val.pixels)
-    groups = float_groups(fp32.model, work.record["model"]["family"])
-    if encoding.target != "x86":
-        only = FLOAT_FOR_TENSORRT if FLOAT_FOR_TENSORRT in groups else "nothing"
-        groups = {only: groups[only]}
-    trials = []
-    for name, layers in groups.items():
-        card = replace(fp32.card, precision="int8", target=encoding.target, float_layers=layers, lineage=lineage)
-        model = quantize(fp32.model, calibration, encoding, layers)
-        session = open_graph(model, card)
-        logits = run_session(session, val.pixels)
-        trials.append(
-            _Trial(
-                float_layers=name,
-                model=model,
-                card=card,
-                session=session,
-                parity=measure(fp32.parity_logits, logits[: len(fp32.parity_logits)]),
-                difference=paired_difference(logits, before, val.labels),
-            )
-        )
-    return trials
-
-
-def _fastest(work: Work, fp32: Made, trials: list[_Trial]) -> tuple[_Trial, tuple[Candidate, ...]]:
-    images = sample_images(work.dataset.preprocessing)
-    sessions = [fp32.session, *(t.session for t in trials)]
-    rounds = time_rounds(sessions, [images] * len(sessions), work.config.choice_runs, seconds=60.0)
-    speeds = [compare(t.float_layers, "fp32", r, rounds[0]) for t, r in zip(trials, rounds[1:], strict=True)]
-
-    def rank(i: int) -> tuple[bool, bool, float]:
-        t = trials[i]
-        return t.parity.sqnr_db >= INT8_MIN_SQNR_DB, not t.costs_more_than(work.config.max_drop), speeds[i].ratio
-
-    best = max(range(len(trials)), key=rank)
-    candidates = tuple(
-        Candidate(
-            float_layers=t.float_layers,
-            sqnr_db=t.parity.sqnr_db,
-            val_drop=-t.difference.points,
-            times_fp32_speed=s.ratio,
-            ci95=s.ci95,
-            chosen=i == best,
-        )
-        for i, (t, s) in enumerate(zip(trials, speeds, strict=True))
+    guard = Guard(
+        model=graph,
+        session=fp32.session,
+        card=card,
+        encoding=encoding,
+        ranges=way.ranges,
+        biases=way.biases,
+        pixels=val.pixels[:GUARD_IMAGES],
+        labels=val.labels[:GUARD_IMAGES],
+        images=sample_images(work.dataset.preprocessing),
+        budget=budget,
+        runs=work.config.choice_runs,
+        timed=native,
+        note=work.note,
+        tick=work.tick(f"INT8 for {encoding.target}"),
     )
-    return trials[best], candidates
-
-
-def _only(trials: list[_Trial]) -> tuple[_Trial, tuple[Candidate, ...]]:
-    (one,) = trials
-    candidate = Candidate(
-        float_layers=one.float_layers,
-        sqnr_db=one.parity.sqnr_db,
-        val_drop=-one.difference.points,
-        times_fp32_speed=None,
-        ci95=None,
-        chosen=True,
+    choice = guard.search(start)
+    return Int8Made(
+        made=_finished(work, fp32, card, choice, calibration, way.name, native),
+        report=Int8Report(
+            target=encoding.target,
+            native=native,
+            calibration=way.name,
+            methods=errors,
+            float_units=choice.float_units,
+            units=choice.units,
+            trials=choice.trials,
+            val_difference=choice.difference,
+            budget=budget.points,
+            within_budget=choice.within_budget,
+            qat_epochs=epochs,
+        ),
+        ranges=way.ranges,
     )
-    return one, (candidate,)
+
+
+def _finished(
+    work: Work, fp32: Made, card: Card, choice: Choice, calibration: Calibration, method: str, native: bool
+) -> Made:
+    images = {"method": method, "images": list(calibration.image_hashes), "seed": calibration.seed}
+    card = replace(card, float_layers=choice.float_nodes, lineage={**card.lineage, "calibration": images})
+    file = "model.int8.onnx" if native else f"model.int8.{card.target}.onnx"
+    words = ", ".join(choice.float_units) or "nothing"
+    int8 = finish(work, choice.model, card, fp32.parity_logits, file, INT8_GOLDEN_DB, words)
+    require_sound(f"fp32 to INT8 for {card.target}", int8.parity)
+    work.note(
+        f"int8 for {card.target}: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.top1_agreement:.1%} of "
+        f"images; left in float: {words}"
+    )
+    return int8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """One way to set the integers' parameters."""
+
+    name: str
+    ranges: dict[str, Range]
+    biases: dict[str, Floats]
+
+
+def _ways(
+    work: Work,
+    graph: onnx.ModelProto,
+    images: Split,
+    calibration: Calibration,
+    encoding: Encoding,
+    tuned: bool,
+) -> list[_Way]:
+    """Give every method's ranges, of one calibration, without and with corrected biases.
+
+    Biases that were fine-tuned expect the rounding already.
+    """
+    asked = work.config.calibration
+    names = (*METHODS, "mixed") if asked == "auto" else (asked,)
+    ranges = {name: calibration.ranges(name, encoding.symmetric) for name in names}
+    ways = [_Way(name=name, ranges=ranges[name], biases={}) for name in names]
+    if tuned:
+        return ways
+    means = channel_means(graph, images.pixels)
+    corrected = biases_of(correct_biases(graph, means, seven_bit_weights=encoding.seven_bit_weights))
+    return ways + [_Way(name=f"{n}, bias correction", ranges=ranges[n], biases=corrected) for n in names]
+
+
+def _error(
+    work: Work,
+    fp32: Made,
+    graph: onnx.ModelProto,
+    way: _Way,
+    encoding: Encoding,
+    card: Card,
+    start: frozenset[str],
+) -> float:
+    """Give the signal-to-noise ratio of the logits on validation images, with all that may be INT8 in INT8."""
+    pixels, before = work.dataset.splits["val"].pixels[:ERROR_IMAGES], fp32.parity_logits[:ERROR_IMAGES]
+    with open_graph(quantize(graph, way.ranges, encoding, start, way.biases), card) as session:
+        return sqnr_db(before, run_session(session, pixels))
+
+
+def _budget(work: Work, fp32: Made) -> Budget:
+    config, val = work.config, work.dataset.splits["val"]
+    if config.max_drop_relative is None:
+        return Budget(points=config.max_drop)
+    top1 = topk_percent(fp32.parity_logits, val.labels[: len(fp32.parity_logits)], 1)
+    return Budget(points=config.max_drop_relative / 100 * top1)

@@ -12,12 +12,14 @@ import onnx
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact, Card, Goldens
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.machine import versions
 from qdeploy.core.metrics import Floats, topk_percent, wilson_interval
 from qdeploy.data.dataset import Dataset, Split
-from qdeploy.export.parity import Parity, measure, run_session
-from qdeploy.export.quantize import encoding_for
+from qdeploy.export.calibrate import Tick
+from qdeploy.export.encodings import encoding_for, native_target
+from qdeploy.export.parity import Parity, measure, require_same_in_batches, run_session
+from qdeploy.export.ranges import METHODS
 from qdeploy.export.seal import sealed_bytes
 from qdeploy.runtime.session import Session, open_session
 
@@ -25,6 +27,8 @@ GOLDEN_IMAGES = 4
 PARITY_IMAGES = 512
 
 Note = Callable[[str], None]
+Progress = Callable[[str], Tick]
+"""Given a step's name, gives what is called with the number of its parts that are done and their total."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +36,58 @@ class ExportConfig:
     """What to make."""
 
     int8: bool = False
-    target: str = "x86"
-    """Encoding of the INT8 file: x86 or tensorrt."""
+    target: str = "auto"
+    """Encodings of the INT8 files: keys of ``ENCODINGS`` between commas; auto is what this machine runs best."""
     calibration_images: int = 256
-    """Images of the training split whose ranges set the scales."""
+    """Images of the training split whose values set the ranges."""
+    calibration: str = "auto"
+    """How: minmax, percentile, entropy, mse, mixed (the best for each tensor); auto tries all."""
     max_drop: float = 1.0
     """Points of validation top-1 that INT8 may cost."""
-    choice_runs: int = 300
-    """Timed runs of each candidate when choosing which layers stay in float."""
+    max_drop_relative: float | None = None
+    """The same in percent of the float model's top-1; given, it takes the place of ``max_drop``."""
+    allow_drop: bool = False
+    """Keep an INT8 file that costs more."""
+    allow_slower: bool = False
+    """Keep an INT8 file that is not faster than fp32 here."""
+    qat_epochs: int = 0
+    """Passes over the training images of a quantization-aware fine-tune, made only if INT8 misses its budget."""
+    fp16: bool = False
+    """Also make an fp16 model, for GPUs."""
+    tensorrt: bool = False
+    """Also build TensorRT engines, for the GPU of this machine."""
+    tensorrt_rtx: bool = False
+    """Also build TensorRT-RTX engines, which needs no GPU."""
+    choice_runs: int = 200
+    """Timed runs of each of the guard's trials."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The encodings to make."""
+        names = [native_target() if t.strip() == "auto" else t.strip() for t in self.target.split(",")]
+        if self.builders:
+            names.append("tensorrt")
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def builders(self) -> tuple[str, ...]:
+        """The packages that build engines."""
+        return tuple(name for name in ("tensorrt", "tensorrt_rtx") if getattr(self, name))
 
     def __post_init__(self) -> None:
-        encoding_for(self.target)
+        for target in self.targets:
+            encoding_for(target)
+        known = (*METHODS, "mixed", "auto")
+        if self.calibration not in known:
+            raise InputError(
+                f"there is no calibration '{self.calibration}'{near_miss(self.calibration, known)}; known: "
+                f"{', '.join(known)}"
+            )
+        if not 0 <= self.qat_epochs <= 1000:
+            raise InputError(f"--qat-epochs must be between 0 and 1000, found {self.qat_epochs}")
+        relative = self.max_drop_relative
+        if relative is not None and not 0 <= relative <= 100:
+            raise InputError(f"--max-drop-relative must be between 0 and 100 percent, found {relative}")
         if not 1 <= self.calibration_images <= 100_000:
             raise InputError(f"--calibration-images must be between 1 and 100000, found {self.calibration_images}")
         if not 0 <= self.max_drop <= 100:
@@ -59,6 +104,7 @@ class Work:
     name: str
     config: ExportConfig
     note: Note
+    tick: Progress
 
     @property
     def parity_pixels(self) -> NDArray[np.uint8]:
@@ -66,7 +112,7 @@ class Work:
         return self.dataset.splits["val"].pixels[:PARITY_IMAGES]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Made:
     """A graph with everything measured of it."""
 
@@ -111,6 +157,7 @@ def finish(
     """
     session = open_graph(model, card)
     logits = run_session(session, work.parity_pixels)
+    require_same_in_batches(file, session, work.parity_pixels, logits)
     test = work.dataset.splits["test"]
     test_logits = run_session(session, test.pixels)
     images = work.dataset.splits["val"].pixels[:GOLDEN_IMAGES]

@@ -19,7 +19,8 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.made import ExportConfig, Note
-from qdeploy.export.pipeline import ExportReport, export_model, silent
+from qdeploy.export.pipeline import export_model, silent
+from qdeploy.export.verdict import ExportReport
 from qdeploy.models.registry import count
 
 
@@ -49,7 +50,7 @@ def export_module(
 
     Raises:
         InputError: If module, labels and data do not fit together.
-        VerdictError: If parity or the accuracy budget is missed.
+        VerdictError: If a step's parity is missed.
     """
     dataset = load_dataset(data, preprocessing) if isinstance(data, str) else data
     if dataset.preprocessing != preprocessing:

@@ -20,6 +20,8 @@ FOLD_TOLERANCE = 1e-5
 FP32_TOLERANCE = 1e-4
 INT8_MIN_SQNR_DB = 10.0
 """Below this an INT8 graph is broken rather than coarse; sound ones reach 20 to 35 dB."""
+BATCH_MIN_SQNR_DB = 30.0
+"""Other kernels round a float differently, and so an integer now and then; a wrong batch axis gives about 0 dB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,14 @@ class Parity:
 
     max_abs: float
     """Largest difference of a logit."""
+    mean_abs: float
+    cosine: float
+    """Of all logits as one vector; 1 if they point the same way."""
     sqnr_db: float
     top1_agreement: float
     """In [0, 1]."""
+    flips: int
+    """Images whose largest logit is another one."""
     n: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,12 +48,23 @@ class Parity:
 
 def measure(reference_NK: Floats, result_NK: Floats) -> Parity:
     """Compare logits."""
+    difference = np.abs(reference_NK - result_NK)
+    same = agreement(reference_NK, result_NK)
+    n = len(reference_NK)
     return Parity(
-        max_abs=float(np.abs(reference_NK - result_NK).max()),
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        cosine=_cosine(reference_NK, result_NK),
         sqnr_db=sqnr_db(reference_NK, result_NK),
-        top1_agreement=agreement(reference_NK, result_NK),
-        n=len(reference_NK),
+        top1_agreement=same,
+        flips=round((1 - same) * n),
+        n=n,
     )
+
+
+def _cosine(a: Floats, b: Floats) -> float:
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-30))
 
 
 def require_equal(step: str, parity: Parity, tolerance: float) -> None:
@@ -62,17 +80,35 @@ def require_equal(step: str, parity: Parity, tolerance: float) -> None:
         )
 
 
-def require_sound(step: str, parity: Parity) -> None:
-    """Stop the export if an INT8 step broke the model.
+def require_sound(step: str, parity: Parity, least_db: float | None = None) -> None:
+    """Stop the export if a step to another precision broke the model.
 
     Raises:
-        VerdictError: If the signal-to-noise ratio is below ``INT8_MIN_SQNR_DB``.
+        VerdictError: If the signal-to-noise ratio is below ``least_db``, by default ``INT8_MIN_SQNR_DB``.
     """
-    if not parity.sqnr_db >= INT8_MIN_SQNR_DB:
+    least_db = INT8_MIN_SQNR_DB if least_db is None else least_db
+    if not parity.sqnr_db >= least_db:
         raise VerdictError(
             f"parity failed at '{step}': {parity.sqnr_db:.1f} dB on {parity.n} images, at least "
-            f"{INT8_MIN_SQNR_DB:.0f} dB is required; nothing was exported"
+            f"{least_db:.0f} dB is required; nothing was exported"
         )
+
+
+def require_same_in_batches(step: str, session: Session, pixels_NSSC: NDArray[np.uint8], logits_NK: Floats) -> None:
+    """Stop the export if an image's answer depends on how many are asked for at once.
+
+    Raises:
+        VerdictError: If logits in batches of 1 or 7 differ from those in batches of ``BATCH`` by more than rounding.
+    """
+    few = pixels_NSSC[: min(14, len(pixels_NSSC))]
+    for size in (1, 7):
+        again = np.concatenate([session.infer(few[i : i + size])[0] for i in range(0, len(few), size)])
+        found = sqnr_db(logits_NK[: len(few)], again)
+        if not found >= BATCH_MIN_SQNR_DB:
+            raise VerdictError(
+                f"parity failed at '{step}': in batches of {size} the logits differ from those in batches of {BATCH} "
+                f"({found:.1f} dB, at least {BATCH_MIN_SQNR_DB:.0f} required); nothing was exported"
+            )
 
 
 def run_session(session: Session, pixels_NSSC: NDArray[np.uint8]) -> Floats:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -18,92 +19,69 @@ from torch import nn
 from qdeploy.core.artifact import EXPORTS
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json
-from qdeploy.core.machine import environment
-from qdeploy.core.metrics import Floats, PairedDifference, paired_difference
+from qdeploy.core.metrics import Floats
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.run_folder import newest_run, read_run
 from qdeploy.data.catalog import load_dataset
-from qdeploy.data.dataset import Dataset, Split
-from qdeploy.export.calibrate import Calibration
-from qdeploy.export.int8 import Candidate, int8_step
-from qdeploy.export.made import ExportConfig, Made, Note, Work, finish, first_card
-from qdeploy.export.parity import FOLD_TOLERANCE, FP32_TOLERANCE, measure, require_equal
+from qdeploy.data.dataset import Dataset
+from qdeploy.export.calibrate import Calibration, Tick
+from qdeploy.export.engine_step import build_engines
+from qdeploy.export.finetune import FinetuneConfig, finetune
+from qdeploy.export.half import to_fp16
+from qdeploy.export.int8 import Int8Made, int8_step
+from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish, first_card
+from qdeploy.export.parity import FOLD_TOLERANCE, FP32_TOLERANCE, measure, require_equal, require_sound
 from qdeploy.export.report import html_report
 from qdeploy.export.trace import trace
+from qdeploy.export.verdict import ExportReport, Step, judge
 from qdeploy.models.folding import deploy
 from qdeploy.models.registry import model_from_record
-from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_images, time_rounds
 
 TORCH_BATCH = 64
 FLOAT_GOLDEN_DB = 80.0
-REPORT_RUNS = 300
-OWN_FILES = re.compile(r"model\.[a-z0-9.]+\.(onnx|engine)|report\.(json|html)|calibration\.json")
+HALF_GOLDEN_DB = 30.0
+"""Least agreement of fp16 with fp32; sound graphs reach 45 to 70."""
+OWN_FILES = re.compile(r"model\.[a-z0-9.-]+\.(onnx|engine)|report\.(json|html)|calibration\.json")
 """What an export's folder may hold and be replaced."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArtifactReport:
-    """One file that an export made."""
-
-    path: str
-    precision: str
-    engine: str
-    size_bytes: int
-    sha256: str
-    parity: dict[str, Any]
-    """max_abs, sqnr_db, top1_agreement, n: against the step before."""
-    accuracy: dict[str, Any]
-    """split, top1 and top5 in percent, n, ci95."""
-    latency_ms: dict[str, float | None]
-    float_layers: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """The whole export."""
-
-    out: str
-    artifacts: tuple[ArtifactReport, ...]
-    verdict: str
-    recommended: str
-    """Name of the file that predict and bench take: INT8 if it was measured to be faster here."""
-    comparison: Comparison | None
-    difference: PairedDifference | None
-    """INT8 minus fp32 accuracy on the test split."""
-    candidates: tuple[Candidate, ...]
-    environment: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy export``."""
-        return asdict(self)
 
 
 def silent(_: str) -> None:
     """Say nothing."""
 
 
+def no_progress(_: str) -> Tick:
+    """Show nothing."""
+    return lambda done, total: None
+
+
 def export(
-    run: Path | None = None, config: ExportConfig | None = None, out: Path | None = None, note: Note = silent
+    run: Path | None = None,
+    config: ExportConfig | None = None,
+    out: Path | None = None,
+    note: Note = silent,
+    tick: Progress = no_progress,
 ) -> ExportReport:
     """Export a run to ONNX, and with ``int8`` also to explicit Q/DQ INT8.
 
-    Every step is compared with the one before on validation images; a failure leaves nothing behind.
+    Every step is compared with the one before on validation images; a failure leaves nothing behind. An INT8 file that
+    is sound but loses too much accuracy, or is not faster here, is not kept, and ``accepted`` of the report is false.
 
     Args:
         run: A run's folder; by default the newest below ``./runs``.
         config: What to make.
         out: The export's folder; by default ``exports/<name of the run>``.
         note: Called with a line after each step.
+        tick: Given a step's name, gives what is called with the number of its parts that are done and their total.
 
     Raises:
         InputError: If the run or its data cannot be used.
-        VerdictError: If parity or the accuracy budget is missed.
+        VerdictError: If a step's parity is missed.
     """
     run = run or newest_run()
     record, weights = read_run(run)
     model = _model(record, weights, run)
     out = out or EXPORTS / run.resolve().name
-    return export_model(model, record, sha256_of(weights), lambda: _dataset(record), config, out, note)
+    return export_model(model, record, sha256_of(weights), lambda: _dataset(record), config, out, note, tick)
 
 
 def export_model(
@@ -114,6 +92,7 @@ def export_model(
     config: ExportConfig | None,
     out: Path,
     note: Note,
+    tick: Progress = no_progress,
 ) -> ExportReport:
     """Export a model that the record describes; ``read`` gives its data."""
     config = config or ExportConfig()
@@ -123,18 +102,23 @@ def export_model(
         for text in dataset.notes:
             note(text)
         name = f"{record['model']['name'].replace('/', '-')}-{dataset.name}"
-        work = Work(record=record, dataset=dataset, name=name, config=config, note=note)
-        made = [_float_step(work, model, weights_sha256)]
-        candidates: tuple[Candidate, ...] = ()
+        work = Work(record=record, dataset=dataset, name=name, config=config, note=note, tick=tick)
+        deployed = deploy(model, dataset.preprocessing.mean, dataset.preprocessing.std)
+        fp32, steps = _float_step(work, model, deployed, weights_sha256)
+        half = [_half_step(work, fp32)] if config.fp16 else []
+        int8: list[Int8Made] = []
         if config.int8:
-            int8, calibration, candidates = int8_step(work, made[0])
-            made.append(int8)
-            write_json(folder / "calibration.json", _calibration_record(calibration))
-        for item in made:
+            int8, calibration = int8_step(work, fp32)
+            if config.qat_epochs and not all(i.report.within_budget for i in int8):
+                int8, calibration = int8_step(work, fp32, _finetuned(work, deployed))
+            write_json(folder / "calibration.json", _calibration_record(calibration, int8))
+        judged = judge(work, [fp32, *half], int8, steps, out)
+        for item in judged.kept:
             write_bytes(folder / item.file, item.data)
-        report = _report(out, made, dataset.splits["test"], candidates, config)
+        engines = build_engines(work, judged.kept, folder, out)
+        report = replace(judged.report, engines=engines)
         write_json(folder / "report.json", report.to_dict())
-        write_bytes(folder / "report.html", html_report(report.to_dict(), name).encode())
+        write_bytes(folder / "report.html", html_report(report.to_dict(), judged.flips).encode())
     return report
 
 
@@ -169,20 +153,40 @@ def _dataset(record: dict[str, Any]) -> Dataset:
     return dataset
 
 
-def _float_step(work: Work, model: nn.Module, weights_sha256: str) -> Made:
+def _float_step(
+    work: Work, model: nn.Module, deployed: nn.Module, weights_sha256: str
+) -> tuple[Made, tuple[Step, ...]]:
     rules, pixels = work.dataset.preprocessing, work.parity_pixels
     reference = _trained_logits(model, pixels, rules)
-    deployed = deploy(model, rules.mean, rules.std)
     with torch.inference_mode():
         folded = torch.cat([deployed(p)[0] for p in torch.from_numpy(pixels).split(TORCH_BATCH)]).numpy()
     magnitude = max(1.0, float(np.abs(reference).max()))
-    require_equal("folding", measure(reference, folded), FOLD_TOLERANCE * magnitude)
+    folding = measure(reference, folded)
+    require_equal("folding", folding, FOLD_TOLERANCE * magnitude)
     graph = trace(deployed, rules.size)
     card = first_card(work, weights_sha256)
     made = finish(work, graph, card, reference, "model.fp32.onnx", FLOAT_GOLDEN_DB)
     require_equal("torch to ONNX fp32", made.parity, FP32_TOLERANCE)
     work.note(f"fp32: logits within {made.parity.max_abs:.1e} of torch on {made.parity.n} images")
-    return made
+    steps = (Step(name="trained to folded", parity=folding), Step(name="trained to ONNX fp32", parity=made.parity))
+    return made, steps
+
+
+def _half_step(work: Work, fp32: Made) -> Made:
+    """Make the fp16 graph: for GPUs and engines, not faster on a CPU."""
+    lineage = {**fp32.card.lineage, "parent_sha256": sha256_of(fp32.data)}
+    card = replace(fp32.card, precision="fp16", lineage=lineage)
+    half = finish(work, to_fp16(fp32.model), card, fp32.parity_logits, "model.fp16.onnx", HALF_GOLDEN_DB)
+    require_sound("fp32 to fp16", half.parity, HALF_GOLDEN_DB)
+    work.note(f"fp16: {half.parity.sqnr_db:.1f} dB, top-1 agrees on {half.parity.top1_agreement:.1%} of images")
+    return half
+
+
+def _finetuned(work: Work, deployed: nn.Module) -> onnx.ModelProto:
+    """Fine-tune the inference form for INT8, and trace it."""
+    config = FinetuneConfig(epochs=work.config.qat_epochs)
+    tuned = finetune(deployed, work.dataset, config, work.note)
+    return trace(tuned, work.dataset.preprocessing.size)
 
 
 def _trained_logits(model: nn.Module, pixels: NDArray[np.uint8], rules: Preprocessing) -> Floats:
@@ -193,61 +197,12 @@ def _trained_logits(model: nn.Module, pixels: NDArray[np.uint8], rules: Preproce
         return np.asarray(torch.cat(logits).numpy(), np.float32)
 
 
-def _calibration_record(calibration: Calibration) -> dict[str, Any]:
+def _calibration_record(calibration: Calibration, int8: list[Int8Made]) -> dict[str, Any]:
+    targets = {i.report.target: {"method": i.report.calibration, "ranges": i.ranges} for i in int8}
     return {
-        "method": "minmax",
         "seed": calibration.seed,
         "images": list(calibration.image_hashes),
         "images_sha256": calibration.sha256,
-        "ranges": {name: list(pair) for name, pair in calibration.ranges.items()},
+        "extremes": calibration.ranges("minmax"),
+        "targets": targets,
     }
-
-
-def _report(
-    out: Path, made: list[Made], test: Split, candidates: tuple[Candidate, ...], config: ExportConfig
-) -> ExportReport:
-    images = sample_images(made[0].card.preprocessing)
-    rounds = time_rounds([m.session for m in made], [images] * len(made), runs=REPORT_RUNS, seconds=30.0)
-    comparison = difference = None
-    verdict = "fp32 exported; its logits are those of the trained model"
-    if len(made) == 2:
-        comparison = compare("int8", "fp32", rounds[1], rounds[0])
-        difference = paired_difference(made[1].test_logits, made[0].test_logits, test.labels)
-        verdict = _verdict(comparison, difference, config.target)
-    use_int8 = config.target == "x86" and comparison is not None and comparison.verdict == "faster"
-    return ExportReport(
-        out=str(out),
-        artifacts=tuple(
-            _artifact_report(out, m, [t for block in r for t in block]) for m, r in zip(made, rounds, strict=True)
-        ),
-        verdict=verdict,
-        recommended=made[-1].file if use_int8 else made[0].file,
-        comparison=comparison,
-        difference=difference,
-        candidates=candidates,
-        environment=environment("qdeploy", "torch", "onnx", "onnxruntime", "numpy"),
-    )
-
-
-def _artifact_report(out: Path, made: Made, samples: list[float]) -> ArtifactReport:
-    return ArtifactReport(
-        path=str(out / made.file),
-        precision=made.card.precision,
-        engine=made.session.engine,
-        size_bytes=len(made.data),
-        sha256=sha256_of(made.data),
-        parity=made.parity.to_dict(),
-        accuracy=made.card.accuracy,
-        latency_ms=latency_summary(samples),
-        float_layers=made.float_layers,
-    )
-
-
-def _verdict(comparison: Comparison, difference: PairedDifference, target: str) -> str:
-    accuracy = f"{difference.points:+.2f} +- {difference.margin95:.2f} points of top-1 on {difference.n} test images"
-    if target != "x86":
-        return f"INT8 for {target}: {accuracy}; its speed must be measured on the target"
-    low, high = comparison.ci95
-    speed = f"{comparison.ratio:.2f}x the speed of fp32 (95 % interval {low:.2f} to {high:.2f})"
-    word = "accepted" if comparison.verdict == "faster" else "exported but not recommended here"
-    return f"INT8 {word}: {accuracy}, {speed}"

@@ -1,83 +1,244 @@
-"""The export's report as one static page."""
+"""The export's report as one static page: the verdict on top, then what it rests on."""
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from qdeploy.export.verdict import Flip
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
+body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.35rem .6rem;border-bottom:1px solid #d8dee6}
-th:first-child,td:first-child{text-align:left}
+table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #d8dee6}
+th:first-child,td:first-child{text-align:left}td{vertical-align:middle}
 .verdict{background:#eef4ee;border-left:4px solid #3a7d44;padding:.6rem 1rem}
-code{font-size:.85em;word-break:break-all}.bar{background:#3b6ea8;height:.8rem}
+.rejected{background:#f8eeee;border-color:#a33}
+code{font-size:.85em;word-break:break-all}pre{white-space:pre-wrap;font-size:.8em;background:#f5f7f9;padding:.6rem}
+.bar{display:inline-block;height:.7rem;background:#3b6ea8}.bar.minus{background:#c0603a}
+figure{display:inline-block;margin:.4rem;text-align:center;font-size:.8em}
+figure img{width:96px;image-rendering:pixelated}
+.small{color:#5a6675;font-size:.9em}.int8{color:#3a7d44}.fp32{color:#a33}
 """
+_PICTURE = (520, 300)
+_EDGE = 50
 
 
-def html_report(report: dict[str, Any], name: str) -> str:
-    """Give the page for ``report.json``: files, verdict, candidates, environment."""
-    rows = [_artifact_row(a) for a in report["artifacts"]]
-    head = ("file", "top-1 %", "n", "p50 ms", "size kB", "SQNR dB", "top-1 agreement", "max |d logit|")
+def html_report(report: dict[str, Any], flips: Sequence[Flip] = ()) -> str:
+    """Give the page for ``report.json`` and the images whose prediction INT8 changed."""
+    name, verdict = escape(report["name"]), escape(report["verdict"])
     parts = [
-        f"<h1>{escape(name)}</h1>",
-        f'<p class="verdict">{escape(report["verdict"])}</p>',
+        f"<h1>{name}</h1>",
+        f'<p class="verdict{"" if report["accepted"] else " rejected"}">{verdict}</p>',
         "<h2>Files</h2>",
-        _table(head, rows),
-        *_candidates(report["candidates"]),
-        "<h2>Checksums</h2>",
+        _table(
+            ("file", "top-1 %", "95 % interval", "n", "p50 ms", "size kB", "left in float"),
+            map(_artifact_row, report["artifacts"]),
+        ),
+        "<h2>From step to step</h2>",
+        _table(
+            ("step", "max |d logit|", "mean", "cosine", "SQNR dB", "same top-1", "flips", "images"),
+            map(_step_row, report["steps"]),
+        ),
+        *_engines(report["engines"]),
+        *(section for int8 in report["int8"] for section in _int8(int8)),
+        *_layers(report["layers"]),
+        *_flips(flips),
+        "<h2>Where it comes from</h2>",
+        f"<pre>{escape(json.dumps(_lineage(report['lineage']), indent=1))}</pre>",
         *(f"<p>{escape(_base(a['path']))} <code>{a['sha256']}</code></p>" for a in report["artifacts"]),
         "<h2>Measured on</h2>",
         f"<p>{escape(_machine(report['environment']))}</p>",
     ]
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(name)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
         f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
 
 
-def _artifact_row(a: dict[str, Any]) -> tuple[str, ...]:
-    parity, sqnr = a["parity"], a["parity"]["sqnr_db"]
-    return (
-        _base(a["path"]),
+def _artifact_row(a: dict[str, Any]) -> list[str]:
+    low, high = a["accuracy"]["ci95"]
+    return [
+        escape(_base(a["path"])),
         f"{a['accuracy']['top1']:.2f}",
+        f"{low:.1f} to {high:.1f}",
         str(a["accuracy"]["n"]),
-        f"{a['latency_ms']['p50']:.3f}",
+        f"{a['latency_ms']['p50']:.3f}" if a["target"] != "tensorrt" else "not here",
         f"{a['size_bytes'] / 1e3:.0f}",
-        "exact" if sqnr is None else f"{sqnr:.1f}",
-        f"{parity['top1_agreement']:.4f}",
-        f"{parity['max_abs']:.2e}",
+        escape(a["float_layers"]) if a["precision"] == "int8" else "all",
+    ]
+
+
+def _step_row(s: dict[str, Any]) -> list[str]:
+    return [
+        escape(s["step"]),
+        f"{s['max_abs']:.1e}",
+        f"{s['mean_abs']:.1e}",
+        f"{s['cosine']:.5f}",
+        "exact" if s["sqnr_db"] is None else f"{s['sqnr_db']:.1f}",
+        f"{s['top1_agreement']:.2%}",
+        str(s["flips"]),
+        str(s["n"]),
+    ]
+
+
+def _engines(engines: list[dict[str, Any]]) -> list[str]:
+    if not engines:
+        return []
+    rows = [
+        [
+            escape(_base(e["path"])),
+            escape(e["source"]),
+            f"{e['size_bytes'] / 1e3:.0f}",
+            f"{e['build_s']:.1f}",
+            f"{e['parity']['sqnr_db']:.1f} dB" if e["parity"] else f"not run: {escape(e['note'])}",
+        ]
+        for e in engines
+    ]
+    return ["<h2>Engines</h2>", _table(("file", "built from", "size kB", "seconds", "against its source"), rows)]
+
+
+def _int8(int8: dict[str, Any]) -> list[str]:
+    """Show how one INT8 file came about: its calibration, what each part costs and gains, and the trials."""
+    where = "this machine" if int8["native"] else "not timed here"
+    methods = ", ".join(f"{name} {db:.1f} dB" for name, db in int8["methods"].items())
+    difference = int8["val_difference"]
+    return [
+        f"<h2>INT8 for {escape(int8['target'])} ({where})</h2>",
+        f"<p>Ranges by <b>{escape(int8['calibration'])}</b> ({escape(methods)}; everything in INT8). Validation top-1 "
+        f"{difference['points']:+.2f} &plusmn; {difference['margin95']:.2f} points on {difference['n']} images, "
+        f"{int8['budget']:.3g} allowed.{_tuned(int8['qat_epochs'])}</p>",
+        '<p class="small">What INT8 does to each part while all others are INT8: time it saves (orange: floats are '
+        "faster), and share of the error of the logits that it causes.</p>",
+        _table(("part", "layers", "time saved", "", "error caused", ""), _unit_rows(int8)),
+        "<p><b>Trials</b></p>",
+        _pareto(int8["trials"]),
+        _table(
+            ("left in float", "SQNR dB", "val. points lost", "times fp32's speed"),
+            map(_trial_row, int8["trials"]),
+        ),
+    ]
+
+
+def _tuned(epochs: int) -> str:
+    return f" Weights fine-tuned for INT8, {epochs} epoch(s)." if epochs else ""
+
+
+def _unit_rows(int8: dict[str, Any]) -> list[list[str]]:
+    units = sorted(int8["units"], key=lambda u: (u["time_gain"] or 0.0, -u["error"]))
+    longest = max((abs(u["time_gain"] or 0.0) for u in units), default=0.0) or 1.0
+    return [
+        [
+            escape(u["unit"]) + (" (float)" if u["unit"] in int8["float_units"] else ""),
+            str(u["layers"]),
+            "" if u["time_gain"] is None else f"{u['time_gain']:+.1%}",
+            "" if u["time_gain"] is None else _bar(u["time_gain"] / longest, u["time_gain"] < 0),
+            f"{u['error']:+.1%}",
+            _bar(max(u["error"], 0.0), minus=True),
+        ]
+        for u in units
+    ]
+
+
+def _bar(share: float, minus: bool) -> str:
+    return f'<span class="bar{" minus" if minus else ""}" style="width:{min(abs(share), 1.0) * 8:.2f}rem"></span>'
+
+
+def _trial_row(t: dict[str, Any]) -> list[str]:
+    speed = t["times_fp32_speed"]
+    return [
+        (escape(", ".join(t["float_units"])) or "nothing") + (" <b>(chosen)</b>" if t["chosen"] else ""),
+        f"{t['sqnr_db']:.1f}",
+        f"{t['val_drop']:.2f} &plusmn; {t['val_margin']:.2f}",
+        "" if speed is None else f"{speed:.2f}",
+    ]
+
+
+def _pareto(trials: list[dict[str, Any]]) -> str:
+    """Draw the timed trials: speed to the right, exactness upwards."""
+    timed = [t for t in trials if t["times_fp32_speed"]]
+    if len(timed) < 2:
+        return ""
+    width, height = _PICTURE
+    speeds, noises = [t["times_fp32_speed"] for t in timed], [t["sqnr_db"] for t in timed]
+    slow, coarse = min(speeds), min(noises)
+    fast, exact = max(speeds), max(noises)
+    dots = ""
+    for trial, speed, db in zip(timed, speeds, noises, strict=True):
+        x = _EDGE + (speed - slow) / ((fast - slow) or 1.0) * (width - 2 * _EDGE)
+        y = height - _EDGE - (db - coarse) / ((exact - coarse) or 1.0) * (height - 2 * _EDGE)
+        colour = "#3a7d44" if trial["chosen"] else "#3b6ea8"
+        title = escape(", ".join(trial["float_units"]) or "nothing")
+        dots += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"><title>{title} in float</title></circle>'
+    labels = (
+        f'<text x="{_EDGE}" y="{height - 15}">{slow:.2f}x</text>'
+        f'<text x="{width - _EDGE}" y="{height - 15}" text-anchor="end">{fast:.2f}x fp32\'s speed</text>'
+        f'<text x="8" y="{height - _EDGE}">{coarse:.1f}</text>'
+        f'<text x="8" y="{_EDGE - 20}">{exact:.1f} dB</text>'
+    )
+    axes = f'<path d="M{_EDGE} {_EDGE - 15}V{height - 35}H{width - 20}" fill="none" stroke="#9aa6b2"/>'
+    return (
+        f'<svg width="{width}" height="{height}" font-size="12" role="img" aria-label="trials: speed and exactness">'
+        f"{axes}{dots}{labels}</svg>"
     )
 
 
-def _candidates(candidates: list[dict[str, Any]]) -> list[str]:
-    if not candidates:
+def _layers(layers: list[dict[str, Any]]) -> list[str]:
+    if not layers:
         return []
-    candidates = [c for c in candidates if c["times_fp32_speed"]]
-    longest = max((c["times_fp32_speed"] for c in candidates), default=1.0)
-    rows: list[tuple[str, ...]] = [
-        (
-            c["float_layers"] + (" (chosen)" if c["chosen"] else ""),
-            f"{c['sqnr_db']:.1f}",
-            f"{c['val_drop']:.2f}",
-            f"{c['times_fp32_speed']:.2f}x",
-            f"{c['ci95'][0]:.2f} to {c['ci95'][1]:.2f}",
-            f'<div class="bar" style="width:{100 * c["times_fp32_speed"] / longest:.0f}%"></div>',
-        )
-        for c in candidates
+    rows = [
+        [
+            escape(row["name"]),
+            row["operator"],
+            f'<span class="{row["precision"]}">{row["precision"]}</span>',
+            "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}",
+            _bar((row["sqnr_db"] or 60.0) / 60.0, minus=False),
+        ]
+        for row in layers
     ]
-    head = ("layers left in float", "SQNR dB", "val. points lost", "speed of fp32", "95 % interval", "")
-    return ["<h2>INT8 candidates, timed in turn</h2>", _table(head, rows, raw_last=True)]
+    return [
+        "<h2>Layer by layer</h2>",
+        '<p class="small">Signal to noise of each layer\'s output, all errors before it included.</p>',
+        _table(("layer", "operator", "runs on", "SQNR dB", ""), rows),
+    ]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], raw_last: bool = False) -> str:
+def _flips(flips: Sequence[Flip]) -> list[str]:
+    if not flips:
+        return []
+    figures = [
+        f'<figure><img src="{_data_url(f)}" alt="{escape(f.label)}"><figcaption>{escape(f.label)}<br>'
+        f"fp32: {escape(f.fp32)}<br>int8: {escape(f.int8)}</figcaption></figure>"
+        for f in flips
+    ]
+    return ["<h2>Test images that INT8 classifies otherwise</h2>", *figures]
+
+
+def _data_url(flip: Flip) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(flip.pixels).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _lineage(lineage: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the many hashes of the calibration images: calibration.json has them."""
+    calibration = lineage.get("calibration")
+    if calibration is None:
+        return lineage
+    return {**lineage, "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Give a table; the cells are HTML."""
     cells = "".join(f"<th>{escape(h)}</th>" for h in head)
-    body = ""
-    for row in rows:
-        shown = [escape(c) for c in row]
-        if raw_last:
-            shown[-1] = row[-1]
-        body += "<tr>" + "".join(f"<td>{c}</td>" for c in shown) + "</tr>"
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{body}</table>"
 
 

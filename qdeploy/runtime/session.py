@@ -52,10 +52,16 @@ class Engine:
     location: str
     library: str
     install: str
+    builder: str | None = None
+    """It opens the engine files of this builder instead of ONNX files."""
 
+
+_TENSORRT = "qdeploy.runtime.engines.tensorrt_session:TensorRtSession"
 
 ENGINES = {
     "ort": Engine("qdeploy.runtime.engines.onnxruntime_session:OnnxRuntimeSession", "onnxruntime", "onnxruntime"),
+    "tensorrt": Engine(_TENSORRT, "tensorrt", "qdeploy[tensorrt]", builder="tensorrt"),
+    "tensorrt-rtx": Engine(_TENSORRT, "tensorrt_rtx", "qdeploy[tensorrt-rtx]", builder="tensorrt_rtx"),
 }
 
 
@@ -71,16 +77,35 @@ def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = 
     Raises:
         InputError: If the engine or the number of threads is unknown or out of range.
         MissingDependencyError: If the engine's library is not installed.
-        ArtifactError: If the engine refuses the model or its answers differ from the goldens.
+        ArtifactError: If the engine refuses the file or its answers differ from the goldens.
     """
     if threads is None:
         threads = 1 if artifact.card.model.get("macs", 0) < SMALL_MACS else usable_cores()
     if not 1 <= threads <= 1024:
         raise InputError(f"--threads must be between 1 and 1024, found {threads}")
-    session = engine_class(engine)(artifact, threads)
+    opener = engine_class(engine)
+    _require_kind(artifact, engine)
+    session = opener(artifact, threads)
     if selftest:
         check_goldens(artifact, session)
     return session
+
+
+def _require_kind(artifact: Artifact, engine: str) -> None:
+    """Check that a file is of the kind that an engine opens."""
+    found = artifact.engine.builder if artifact.engine else None
+    wanted = ENGINES[engine].builder
+    if found == wanted:
+        return
+    if found is None:
+        raise ArtifactError(
+            f"{artifact.path} is an ONNX file, and {engine} opens engines; `qdeploy export --{engine}` makes one"
+        )
+    fitting = [name for name, e in ENGINES.items() if e.builder == found]
+    raise ArtifactError(
+        f"{artifact.path} is an engine built with {found}, which {engine} cannot open; use --engine "
+        f"{' or '.join(fitting) or 'of a newer qdeploy'}, or the ONNX file"
+    )
 
 
 def check_goldens(artifact: Artifact, session: Session) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from qdeploy.cli.main import run
-from qdeploy.export.pipeline import ExportReport
+from qdeploy.core.metrics import PairedDifference
+from qdeploy.export.verdict import ExportReport
 from qdeploy.training.learner import Learner
 from tests.conftest import MakeImages
 
@@ -49,7 +51,7 @@ def test_train_and_export_by_json(
     assert set(report) >= {"out", "artifacts", "verdict"}
     (artifact,) = report["artifacts"]
     assert set(artifact) >= {"path", "precision", "engine", "size_bytes", "sha256", "parity", "accuracy", "latency_ms"}
-    assert set(artifact["parity"]) == {"max_abs", "sqnr_db", "top1_agreement", "n"}
+    assert set(artifact["parity"]) >= {"max_abs", "mean_abs", "cosine", "sqnr_db", "top1_agreement", "flips", "n"}
     assert (tmp_path / artifact["path"]).is_file()
 
 
@@ -299,5 +301,20 @@ def test_a_verdict_is_exit_code_1(
     monkeypatch.setattr(parity, "INT8_MIN_SQNR_DB", 500.0)
     before = sorted((workplace / "exports").rglob("*"))
     assert run(["export", "--int8", "--out", "exports/rejected"]) == 1
-    assert "parity failed at 'fp32 to INT8'" in capsys.readouterr().err
+    assert "parity failed at 'fp32 to INT8 for " in capsys.readouterr().err
     assert sorted((workplace / "exports").rglob("*")) == before
+
+
+def test_rejected_int8_is_exit_code_1_and_fp32_is_kept(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qdeploy.export import guard
+
+    loss = PairedDifference(points=-9.0, margin95=0.5, n=500)
+    monkeypatch.setattr(guard, "paired_difference", lambda *_: loss)
+    assert run(["export", "--int8", "--calibration", "minmax", "--out", "exports/coarse"]) == 1
+    out = capsys.readouterr().out
+    assert "INT8 REJECTED: it costs 9.00 +- 0.50 points" in out
+    assert "model.fp32.onnx: top-1" in out
+    assert sorted(p.name for p in Path("exports/coarse").glob("*.onnx")) == ["model.fp32.onnx"]
+    shutil.rmtree("exports/coarse")

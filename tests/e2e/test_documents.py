@@ -19,7 +19,17 @@ DOCUMENTS = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{n}.md"
-        for n in ("data", "training", "models", "export", "predict_and_bench", "choosing_a_model", "mobilevit")
+        for n in (
+            "data",
+            "training",
+            "models",
+            "export",
+            "lint",
+            "tensorrt",
+            "predict_and_bench",
+            "choosing_a_model",
+            "mobilevit",
+        )
     ),
 ]
 NOT_HERE = ("make ", "pip install ", "git clone ", "cd ")

@@ -16,16 +16,15 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export import ExportConfig, export, export_module
-from qdeploy.export.int8 import FLOAT_GROUPS, float_groups
-from qdeploy.export.trace import trace
-from qdeploy.models.folding import deploy
 from qdeploy.models.registry import create_model
 from qdeploy.runtime.classifier import load
 from qdeploy.training import config_from_recipe, train
 from tests.conftest import MakeImages
 
 RULES = Preprocessing()
-CONFIG = ExportConfig(int8=True, max_drop=100, choice_runs=5, calibration_images=32)
+CONFIG = ExportConfig(
+    int8=True, allow_drop=True, allow_slower=True, choice_runs=10, calibration_images=32, calibration="minmax"
+)
 
 
 def few(rules: Preprocessing = RULES) -> Dataset:
@@ -134,7 +133,7 @@ def test_a_user_s_module_gets_the_same_card_and_is_left_alone(small: Dataset, tm
     assert classifier.card.model["family"] == "module"
     assert classifier.card.model["params"] == sum(p.numel() for p in module.parameters())
     assert classifier.card.labels == small.classes
-    assert {c.float_layers for c in report.candidates} == {"nothing", "first layer", "first and last layer"}
+    assert {u.unit for u in report.int8[0].units} == {"model.layers", "model.last"}
     assert classifier("examples/shirt.png").label in small.classes
 
 
@@ -154,14 +153,3 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(InputError, match=says):
         export_module(module, labels or small.classes, RULES, small, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("name", "family"), [("nano", "qonstraint"), ("mobilevit-depthwise-mha-v1", "mobilevit")])
-def test_every_set_of_float_layers_names_nodes_that_exist(name: str, family: str) -> None:
-    graph = trace(deploy(create_model(name, 10).eval(), RULES.mean, RULES.std), 64)
-    groups = float_groups(graph, family)
-    assert list(groups) == list(FLOAT_GROUPS[family])
-    assert groups.pop("nothing") == ()
-    sizes = [len(nodes) for nodes in groups.values()]
-    assert all(sizes)
-    assert len(set(sizes)) == len(sizes)

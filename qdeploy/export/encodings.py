@@ -1,0 +1,89 @@
+"""How each target wants its integers: one calibration serves them all."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+from qdeploy.core.errors import InputError, near_miss
+from qdeploy.core.machine import cpu_flags
+
+FAST_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a target wants its integers. Weights are always int8, symmetric, one scale per output channel."""
+
+    target: str
+    signed: bool
+    """int8 activations instead of uint8."""
+    symmetric: bool
+    """The range is symmetric about zero: the zero point is 0 of int8, or 128 of uint8."""
+    quantized_bias: bool
+    """int32 biases; TensorRT refuses them."""
+    seven_bit_weights: bool
+    """CPUs without VNNI add pairs of products in 16 bits: full 8-bit weights overflow there."""
+    integer_gelu: bool
+    """GELU as x sigmoid(1.702 x) on integers, two table look-ups in ONNX Runtime; elsewhere it stays float."""
+    operators: tuple[str, ...]
+    """Operators that compute on integers."""
+
+
+_MATRIX = ("Conv", "Gemm", "MatMul")
+_ALL = (*_MATRIX, "Add", "Mul", "Clip", "Relu", "Sigmoid", "Concat", "Reshape", "Transpose", "Split")
+
+
+def _u8(target: str, *, seven_bit_weights: bool = False, integer_gelu: bool = True) -> Encoding:
+    return Encoding(
+        target=target,
+        signed=False,
+        symmetric=False,
+        quantized_bias=True,
+        seven_bit_weights=seven_bit_weights,
+        integer_gelu=integer_gelu,
+        operators=_ALL,
+    )
+
+
+def _symmetric(target: str, *, signed: bool) -> Encoding:
+    return Encoding(
+        target=target,
+        signed=signed,
+        symmetric=True,
+        quantized_bias=False,
+        seven_bit_weights=False,
+        integer_gelu=False,
+        operators=_MATRIX,
+    )
+
+
+ENCODINGS = {
+    e.target: e
+    for e in (
+        _u8("x86"),
+        _u8("x86-avx2", seven_bit_weights=True),
+        _u8("openvino", integer_gelu=False),
+        _symmetric("arm", signed=True),
+        _symmetric("tensorrt", signed=True),
+        _symmetric("portable", signed=False),
+    )
+}
+
+
+def encoding_for(target: str) -> Encoding:
+    """Look an encoding up.
+
+    Raises:
+        InputError: If the target is unknown.
+    """
+    if target not in ENCODINGS:
+        raise InputError(f"there is no target '{target}'{near_miss(target, ENCODINGS)}; known: {', '.join(ENCODINGS)}")
+    return ENCODINGS[target]
+
+
+def native_target() -> str:
+    """Give the target that this machine's CPU runs best."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "arm"
+    return "x86" if cpu_flags() & FAST_INT8_FLAGS else "x86-avx2"

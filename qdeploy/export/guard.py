@@ -1,0 +1,306 @@
+"""The search for the layers that INT8 leaves in float: those that do not pay on this device, then those that cost most.
+
+Every trial only rewrites Q/DQ pairs from one calibration. First each unit (``qdeploy.export.units``) is left in float
+alone, and its time and error are measured. Then the units whose integers are slower than their floats are left in
+float, as many as make the whole fastest. If the result loses more accuracy than allowed, the units that cost most
+error for the time they save follow, as few as the budget needs, found by bisection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qdeploy.core.artifact import Card
+from qdeploy.core.metrics import Floats, PairedDifference, paired_difference, sqnr_db
+from qdeploy.export.calibrate import Tick
+from qdeploy.export.encodings import Encoding
+from qdeploy.export.made import Note, open_graph
+from qdeploy.export.parity import INT8_MIN_SQNR_DB, run_session
+from qdeploy.export.quantize import quantize
+from qdeploy.export.ranges import Range
+from qdeploy.export.units import Unit, disjoint, nodes_of, units_of
+from qdeploy.runtime.bench import time_rounds
+from qdeploy.runtime.session import Session
+
+ERROR_IMAGES = 128
+"""Validation images that a unit's error is measured on."""
+TOGETHER = 10
+"""Sessions timed in turn; more would only cost memory."""
+MAX_KEPT = 8
+"""Units tried beside each other once the first ones are in float."""
+CLOSE = 0.01
+"""Speeds that differ by less are equal: then the smaller error decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCost:
+    """What INT8 does to one unit, all others being INT8."""
+
+    unit: str
+    layers: int
+    time_gain: float | None
+    """Share of the time that the unit's INT8 saves; negative where its floats are faster. None if not timed."""
+    error: float
+    """Share of the squared error of the logits that goes away when it is left in float."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardTrial:
+    """One choice of what stays in float, measured whole."""
+
+    float_units: tuple[str, ...]
+    sqnr_db: float
+    val_drop: float
+    """Points of validation top-1 that it costs."""
+    val_margin: float
+    """Half width of the 95 % interval of that."""
+    times_fp32_speed: float | None
+    """By the lower quartiles of interleaved runs; None if it was not timed."""
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What INT8 may cost, in points of top-1."""
+
+    points: float
+
+    def allows(self, difference: PairedDifference) -> bool:
+        """Tell whether the loss is within the budget, or is not beyond noise: on 12 images one is 8 points."""
+        loss = -difference.points
+        return loss <= self.points or loss <= difference.margin95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the search found."""
+
+    float_units: tuple[str, ...]
+    float_nodes: tuple[str, ...]
+    model: onnx.ModelProto
+    session: Session
+    difference: PairedDifference
+    """Its validation accuracy minus that of fp32."""
+    within_budget: bool
+    units: tuple[UnitCost, ...]
+    trials: tuple[GuardTrial, ...]
+
+
+@dataclass(kw_only=True)
+class Guard:
+    """The search for one encoding."""
+
+    model: onnx.ModelProto
+    """The float graph."""
+    session: Session
+    card: Card
+    """That the trials are opened with."""
+    encoding: Encoding
+    ranges: Mapping[str, Range]
+    biases: Mapping[str, Floats]
+    """Of layers whose bias expects rounded weights."""
+    pixels: NDArray[np.uint8]
+    """Validation images."""
+    labels: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    """Images that are timed."""
+    budget: Budget
+    runs: int
+    """Timed runs of each candidate."""
+    timed: bool
+    """Whether this machine's speed says something about the target."""
+    note: Note
+    tick: Tick
+    """Called with the number of parts measured and their total."""
+    _before: Floats = field(init=False)
+    _tried: dict[frozenset[str], _Tried] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._before = run_session(self.session, self.pixels)
+
+    def search(self, start: frozenset[str] = frozenset()) -> Choice:
+        """Find what stays in float.
+
+        Args:
+            start: Nodes that stay in float in any case.
+        """
+        units = [u for u in units_of(self.model, self.encoding) if u.nodes - start]
+        begin = time.perf_counter()
+        whole = self._try((), start)
+        trials = len(units) + (3 * MAX_KEPT if self.timed else 0)
+        seconds = (time.perf_counter() - begin) * trials
+        self.note(f"guard: {len(units)} parts, at most {trials} trials, about {seconds:.0f} s and their timing")
+        singles: dict[str, _Single] = {}
+        for unit in units:
+            singles[unit.name] = self._measure(unit.nodes | start)
+            self.tick(len(singles), len(units))
+        gains = self._gains(units, singles, whole) if self.timed else dict.fromkeys(singles)
+        chosen = whole
+        if self.timed:
+            chosen = self._fastest(self._prefixes(start, (), _slow(units, gains)))
+            chosen = self._second_look(units, gains, start, chosen)
+        if not self._sound(chosen):
+            chosen = self._repair(units, singles, gains, whole, chosen, start)
+        return self._choice(units, singles, gains, whole, chosen)
+
+    def _try(self, float_units: Sequence[Unit], start: frozenset[str]) -> _Tried:
+        """Make and measure a graph on all validation images; the same one is made once."""
+        nodes = nodes_of(float_units) | start
+        if nodes not in self._tried:
+            model, session = self._make(nodes)
+            logits = run_session(session, self.pixels)
+            self._tried[nodes] = _Tried(
+                units=tuple(float_units),
+                nodes=nodes,
+                model=model,
+                session=session,
+                sqnr=sqnr_db(self._before, logits),
+                difference=paired_difference(logits, self._before, self.labels),
+            )
+        return self._tried[nodes]
+
+    def _make(self, nodes: frozenset[str]) -> tuple[onnx.ModelProto, Session]:
+        model = quantize(self.model, self.ranges, self.encoding, nodes, self.biases)
+        return model, open_graph(model, self.card)
+
+    def _measure(self, nodes: frozenset[str]) -> _Single:
+        _, session = self._make(nodes)
+        few = self.pixels[:ERROR_IMAGES]
+        return _Single(session, _noise(self._before[: len(few)], run_session(session, few)))
+
+    def _gains(self, units: Sequence[Unit], singles: Mapping[str, _Single], whole: _Tried) -> dict[str, float | None]:
+        """Give the share of the whole's time that each unit's integers save."""
+        gains: dict[str, float | None] = {}
+        for i in range(0, len(units), TOGETHER):
+            names = [u.name for u in units[i : i + TOGETHER]]
+            base, *times = self._time([whole.session, *(singles[n].session for n in names)])
+            gains.update((name, mine / base - 1) for name, mine in zip(names, times, strict=True))
+        return gains
+
+    def _time(self, sessions: Sequence[Session]) -> list[float]:
+        """Give each session's lower quartile in milliseconds: what else runs on the machine only adds time."""
+        rounds = time_rounds(sessions, [self.images] * len(sessions), self.runs, seconds=60.0)
+        return [float(np.percentile(mine, 25)) for mine in rounds]
+
+    def _prefixes(self, start: frozenset[str], fixed: tuple[Unit, ...], ordered: Sequence[Unit]) -> list[_Tried]:
+        return [self._try((*fixed, *ordered[:k]), start) for k in range(min(len(ordered), MAX_KEPT) + 1)]
+
+    def _fastest(self, tried: Sequence[_Tried]) -> _Tried:
+        """Time trials in turn with fp32, and give the fastest; of equal ones the most exact."""
+        tried = list(dict.fromkeys(tried))
+        fp32, *times = self._time([self.session, *(t.session for t in tried)])
+        for one, mine in zip(tried, times, strict=True):
+            one.speed = fp32 / mine
+        best = max(t.speed or 0.0 for t in tried)
+        return max((t for t in tried if (t.speed or 0.0) >= best * (1 - CLOSE)), key=lambda t: t.sqnr)
+
+    def _second_look(
+        self, units: Sequence[Unit], gains: Mapping[str, float | None], start: frozenset[str], chosen: _Tried
+    ) -> _Tried:
+        """Try what was next in line beside what is in float now: neighbours in float save conversions."""
+        rest = [u for u in units if u.nodes - chosen.nodes]
+        rest = sorted(rest, key=lambda u: gains[u.name] or 0.0)[:MAX_KEPT]
+        base, *times = self._time([chosen.session, *(self._make(chosen.nodes | u.nodes)[1] for u in rest)])
+        paying = [(mine, u) for mine, u in zip(times, rest, strict=True) if mine < base * (1 - CLOSE)]
+        ordered = disjoint(u for _, u in sorted(paying, key=lambda p: p[0]))
+        return self._fastest(self._prefixes(start, chosen.units, ordered)) if ordered else chosen
+
+    def _sound(self, tried: _Tried) -> bool:
+        return tried.sqnr >= INT8_MIN_SQNR_DB and self.budget.allows(tried.difference)
+
+    def _repair(
+        self,
+        units: Sequence[Unit],
+        singles: Mapping[str, _Single],
+        gains: Mapping[str, float | None],
+        whole: _Tried,
+        chosen: _Tried,
+        start: frozenset[str],
+    ) -> _Tried:
+        """Leave as few further units in float as the budget needs; by bisection, so in log2(units) trials."""
+        noise = _noise(self._before[:ERROR_IMAGES], run_session(whole.session, self.pixels[:ERROR_IMAGES]))
+
+        def worth(unit: Unit) -> float:
+            gain = gains[unit.name]
+            return (noise - singles[unit.name].noise) / max(0.01, 0.01 if gain is None else gain)
+
+        ordered = disjoint(sorted((u for u in units if u.nodes - chosen.nodes), key=worth, reverse=True))
+        few, many = 0, len(ordered)
+        while many - few > 1:
+            middle = (few + many) // 2
+            sound = self._sound(self._try((*chosen.units, *ordered[:middle]), start))
+            few, many = (few, middle) if sound else (middle, many)
+        repaired = self._try((*chosen.units, *ordered[:many]), start)
+        self.note(f"guard: left {many} more parts in float for accuracy")
+        return self._fastest([repaired]) if self.timed else repaired
+
+    def _choice(
+        self,
+        units: Sequence[Unit],
+        singles: Mapping[str, _Single],
+        gains: Mapping[str, float | None],
+        whole: _Tried,
+        chosen: _Tried,
+    ) -> Choice:
+        noise = _noise(self._before[:ERROR_IMAGES], run_session(whole.session, self.pixels[:ERROR_IMAGES]))
+        return Choice(
+            float_units=tuple(u.name for u in chosen.units),
+            float_nodes=tuple(sorted(chosen.nodes)),
+            model=chosen.model,
+            session=chosen.session,
+            difference=chosen.difference,
+            within_budget=self._sound(chosen),
+            units=tuple(
+                UnitCost(
+                    unit=u.name,
+                    layers=u.layers,
+                    time_gain=gains[u.name],
+                    error=1 - singles[u.name].noise / max(noise, 1e-30),
+                )
+                for u in units
+            ),
+            trials=tuple(t.report(t is chosen) for t in self._tried.values()),
+        )
+
+
+@dataclass(kw_only=True, eq=False)
+class _Tried:
+    units: tuple[Unit, ...]
+    nodes: frozenset[str]
+    model: onnx.ModelProto
+    session: Session
+    sqnr: float
+    difference: PairedDifference
+    speed: float | None = None
+
+    def report(self, chosen: bool) -> GuardTrial:
+        return GuardTrial(
+            float_units=tuple(u.name for u in self.units),
+            sqnr_db=self.sqnr,
+            val_drop=-self.difference.points,
+            val_margin=self.difference.margin95,
+            times_fp32_speed=self.speed,
+            chosen=chosen,
+        )
+
+
+@dataclass(frozen=True)
+class _Single:
+    session: Session
+    noise: float
+
+
+def _slow(units: Sequence[Unit], gains: Mapping[str, float | None]) -> list[Unit]:
+    """Give the units whose floats are faster, the one that loses most first; of overlapping ones the first."""
+    slow = [u for u in units if (gains[u.name] or 0.0) < -CLOSE]
+    return disjoint(sorted(slow, key=lambda u: gains[u.name] or 0.0))
+
+
+def _noise(before: Floats, after: Floats) -> float:
+    return float(np.square(before.astype(np.float64) - after).sum())

@@ -1,0 +1,129 @@
+"""A float32 graph as an fp16 one, typed tensor by tensor: what strongly typed runtimes need.
+
+Own code because ``onnxruntime.transformers.float16`` gives invalid graphs when operators are to stay in float32: it
+repeats the names of casts and loses the order of nodes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from qdeploy.core.errors import VerdictError
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+FLOAT_OPERATORS = frozenset(
+    {
+        # sums over many values: how wide a runtime's sum of fp16 values is, is its own choice
+        *("LayerNormalization", "ReduceMean", "ReduceSum", "Softmax", "GlobalAveragePool"),
+        # inputs that ONNX has in float32 only
+        *("Resize", "Range", "CumSum"),
+    }
+)
+LARGEST = float(np.finfo(np.float16).max)
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert a float32 graph; its inputs and outputs, and ``FLOAT_OPERATORS``, stay what they are.
+
+    Raises:
+        VerdictError: If a weight is beyond fp16's range, or the graph is quantized or has subgraphs.
+    """
+    if any(n.op_type == "QuantizeLinear" for n in model.graph.node):
+        raise VerdictError("fp16 is made from the fp32 graph: the smallest INT8 scales are below fp16's range")
+    typed = onnx.shape_inference.infer_shapes(model, check_type=True)
+    result = _Conversion(typed).run()
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+class _Conversion:
+    """Walks the nodes in order; every float tensor exists as float32, fp16 or, where both are read, both."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.result = onnx.ModelProto()
+        self.result.CopyFrom(model)
+        for field in ("node", "initializer", "value_info"):
+            self.result.graph.ClearField(field)
+        self.nodes = list(graph.node)
+        self.outputs = {o.name for o in graph.output}
+        self.weights = {i.name: i for i in graph.initializer}
+        kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+        kinds.update((i.name, i.data_type) for i in graph.initializer)
+        self.floats = {name for name, kind in kinds.items() if kind == FLOAT}
+        self.made: dict[tuple[str, int], str] = {
+            (i.name, FLOAT): i.name for i in graph.input if i.name in self.floats and i.name not in self.weights
+        }
+        """The name under which a tensor exists in a type."""
+
+    def run(self) -> onnx.ModelProto:
+        """Give the converted graph."""
+        for node in self.nodes:
+            self._convert(node)
+        for name in sorted(self.outputs & self.floats):
+            if self.made.get((name, FLOAT)) != name:
+                self._cast(name, FLOAT, to=name)
+        return self.result
+
+    def _convert(self, node: onnx.NodeProto) -> None:
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            raise VerdictError(f"node '{node.name}' ({node.op_type}) holds a graph; fp16 knows none: use the fp32 file")
+        kind = FLOAT if node.op_type in FLOAT_OPERATORS else HALF
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        for i, name in enumerate(node.input):
+            if name in self.floats:
+                new.input[i] = self._as(name, kind)
+            elif name in self.weights:
+                self._keep(self.weights[name])
+        if kind == HALF:
+            _retype_attributes(new)
+        for i, name in enumerate(node.output):
+            if name in self.floats:
+                new.output[i] = f"{name}_fp16" if kind == HALF and name in self.outputs else name
+                self.made[name, kind] = new.output[i]
+        self.result.graph.node.append(new)
+
+    def _as(self, name: str, kind: int) -> str:
+        """Give the name of a float tensor in a type; make it if need be."""
+        if (name, kind) not in self.made:
+            if name in self.weights:
+                self.made[name, kind] = self._weight(name, kind)
+            else:
+                self._cast(name, kind, to=f"{name}_{'fp16' if kind == HALF else 'fp32'}")
+        return self.made[name, kind]
+
+    def _weight(self, name: str, kind: int) -> str:
+        values = numpy_helper.to_array(self.weights[name])
+        if kind == FLOAT:
+            self.result.graph.initializer.append(numpy_helper.from_array(values, f"{name}_fp32"))
+            return f"{name}_fp32"
+        beyond = np.abs(values[np.isfinite(values)], dtype=np.float64).max(initial=0.0)
+        if beyond > LARGEST:
+            raise VerdictError(f"'{name}' holds {beyond:.3g}, fp16 ends at {LARGEST:.0f}; use the fp32 file")
+        self.result.graph.initializer.append(numpy_helper.from_array(values.astype(np.float16), name))
+        return name
+
+    def _keep(self, weight: onnx.TensorProto) -> None:
+        """Keep a tensor that is no float."""
+        if (weight.name, weight.data_type) not in self.made:
+            self.made[weight.name, weight.data_type] = weight.name
+            self.result.graph.initializer.append(weight)
+
+    def _cast(self, name: str, kind: int, to: str) -> None:
+        source = self.made[name, FLOAT if kind == HALF else HALF]
+        node = onnx.helper.make_node("Cast", [source], [to], name=f"{to}/Cast", to=kind)
+        self.result.graph.node.append(node)
+        self.made[name, kind] = to
+
+
+def _retype_attributes(node: onnx.NodeProto) -> None:
+    """Let casts to float32 and constants give fp16."""
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
+            attribute.i = HALF
+        elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == FLOAT:
+            values = numpy_helper.to_array(attribute.t).astype(np.float16)
+            attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))

@@ -1,0 +1,105 @@
+"""What building and running engines share: the package, its messages, and the GPU of this machine."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from qdeploy.core.errors import MissingDependencyError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A CUDA device."""
+
+    name: str
+    compute_capability: str
+    """e.g. ``8.9``."""
+
+
+def load_package(builder: str) -> Any:
+    """Import tensorrt or tensorrt_rtx.
+
+    Raises:
+        MissingDependencyError: If it is not installed, or cannot be loaded.
+    """
+    install = f"pip install 'qdeploy[{builder.replace('_', '-')}]'"
+    try:
+        return importlib.import_module(builder)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"{error.name or builder} is not installed; run: {install}") from error
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise MissingDependencyError(f"{builder} cannot be loaded: {reason}; install it again: {install}") from error
+
+
+@lru_cache
+def messages(builder: str) -> Any:
+    """Give the package's logger, which keeps errors until ``first_error`` takes them.
+
+    One for the life of the process: the library goes on using the first logger that it was given.
+    """
+    package = load_package(builder)
+
+    class Messages(package.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            package.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (package.ILogger.ERROR, package.ILogger.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+
+    return Messages()
+
+
+def first_error(builder: str) -> str:
+    """Give the first error since the last call, in one line, and forget all.
+
+    Messages about the logging itself are passed over.
+    """
+    log = messages(builder)
+    errors = [e for e in log.errors if "Using global log stream" not in e]
+    log.errors.clear()
+    return errors[0] if errors else "it gave no reason"
+
+
+def load_cuda() -> Any:
+    """Import the CUDA runtime.
+
+    Raises:
+        MissingDependencyError: If cuda-python is not installed.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise MissingDependencyError("cuda-python is not installed; run: pip install cuda-python") from error
+
+
+def checked(cuda: Any, result: tuple[Any, ...]) -> Any:
+    """Give the value of a CUDA call.
+
+    Raises:
+        MissingDependencyError: If the call failed: there is no GPU, no driver, or too little memory.
+    """
+    status, *values = result
+    if status != cuda.cudaError_t.cudaSuccess:
+        _, text = cuda.cudaGetErrorString(status)
+        raise MissingDependencyError(f"CUDA: {text.decode()} ({status.name})")
+    return values[0] if values else None
+
+
+def find_gpu() -> Gpu:
+    """Describe the first GPU.
+
+    Raises:
+        MissingDependencyError: If there is none, or no driver for it.
+    """
+    cuda = load_cuda()
+    if not checked(cuda, cuda.cudaGetDeviceCount()):
+        raise MissingDependencyError("CUDA: no GPU")
+    properties = checked(cuda, cuda.cudaGetDeviceProperties(0))
+    name = bytes(properties.name).split(b"\0")[0].decode()
+    return Gpu(name=name, compute_capability=f"{properties.major}.{properties.minor}")

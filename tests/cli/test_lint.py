@@ -1,0 +1,49 @@
+"""``qdeploy lint`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qdeploy.cli.lint import RUNTIMES
+from qdeploy.cli.main import run
+from qdeploy.export import lint
+
+SHIPPED = Path(__file__).parents[2] / "qdeploy" / "shipped"
+INT8 = str(SHIPPED / "model.int8.onnx")
+
+
+def test_the_table_names_rule_reason_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lint", INT8]) == 0
+    out = capsys.readouterr().out
+    assert "quantized" in out
+    assert "activation-zero-point" in out
+    assert "To do: export with `qdeploy export --int8 --target tensorrt`" in out
+
+
+@pytest.mark.parametrize(("runtime", "code"), [("x86", 0), ("openvino", 0), ("tensorrt", 1), ("x86-avx2", 1)])
+def test_the_exit_code_is_the_verdict_asked_for(runtime: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lint", INT8, "--for", runtime, "--json"]) == code
+    (line,) = capsys.readouterr().out.splitlines()
+    report = json.loads(line)
+    assert set(report) == {"path", "opset", "nodes", "quantized", "verdicts", "findings"}
+    assert (report["verdicts"][runtime] == "ok") == (code == 0)
+    assert set(report["findings"][0]) == {"rule", "severity", "runtimes", "places", "first", "why", "fix"}
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.onnx").write_text("no graph\n")
+    for arguments in (["none.onnx"], [str(tmp_path)], [str(tmp_path / "text.onnx")], [INT8, "--for", "abacus"], []):
+        assert run(["lint", *arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.splitlines()) == 1
+
+
+def test_the_runtimes_are_those_of_the_report() -> None:
+    from qdeploy.export.lint import RUNTIMES as REPORTED
+
+    assert tuple(REPORTED) == RUNTIMES
+    assert callable(lint)

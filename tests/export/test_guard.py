@@ -1,0 +1,197 @@
+"""The guard on a real trained model: what it measures, what it leaves in float, and what it repairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from qdeploy.core.artifact import read_artifact
+from qdeploy.core.metrics import PairedDifference
+from qdeploy.data.catalog import load_dataset
+from qdeploy.export import guard as room
+from qdeploy.export import units as parts
+from qdeploy.export.calibrate import calibrate, choose_images
+from qdeploy.export.encodings import encoding_for
+from qdeploy.export.guard import Budget, Guard
+from qdeploy.export.made import open_graph
+from qdeploy.export.quantize import quantize
+from qdeploy.export.units import MAX_MODULES, MAX_ROLES, disjoint, nodes_of, units_of
+from qdeploy.runtime.bench import sample_images
+from qdeploy.runtime.session import Session
+
+X86 = encoding_for("x86")
+MakeGuard = Callable[..., Guard]
+
+
+@pytest.fixture
+def few_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not the number of parts that is tested, ten are enough."""
+    monkeypatch.setattr(parts, "MAX_MODULES", 10)
+    monkeypatch.setattr(parts, "MAX_ROLES", 1)
+
+
+@pytest.fixture(scope="module")
+def fp32(fp32_file: Path) -> onnx.ModelProto:
+    return onnx.load(str(fp32_file))
+
+
+@pytest.fixture(scope="module")
+def make(fp32_file: Path) -> MakeGuard:
+    dataset = load_dataset()
+    card = read_artifact(fp32_file).card
+    val = dataset.splits["val"]
+
+    def guard(model: onnx.ModelProto, **fields: Any) -> Guard:
+        calibration = calibrate(model, choose_images(dataset, 64, 0), 0)
+        return Guard(
+            model=model,
+            session=open_graph(model, card),
+            card=card,
+            ranges=calibration.ranges("minmax"),
+            biases={},
+            pixels=val.pixels[:200],
+            labels=val.labels[:200],
+            images=sample_images(card.preprocessing),
+            runs=10,
+            note=lambda _: None,
+            tick=lambda done, total: None,
+            **{"encoding": X86, "budget": Budget(points=1.0), "timed": False, **fields},
+        )
+
+    return guard
+
+
+def test_units_are_modules_from_the_outside_in_and_roles(fp32: onnx.ModelProto) -> None:
+    units = {u.name: u for u in units_of(fp32, X86)}
+    assert {"stem", "stages", "fusion", "fusion.attention", "head", "*.excite"} <= set(units)
+    assert len(units) <= MAX_MODULES + MAX_ROLES
+    names = {n.name for n in fp32.graph.node}
+    assert all(u.nodes <= names for u in units.values())
+    assert units["stem"].nodes == {n.name for n in fp32.graph.node if n.name.startswith("stem.")}
+    assert units["fusion.attention"].nodes < units["fusion"].nodes
+    assert len(units["*.excite"].nodes & units["stages"].nodes) == len(units["*.excite"].nodes)
+    whole, inner, other = units["fusion"], units["fusion.attention"], units["stem"]
+    assert disjoint([inner, whole, other]) == [inner, other]
+    assert nodes_of([inner, other]) == inner.nodes | other.nodes
+
+
+def test_a_module_without_names_is_split_into_its_layers() -> None:
+    text = """
+    <ir_version: 9, opset_import: ["" : 20]>
+    net (float[1, 4] x, float[4, 4] a) => (float[1, 4] z) { y = MatMul (x, a) \n z = MatMul (y, a) }
+    """
+    graph = onnx.parser.parse_model(text)
+    for i, node in enumerate(graph.graph.node):
+        node.name = f"model/MatMul_{i}"
+    assert [u.name for u in units_of(graph, X86)] == ["model/MatMul_0", "model/MatMul_1"]
+
+
+def test_what_is_slow_on_integers_is_left_in_float(
+    fp32: onnx.ModelProto, make: MakeGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks that are told: integers are slow in the stem and in the attention, and fast elsewhere."""
+    cost = {"stem.": 3.0, "fusion.attention": 2.0}
+
+    def told(guard: Guard, sessions: list[Session]) -> list[float]:
+        return [times[id(s)] for s in sessions]
+
+    times: dict[int, float] = {}
+    guard = make(fp32, timed=True)
+    times[id(guard.session)] = 40.0
+    real = guard._make
+
+    def make_and_time(nodes: frozenset[str]) -> tuple[onnx.ModelProto, Session]:
+        model, session = real(nodes)
+        slow = {part for part in cost if any(part in n for n in slow_nodes - nodes)}
+        times[id(session)] = 10.0 + sum(cost[p] for p in slow) + 0.2 * len(nodes - slow_nodes)
+        kept.append(session)  # an id is not given twice
+        return model, session
+
+    kept: list[Session] = []
+    movable = nodes_of(units_of(fp32, X86))
+    slow_nodes = {n for n in movable if any(part in n for part in cost)}
+    monkeypatch.setattr(guard, "_make", make_and_time)
+    monkeypatch.setattr(Guard, "_time", told)
+    choice = guard.search()
+    assert set(choice.float_units) == {"stem", "fusion.attention"}
+    chosen = next(t for t in choice.trials if t.chosen)
+    assert chosen.times_fp32_speed == pytest.approx(4.0)
+    gains = {u.unit: u.time_gain for u in choice.units}
+    assert gains["stem"] == pytest.approx(12 / 15 - 1)
+    assert gains["stages"] is not None
+    assert gains["stages"] > 0
+
+
+@pytest.mark.usefixtures("few_units")
+def test_the_real_clock_orders_what_it_times_and_no_graph_is_made_twice(
+    fp32: onnx.ModelProto, make: MakeGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[frozenset[str]] = []
+    real = quantize
+
+    def counted(model: Any, ranges: Any, encoding: Any, nodes: frozenset[str], biases: Any) -> onnx.ModelProto:
+        made.append(nodes)
+        return real(model, ranges, encoding, nodes, biases)
+
+    monkeypatch.setattr(room, "quantize", counted)
+    choice = make(fp32, timed=True).search()
+    gains = {u.unit: u.time_gain for u in choice.units}
+    assert gains["stages"] is not None
+    assert gains["stages"] > max(g for u, g in gains.items() if u.startswith("head") and g is not None)
+    assert sum(t.chosen for t in choice.trials) == 1
+    assert any(t.times_fp32_speed for t in choice.trials)
+    assert len(made) <= len(choice.units) + 3 * room.MAX_KEPT
+
+
+def with_an_outlier(model: onnx.ModelProto, layer: str, factor: float) -> onnx.ModelProto:
+    """Give a graph whose values are the same, and whose one channel behind a layer is hugely scaled."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (first,) = [n for n in copy.graph.node if n.name == layer]
+    weights = {i.name: i for i in copy.graph.initializer}
+    (last,) = [n for n in copy.graph.node if n.op_type == "Conv" and n.input[0] == first.output[0]]
+    scaled = [(name, 0, factor) for name in first.input[1:]]
+    for name, axis, by in [*scaled, (last.input[1], 1, 1 / factor)]:
+        values = numpy_helper.to_array(weights[name]).copy()
+        np.moveaxis(values, axis, 0)[0] *= by
+        weights[name].CopyFrom(numpy_helper.from_array(values, name))
+    return copy
+
+
+def test_what_costs_accuracy_is_found_by_bisection_and_left_in_float(fp32: onnx.ModelProto, make: MakeGuard) -> None:
+    pairs = {n.output[0]: n.name for n in fp32.graph.node if n.op_type == "Conv"}
+    readers = [n for n in fp32.graph.node if n.op_type == "Conv" and n.input[0] in pairs]
+    layer = next(pairs[n.input[0]] for n in readers if next(a.i for a in n.attribute if a.name == "group") == 1)
+    broken = with_an_outlier(fp32, layer, 3000.0)
+    choice = make(broken).search()
+    whole = choice.trials[0]
+    assert whole.float_units == ()
+    assert whole.val_drop > 5
+    assert choice.within_budget
+    assert layer in choice.float_nodes
+    assert -choice.difference.points <= 1.0 or -choice.difference.points <= choice.difference.margin95
+    assert len(choice.trials) <= 2 + np.ceil(np.log2(MAX_MODULES + MAX_ROLES))
+    assert all(t.times_fp32_speed is None for t in choice.trials)
+    culprit = max(choice.units, key=lambda u: u.error)
+    assert culprit.error > 0.5
+
+
+@pytest.mark.usefixtures("few_units")
+def test_what_must_stay_in_float_does(fp32: onnx.ModelProto, make: MakeGuard) -> None:
+    start = frozenset(n.name for n in fp32.graph.node if n.name.startswith("stem."))
+    choice = make(fp32).search(start)
+    assert start <= set(choice.float_nodes)
+    assert not {u.unit for u in choice.units} & {"stem", "stem.0"}
+
+
+@pytest.mark.parametrize(
+    ("points", "margin", "allowed"), [(-0.9, 0.1, True), (-1.1, 0.1, False), (-1.1, 1.2, True), (0.5, 0.1, True)]
+)
+def test_the_budget_counts_losses_that_are_more_than_noise(points: float, margin: float, allowed: bool) -> None:
+    assert Budget(points=1.0).allows(PairedDifference(points=points, margin95=margin, n=500)) is allowed
