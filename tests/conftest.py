@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from qdeploy.export.made import ExportConfig
-from qdeploy.export.pipeline import export
+from qdeploy.export.run import export
 from qdeploy.export.verdict import ExportReport
 from qdeploy.training import TrainResult, config_from_recipe, train
 

@@ -1,59 +1,119 @@
-"""``qdeploy export``"""
+"""``qdeploy export`` and ``qdeploy quantize``"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qdeploy.cli.output import Bar, emit_json, extra_needed
+from qdeploy.core.errors import InputError
+
+if TYPE_CHECKING:
+    from qdeploy.export.verdict import ExportReport
+
+Command = Callable[..., int]
+Ticks = Callable[[str], Callable[[int, int], None]]
+
+
+def int8_options(command: Command) -> Command:
+    """Add what both commands take: how INT8 is made and judged."""
+    options = (
+        click.option(
+            "--target",
+            default="auto",
+            help="INT8 encodings, between commas: x86, x86-avx2, arm, tensorrt, openvino, portable. "
+            "Default: this CPU's.",
+        ),
+        click.option(
+            "--calibration",
+            default="auto",
+            help="How values become ranges: minmax, percentile, entropy, mse, mixed. Default: the best of all.",
+        ),
+        click.option("--calibration-images", type=int, default=256, help="Training images that set the ranges."),
+        click.option("--max-drop", type=float, default=1.0, help="Points of validation top-1 that INT8 may cost."),
+        click.option("--max-drop-relative", type=float, help="The same in percent of the float model's top-1."),
+        click.option("--allow-drop", is_flag=True, help="Keep INT8 even if it costs more."),
+        click.option("--allow-slower", is_flag=True, help="Keep INT8 even if it is not faster on this machine."),
+        click.option("--fp16", is_flag=True, help="Also make an fp16 model, for GPUs."),
+        click.option("--tensorrt", is_flag=True, help="Also build TensorRT engines, for the GPU of this machine."),
+        click.option("--tensorrt-rtx", is_flag=True, help="Also build TensorRT-RTX engines; needs no GPU."),
+        click.option("--out", type=click.Path(path_type=Path), help="The export's folder. Default: ./exports/<name>."),
+        click.option("--json", is_flag=True, help="Print the report as one JSON document."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command("export")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--int8", is_flag=True, help="Also make an INT8 model, calibrated on training images.")
-@click.option(
-    "--target",
-    default="auto",
-    help="INT8 encodings, between commas: x86, x86-avx2, arm, tensorrt, openvino, portable. Default: this CPU's.",
-)
-@click.option(
-    "--calibration",
-    default="auto",
-    help="How values become ranges: minmax, percentile, entropy, mse, mixed. Default: the best of all.",
-)
-@click.option("--calibration-images", type=int, default=256, help="Training images that set the ranges.")
-@click.option("--max-drop", type=float, default=1.0, help="Points of validation top-1 that INT8 may cost.")
-@click.option("--max-drop-relative", type=float, help="The same in percent of the float model's top-1.")
-@click.option("--allow-drop", is_flag=True, help="Keep INT8 even if it costs more.")
-@click.option("--allow-slower", is_flag=True, help="Keep INT8 even if it is not faster on this machine.")
 @click.option("--qat-epochs", type=int, default=0, help="Fine-tune for INT8, if it misses its budget without.")
-@click.option("--fp16", is_flag=True, help="Also make an fp16 model, for GPUs.")
-@click.option("--tensorrt", is_flag=True, help="Also build TensorRT engines, for the GPU of this machine.")
-@click.option("--tensorrt-rtx", is_flag=True, help="Also build TensorRT-RTX engines; needs no GPU.")
-@click.option("--out", type=click.Path(path_type=Path), help="The export's folder. Default: ./exports/<run>.")
-@click.option("--json", is_flag=True, help="Print the report as one JSON document.")
+@int8_options
 def export_command(run: Path | None, out: Path | None, json: bool, **fields: Any) -> int:
     """Export a run to ONNX and INT8, checked after every step.
 
     RUN is a run's folder. Default: the newest below ./runs. The exit code is 1 if INT8 is rejected.
     """
     with extra_needed():
-        from qdeploy.export.made import ExportConfig
-        from qdeploy.export.pipeline import export
+        from qdeploy.export import ExportConfig, export
     from qdeploy.core.run_folder import newest_run
 
     config = ExportConfig(**fields)
     run = run or newest_run()
     with Bar("exporting") as bar:
         bar.line(f"exporting {run}")
+        report = export(run, config, out, bar.line, ticks(bar))
+    return show(report, json)
 
-        def tick(name: str) -> Callable[[int, int], None]:
-            return lambda done, total: bar.update(done, total, name)
 
-        report = export(run, config, out, bar.line, tick)
+@click.command("quantize")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="Data set with the file's classes in their order: a name or a folder.")
+@click.option("--mean", help="What is taken from each channel of an image in [0, 1]: R,G,B. Default: ImageNet's.")
+@click.option("--std", help="What that is divided by: R,G,B. Default: ImageNet's.")
+@int8_options
+def quantize_command(
+    file: Path, data: str, mean: str | None, std: str | None, out: Path | None, json: bool, **fields: Any
+) -> int:
+    """Make an INT8 model of a float ONNX file from elsewhere, with the same checks.
+
+    FILE takes float32 images [batch, 3, S, S] or [batch, S, S, 3] and gives logits or probabilities.
+    """
+    with extra_needed():
+        from qdeploy.export import ExportConfig, export_onnx
+    from qdeploy.core.artifact import EXPORTS
+    from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+    config = ExportConfig(int8=True, **fields)
+    means, stds = channels("--mean", mean, IMAGENET_MEAN), channels("--std", std, IMAGENET_STD)
+    with Bar("quantizing") as bar:
+        out = out or EXPORTS / file.stem
+        report = export_onnx(file, data, out, mean=means, std=stds, config=config, note=bar.line, tick=ticks(bar))
+    return show(report, json)
+
+
+def channels(option: str, text: str | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Parse three numbers between commas."""
+    if text is None:
+        return default
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{option} takes three numbers between commas, found '{text}'") from error
+    return red, green, blue
+
+
+def ticks(bar: Bar) -> Ticks:
+    """Show the progress of steps by their names."""
+    return lambda name: lambda done, total: bar.update(done, total, name)
+
+
+def show(report: ExportReport, json: bool) -> int:
+    """Print a report, and give the exit code: 1 if INT8 was rejected."""
     if json:
         emit_json(report.to_dict())
         return int(not report.accepted)
@@ -63,9 +123,8 @@ def export_command(run: Path | None, out: Path | None, json: bool, **fields: Any
             f"{a.size_bytes / 1e3:.0f} kB, p50 {a.latency_ms['p50']:.3f} ms"
         )
     for e in report.engines:
-        print(
-            f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {'run and compared' if e.ran else 'not run here'}"
-        )
+        checked = "run and compared" if e.ran else "not run here"
+        print(f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {checked}")
     print(report.verdict)
     print(f"report: {report.out}/report.html; next: qdeploy predict IMAGE, qdeploy bench")
     return int(not report.accepted)

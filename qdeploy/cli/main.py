@@ -10,7 +10,7 @@ import click
 from qdeploy import __version__
 from qdeploy.cli.bench import bench_command
 from qdeploy.cli.data import data_command
-from qdeploy.cli.export import export_command
+from qdeploy.cli.export import export_command, quantize_command
 from qdeploy.cli.inspect import inspect_command
 from qdeploy.cli.lint import lint_command
 from qdeploy.cli.models import models_command
@@ -45,6 +45,7 @@ def app() -> None:
 for _verb in (
     train_command,
     export_command,
+    quantize_command,
     predict_command,
     bench_command,
     sweep_command,

@@ -82,7 +82,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def environment(*packages: str) -> dict[str, Any]:
     """Describe the machine for a report: CPU, flags, cores, load, system and versions."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
         "cpu": cpu_name(),
         "flags": [f for f in SPEED_FLAGS if f in cpu_flags()],

@@ -62,7 +62,7 @@ def _engine(work: Work, made: Made, builder: str, folder: Path, out: Path) -> En
         with open_session(read_artifact(file), builder.replace("_", "-"), selftest=False) as session:
             parity = measure(made.parity_logits, run_session(session, work.parity_pixels))
     except (MissingDependencyError, ArtifactError) as error:
-        ran, note = False, str(error)
+        ran, note = False, str(error).replace(str(file), file.name)
     if parity is not None and not parity.sqnr_db >= made.card.goldens.min_sqnr_db:
         raise VerdictError(
             f"parity failed at '{made.file} to {file.name}': {parity.sqnr_db:.1f} dB on {parity.n} images, at least "

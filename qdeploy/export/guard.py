@@ -34,8 +34,8 @@ TOGETHER = 10
 """Sessions timed in turn; more would only cost memory."""
 MAX_KEPT = 8
 """Units tried beside each other once the first ones are in float."""
-CLOSE = 0.01
-"""Speeds that differ by less are equal: then the smaller error decides."""
+CLOSE = 0.015
+"""Speeds that differ by less are equal: then what leaves less in float is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,13 +192,13 @@ class Guard:
         return [self._try((*fixed, *ordered[:k]), start) for k in range(min(len(ordered), MAX_KEPT) + 1)]
 
     def _fastest(self, tried: Sequence[_Tried]) -> _Tried:
-        """Time trials in turn with fp32, and give the fastest; of equal ones the most exact."""
+        """Time trials in turn with fp32, and give the fastest; of equal ones that with least in float."""
         tried = list(dict.fromkeys(tried))
         fp32, *times = self._time([self.session, *(t.session for t in tried)])
         for one, mine in zip(tried, times, strict=True):
             one.speed = fp32 / mine
         best = max(t.speed or 0.0 for t in tried)
-        return max((t for t in tried if (t.speed or 0.0) >= best * (1 - CLOSE)), key=lambda t: t.sqnr)
+        return min((t for t in tried if (t.speed or 0.0) >= best * (1 - CLOSE)), key=lambda t: len(t.nodes))
 
     def _second_look(
         self, units: Sequence[Unit], gains: Mapping[str, float | None], start: frozenset[str], chosen: _Tried

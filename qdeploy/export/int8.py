@@ -27,6 +27,7 @@ GUARD_IMAGES = 2000
 """Validation images, at most, that the guard's trials are judged on."""
 SMALL_CHANNELS = 16
 """Convolutions that read fewer stay in float for TensorRT: their integers do not pay there."""
+FLOAT_FOR_TENSORRT = "products of activations, convolutions of few channels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,8 @@ def _finished(
     images = {"method": method, "images": list(calibration.image_hashes), "seed": calibration.seed}
     card = replace(card, float_layers=choice.float_nodes, lineage={**card.lineage, "calibration": images})
     file = "model.int8.onnx" if native else f"model.int8.{card.target}.onnx"
-    words = ", ".join(choice.float_units) or "nothing"
+    fixed = [FLOAT_FOR_TENSORRT] if card.target == "tensorrt" else []
+    words = ", ".join((*fixed, *choice.float_units)) or "nothing"
     int8 = finish(work, choice.model, card, fp32.parity_logits, file, INT8_GOLDEN_DB, words)
     require_sound(f"fp32 to INT8 for {card.target}", int8.parity)
     work.note(

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
 from qdeploy.core.errors import InputError

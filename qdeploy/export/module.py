@@ -19,7 +19,8 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.made import ExportConfig, Note
-from qdeploy.export.pipeline import export_model, silent
+from qdeploy.export.pipeline import export_source, silent
+from qdeploy.export.run import TorchSource
 from qdeploy.export.verdict import ExportReport
 from qdeploy.models.registry import count
 
@@ -61,7 +62,7 @@ def export_module(
     _require_logits(model, len(labels), preprocessing.size)
     weights = save_tensors({k: v.clone() for k, v in model.state_dict().items()})
     record = _record(model, name, dataset)
-    return export_model(model, record, sha256_of(weights), lambda: dataset, config, out, note)
+    return export_source(TorchSource(model, sha256_of(weights)), record, lambda: dataset, config, out, note)
 
 
 def _require_logits(model: nn.Module, classes: int, size: int) -> None:

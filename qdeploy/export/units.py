@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def units_of(model: onnx.ModelProto, encoding: Encoding) -> list[Unit]:
     ``Gelu``. Nodes are named ``module.child/Operator`` (``qdeploy.export.trace``).
     """
     nodes = [
-        _Node(n.name, (*n.name.rpartition("/")[0].split("."), n.name), n.op_type in MATRIX_OPERATORS)
+        _Node(n.name, (*_modules(n.name), n.name), n.op_type in MATRIX_OPERATORS)
         for n in model.graph.node
         if n.op_type in encoding.operators or n.op_type == "Gelu"
     ]
@@ -67,6 +68,11 @@ def disjoint(units: Iterable[Unit]) -> list[Unit]:
 def nodes_of(units: Iterable[Unit]) -> frozenset[str]:
     """Give the names of all nodes of some units."""
     return frozenset().union(*(u.nodes for u in units))
+
+
+def _modules(node: str) -> list[str]:
+    """Give the modules that a node is in, from the outside in; other tools write ``/module/child/Operator``."""
+    return [step for step in re.split(r"[./]", node.rpartition("/")[0]) if step]
 
 
 Parts = dict[tuple[str, ...], list[_Node]]

@@ -203,7 +203,7 @@ def _train(spec: Spec) -> Result:
 def _export(spec: Spec) -> Result:
     """Export to fp32 and INT8, slower and coarser ones too; where INT8 is broken, to fp32 alone, with the reason."""
     from qdeploy.export.made import ExportConfig
-    from qdeploy.export.pipeline import export
+    from qdeploy.export.run import export
 
     reason = None
     try:

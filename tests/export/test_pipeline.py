@@ -16,10 +16,11 @@ from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.metrics import PairedDifference, agreement, sqnr_db, topk_percent
 from qdeploy.data.catalog import load_dataset
-from qdeploy.export import guard, pipeline, verdict
+from qdeploy.export import guard, verdict
+from qdeploy.export import run as trained_runs
 from qdeploy.export.made import ExportConfig
-from qdeploy.export.pipeline import export
 from qdeploy.export.quantize import int8_of_portable
+from qdeploy.export.run import export
 from qdeploy.export.verdict import ExportReport
 from qdeploy.runtime.bench import Comparison
 from qdeploy.training import TrainResult
@@ -157,7 +158,7 @@ def test_a_broken_step_stops_the_export_and_leaves_nothing(
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(2e-4), bias.name))
         return model
 
-    monkeypatch.setattr(pipeline, "trace", wrong_trace)
+    monkeypatch.setattr(trained_runs, "trace", wrong_trace)
     with pytest.raises(VerdictError, match="parity failed at 'torch to ONNX fp32'"):
         export(Path(trained.run), ExportConfig(), tmp_path / "exports" / "x")
     assert list((tmp_path / "exports").iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnxruntime.quantization.calibrate import HistogramCollector
 
 from qdeploy.export.histogram import BINS, SAMPLE, Histogram
 from qdeploy.export.ranges import METHODS, mse, range_of
@@ -89,3 +90,19 @@ def test_entropy_clips_lonely_outliers_and_leaves_a_uniform_tensor_whole() -> No
     assert 2 < high < 26
     uniform = np.random.default_rng(0).uniform(0, 8, 16_000).astype(np.float32)
     assert range_of(seen(uniform), "entropy")[1] > 6
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "lonely"])
+def test_entropy_agrees_with_onnxruntime_s_where_that_has_enough_bins(kind: str) -> None:
+    """Its defaults, 128 bins for 128 levels, leave it one candidate; with as many bins as ours it searches."""
+    values = normal(300_000)
+    if kind == "relu":
+        values = np.maximum(values, 0)
+    if kind == "lonely":
+        values = np.concatenate([values, np.full(5, 30.0, np.float32)])
+    reach = float(np.abs(values).max())
+    counts, edges = np.histogram(values, BINS + 1, (-reach, reach))
+    tool = HistogramCollector("entropy", True, BINS, 256, 99.9, "same")
+    theirs = tool.get_entropy_threshold((counts, edges, values.min(), values.max(), reach), 256)
+    ours = range_of(seen(*np.array_split(values, 60)), "entropy")
+    assert ours == pytest.approx([float(v) for v in theirs], rel=0.2, abs=0.1)

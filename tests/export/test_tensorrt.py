@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qdeploy.export.made import ExportConfig
-from qdeploy.export.pipeline import export
+from qdeploy.export.run import export
 from qdeploy.training import TrainResult
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed on this machine")

@@ -1,0 +1,131 @@
+"""The export of a trained run, or of any model: fold, compare, trace, compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+from qdeploy.core.artifact import EXPORTS
+from qdeploy.core.errors import InputError
+from qdeploy.core.files import sha256_of
+from qdeploy.core.metrics import Floats
+from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.run_folder import newest_run, read_run
+from qdeploy.data.catalog import load_dataset
+from qdeploy.data.dataset import Dataset
+from qdeploy.export.finetune import FinetuneConfig, finetune
+from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish, first_card
+from qdeploy.export.parity import FOLD_TOLERANCE, FP32_TOLERANCE, measure, require_equal
+from qdeploy.export.pipeline import FLOAT_GOLDEN_DB, export_source, no_progress, silent
+from qdeploy.export.trace import trace
+from qdeploy.export.verdict import ExportReport, Step
+from qdeploy.models.folding import deploy
+from qdeploy.models.registry import model_from_record
+
+TORCH_BATCH = 64
+
+
+def export(
+    run: Path | None = None,
+    config: ExportConfig | None = None,
+    out: Path | None = None,
+    note: Note = silent,
+    tick: Progress = no_progress,
+) -> ExportReport:
+    """Export a run to ONNX, and with ``int8`` also to explicit Q/DQ INT8.
+
+    Every step is compared with the one before on validation images; a failure leaves nothing behind. An INT8 file that
+    is sound but loses too much accuracy, or is not faster here, is not kept, and ``accepted`` of the report is false.
+
+    Args:
+        run: A run's folder; by default the newest below ``./runs``.
+        config: What to make.
+        out: The export's folder; by default ``exports/<name of the run>``.
+        note: Called with a line after each step.
+        tick: Given a step's name, gives what is called with the number of its parts that are done and their total.
+
+    Raises:
+        InputError: If the run or its data cannot be used.
+        VerdictError: If a step's parity is missed.
+    """
+    run = run or newest_run()
+    record, weights = read_run(run)
+    source = TorchSource(_model(record, weights, run), sha256_of(weights))
+    return export_source(
+        source, record, lambda: _dataset(record), config, out or EXPORTS / run.resolve().name, note, tick
+    )
+
+
+@dataclass(frozen=True)
+class TorchSource:
+    """A model in torch, on the CPU and in its evaluation mode."""
+
+    model: nn.Module
+    weights_sha256: str
+
+    def float_step(self, work: Work) -> tuple[Made, tuple[Step, ...]]:
+        """Fold and trace the model; both are compared with it."""
+        rules, pixels = work.dataset.preprocessing, work.parity_pixels
+        reference = _trained_logits(self.model, pixels, rules)
+        deployed = self._deployed(rules)
+        with torch.inference_mode():
+            folded = torch.cat([deployed(p)[0] for p in torch.from_numpy(pixels).split(TORCH_BATCH)]).numpy()
+        magnitude = max(1.0, float(np.abs(reference).max()))
+        folding = measure(reference, folded)
+        require_equal("folding", folding, FOLD_TOLERANCE * magnitude)
+        graph = trace(deployed, rules.size)
+        card = first_card(work, self.weights_sha256)
+        made = finish(work, graph, card, reference, "model.fp32.onnx", FLOAT_GOLDEN_DB)
+        require_equal("torch to ONNX fp32", made.parity, FP32_TOLERANCE)
+        work.note(f"fp32: logits within {made.parity.max_abs:.1e} of torch on {made.parity.n} images")
+        return made, (Step(name="trained to folded", parity=folding), Step(name="trained to fp32", parity=made.parity))
+
+    def finetuned(self, work: Work) -> onnx.ModelProto:
+        """Fine-tune the inference form for INT8, and trace it."""
+        config = FinetuneConfig(epochs=work.config.qat_epochs)
+        rules = work.dataset.preprocessing
+        return trace(finetune(self._deployed(rules), work.dataset, config, work.note), rules.size)
+
+    def _deployed(self, rules: Preprocessing) -> nn.Module:
+        return deploy(self.model, rules.mean, rules.std)
+
+
+def _model(record: dict[str, Any], weights: bytes, run: Path) -> nn.Module:
+    try:
+        model = model_from_record(record["model"])
+        tensors = load_tensors(weights)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, InputError) as error:
+        raise InputError(f"{run} cannot be read as a model: {str(error).splitlines()[0]}; train again") from error
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise InputError(f"the weights '{broken[0]}' of {run} hold values that are no numbers; train again")
+    return model.eval()
+
+
+def _dataset(record: dict[str, Any]) -> Dataset:
+    trained = record["dataset"]
+    dataset = load_dataset(trained["source"], Preprocessing.from_dict(record["preprocessing"]))
+    if dataset.sha256 != trained["sha256"]:
+        raise InputError(
+            f"the data set {trained['source']} has changed since training (found {dataset.sha256[:12]}, trained on "
+            f"{trained['sha256'][:12]}); restore it or train again"
+        )
+    return dataset
+
+
+def _trained_logits(model: nn.Module, pixels: NDArray[np.uint8], rules: Preprocessing) -> Floats:
+    mean, std = torch.tensor(rules.mean), torch.tensor(rules.std)
+    with torch.inference_mode():
+        parts = torch.from_numpy(pixels).split(TORCH_BATCH)
+        logits = [model(((p.float() / 255 - mean) / std).permute(0, 3, 1, 2)) for p in parts]
+        return np.asarray(torch.cat(logits).numpy(), np.float32)
