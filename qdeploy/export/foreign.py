@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,13 +15,14 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from qdeploy.core.artifact import read_artifact
+from qdeploy.core.artifact import Card, read_artifact
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.files import sha256_of
 from qdeploy.core.lineage import git_commit
 from qdeploy.core.metrics import Floats
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qdeploy.data.catalog import load_dataset
+from qdeploy.data.dataset import Dataset
 from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish, first_card
 from qdeploy.export.parity import FP32_TOLERANCE, measure, require_equal
 from qdeploy.export.pipeline import FLOAT_GOLDEN_DB, export_source, no_progress, silent
@@ -61,30 +63,15 @@ def export_onnx(
         InputError: If the file is no such graph, or the data do not fit it.
         VerdictError: If a step's parity is missed.
     """
-    own = _own_rules(file)
+    card = _own_card(file)
     model = _read(file)
-    size = own.size if own else _size(model, file)
-    rules = own or Preprocessing(size=size, mean=mean, std=std)
+    rules = card.preprocessing if card else Preprocessing(size=_size(model, file), mean=mean, std=std)
     dataset = load_dataset(data, rules)
-    source = OnnxSource(file, model, adopted(model, rules, file) if own is None else model)
+    source = OnnxSource(file, model, model if card else adopted(model, rules, file))
     classes = source.classes(rules.size)
     if classes != len(dataset.classes):
         raise InputError(f"{file} tells {classes} classes apart, {data} has {len(dataset.classes)}; give its own data")
-    record = {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": {},
-        "git": git_commit(),
-        "model": {
-            "name": file.stem,
-            "family": "onnx",
-            "params": _params(model),
-            "macs": 0,
-            "input_size": rules.size,
-            "num_classes": classes,
-            "config": {},
-        },
-        "dataset": {"images": {split: len(images) for split, images in dataset.splits.items()}},
-    }
+    record = _record_of_card(card) if card else _record(model, file.stem, dataset, classes)
     return export_source(source, record, lambda: dataset, config, out, note, tick)
 
 
@@ -179,8 +166,8 @@ def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.Mo
     return result
 
 
-def _own_rules(file: Path) -> Preprocessing | None:
-    """Give the preprocessing of a qdeploy file, or None for one from elsewhere."""
+def _own_card(file: Path) -> Card | None:
+    """Give the card of a qdeploy file, or None for one from elsewhere."""
     try:
         card = read_artifact(file).card
     except ArtifactError as error:
@@ -189,7 +176,38 @@ def _own_rules(file: Path) -> Preprocessing | None:
         raise
     if card.precision != "fp32":
         raise InputError(f"{file} is {card.precision}; give its fp32 file")
-    return card.preprocessing
+    return card
+
+
+def _record_of_card(card: Card) -> dict[str, Any]:
+    """Describe the run that a qdeploy file comes from, as its ``run.json`` did."""
+    lineage = card.lineage
+    return {
+        "created": lineage["trained"],
+        "config": lineage["training"],
+        "git": lineage["git"],
+        "model": card.model,
+        "dataset": {"images": lineage["dataset"]["images"]},
+    }
+
+
+def _record(model: onnx.ModelProto, name: str, dataset: Dataset, classes: int) -> dict[str, Any]:
+    """Describe a graph from elsewhere as ``run.json`` describes a trained model; its MACs are not counted."""
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": {},
+        "git": git_commit(),
+        "model": {
+            "name": name,
+            "family": "onnx",
+            "params": sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type == TensorProto.FLOAT),
+            "macs": 0,
+            "input_size": dataset.preprocessing.size,
+            "num_classes": classes,
+            "config": {},
+        },
+        "dataset": {"images": {split: len(images) for split, images in dataset.splits.items()}},
+    }
 
 
 def _read(file: Path) -> onnx.ModelProto:
@@ -269,10 +287,6 @@ def _simplified(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
 def _final_softmax(model: onnx.ModelProto) -> onnx.NodeProto | None:
     (output,) = model.graph.output
     return next((n for n in model.graph.node if n.op_type == "Softmax" and output.name in n.output), None)
-
-
-def _params(model: onnx.ModelProto) -> int:
-    return sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type == TensorProto.FLOAT)
 
 
 def _run(model: onnx.ModelProto, names: list[str], pixels: NDArray[np.uint8]) -> Floats:

@@ -13,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from qdeploy.cli.main import run
+from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from qdeploy.data.catalog import load_dataset
@@ -121,6 +122,9 @@ def test_a_float_file_of_qdeploy_says_itself_how_it_is_fed(fp32_file: Path, tmp_
     before, after = load(fp32_file).card, load(Path(report.artifacts[0].path)).card
     assert after.preprocessing == before.preprocessing
     assert after.accuracy == before.accuracy
+    assert after.model == before.model
+    assert after.lineage["training"] == before.lineage["training"]
+    assert after.lineage["parent_sha256"] == read_artifact(fp32_file).sha256
     assert report.artifacts[1].parity["sqnr_db"] > 15
 
 
