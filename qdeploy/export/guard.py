@@ -130,24 +130,42 @@ class Guard:
         Args:
             start: Nodes that stay in float in any case.
         """
-        units = [u for u in units_of(self.model, self.encoding) if u.nodes - start]
         begin = time.perf_counter()
-        whole = self._try((), start)
-        trials = len(units) + (3 * MAX_KEPT if self.timed else 0)
-        seconds = (time.perf_counter() - begin) * trials
-        self.note(f"guard: {len(units)} parts, at most {trials} trials, about {seconds:.0f} s and their timing")
-        singles: dict[str, _Single] = {}
-        for unit in units:
-            singles[unit.name] = self._measure(unit.nodes | start)
-            self.tick(len(singles), len(units))
-        gains = self._gains(units, singles, whole) if self.timed else dict.fromkeys(singles)
-        chosen = whole
+        chosen = whole = self._try((), start)
+        survey = self._survey(whole, start, time.perf_counter() - begin)
         if self.timed:
-            chosen = self._fastest(self._prefixes(start, (), _slow(units, gains)))
-            chosen = self._second_look(units, gains, start, chosen)
+            chosen = self._fastest(self._prefixes(start, (), survey.slow()))
+            chosen = self._second_look(survey, start, chosen)
         if not self._sound(chosen):
-            chosen = self._repair(units, singles, gains, whole, chosen, start)
-        return self._choice(units, singles, gains, whole, chosen)
+            chosen = self._repair(survey, start, chosen)
+        return Choice(
+            float_units=tuple(u.name for u in chosen.units),
+            float_nodes=tuple(sorted(chosen.nodes)),
+            model=chosen.model,
+            session=chosen.session,
+            difference=chosen.difference,
+            within_budget=self._sound(chosen),
+            units=survey.report(),
+            trials=tuple(t.report(t is chosen) for t in self._tried.values()),
+        )
+
+    def _survey(self, whole: _Tried, start: frozenset[str], seconds: float) -> _Survey:
+        """Leave each unit in float alone, and measure what that changes; ``seconds`` is what one trial took."""
+        units = [u for u in units_of(self.model, self.encoding) if u.nodes - start]
+        trials = len(units) + (3 * MAX_KEPT if self.timed else 0)
+        self.note(
+            f"guard: {len(units)} parts, at most {trials} trials, about {seconds * trials:.0f} s and their timing"
+        )
+        sessions: dict[str, Session] = {}
+        for unit in units:
+            _, sessions[unit.name] = self._make(unit.nodes | start)
+            self.tick(len(sessions), len(units))
+        return _Survey(
+            units=units,
+            noise=self._noise(whole.session),
+            noises={name: self._noise(session) for name, session in sessions.items()},
+            gains=self._gains(whole.session, sessions) if self.timed else dict.fromkeys(sessions),
+        )
 
     def _try(self, float_units: Sequence[Unit], start: frozenset[str]) -> _Tried:
         """Make and measure a graph on all validation images; the same one is made once."""
@@ -169,18 +187,19 @@ class Guard:
         model = quantize(self.model, self.ranges, self.encoding, nodes, self.biases)
         return model, open_graph(model, self.card)
 
-    def _measure(self, nodes: frozenset[str]) -> _Single:
-        _, session = self._make(nodes)
+    def _noise(self, session: Session) -> float:
+        """Give the squared error of the logits on some images."""
         few = self.pixels[:ERROR_IMAGES]
-        return _Single(session, _noise(self._before[: len(few)], run_session(session, few)))
+        return float(np.square(self._before[: len(few)].astype(np.float64) - run_session(session, few)).sum())
 
-    def _gains(self, units: Sequence[Unit], singles: Mapping[str, _Single], whole: _Tried) -> dict[str, float | None]:
+    def _gains(self, whole: Session, sessions: Mapping[str, Session]) -> dict[str, float | None]:
         """Give the share of the whole's time that each unit's integers save."""
         gains: dict[str, float | None] = {}
-        for i in range(0, len(units), TOGETHER):
-            names = [u.name for u in units[i : i + TOGETHER]]
-            base, *times = self._time([whole.session, *(singles[n].session for n in names)])
-            gains.update((name, mine / base - 1) for name, mine in zip(names, times, strict=True))
+        names = list(sessions)
+        for i in range(0, len(names), TOGETHER):
+            some = names[i : i + TOGETHER]
+            base, *times = self._time([whole, *(sessions[n] for n in some)])
+            gains.update((name, mine / base - 1) for name, mine in zip(some, times, strict=True))
         return gains
 
     def _time(self, sessions: Sequence[Session]) -> list[float]:
@@ -200,12 +219,9 @@ class Guard:
         best = max(t.speed or 0.0 for t in tried)
         return min((t for t in tried if (t.speed or 0.0) >= best * (1 - CLOSE)), key=lambda t: len(t.nodes))
 
-    def _second_look(
-        self, units: Sequence[Unit], gains: Mapping[str, float | None], start: frozenset[str], chosen: _Tried
-    ) -> _Tried:
+    def _second_look(self, survey: _Survey, start: frozenset[str], chosen: _Tried) -> _Tried:
         """Try what was next in line beside what is in float now: neighbours in float save conversions."""
-        rest = [u for u in units if u.nodes - chosen.nodes]
-        rest = sorted(rest, key=lambda u: gains[u.name] or 0.0)[:MAX_KEPT]
+        rest = sorted((u for u in survey.units if u.nodes - chosen.nodes), key=survey.gain)[:MAX_KEPT]
         base, *times = self._time([chosen.session, *(self._make(chosen.nodes | u.nodes)[1] for u in rest)])
         paying = [(mine, u) for mine, u in zip(times, rest, strict=True) if mine < base * (1 - CLOSE)]
         ordered = disjoint(u for _, u in sorted(paying, key=lambda p: p[0]))
@@ -214,23 +230,11 @@ class Guard:
     def _sound(self, tried: _Tried) -> bool:
         return tried.sqnr >= INT8_MIN_SQNR_DB and self.budget.allows(tried.difference)
 
-    def _repair(
-        self,
-        units: Sequence[Unit],
-        singles: Mapping[str, _Single],
-        gains: Mapping[str, float | None],
-        whole: _Tried,
-        chosen: _Tried,
-        start: frozenset[str],
-    ) -> _Tried:
+    def _repair(self, survey: _Survey, start: frozenset[str], chosen: _Tried) -> _Tried:
         """Leave as few further units in float as the budget needs; by bisection, so in log2(units) trials."""
-        noise = _noise(self._before[:ERROR_IMAGES], run_session(whole.session, self.pixels[:ERROR_IMAGES]))
-
-        def worth(unit: Unit) -> float:
-            gain = gains[unit.name]
-            return (noise - singles[unit.name].noise) / max(0.01, 0.01 if gain is None else gain)
-
-        ordered = disjoint(sorted((u for u in units if u.nodes - chosen.nodes), key=worth, reverse=True))
+        ordered = disjoint(
+            sorted((u for u in survey.units if u.nodes - chosen.nodes), key=survey.worth_in_float, reverse=True)
+        )
         few, many = 0, len(ordered)
         while many - few > 1:
             middle = (few + many) // 2
@@ -239,34 +243,6 @@ class Guard:
         repaired = self._try((*chosen.units, *ordered[:many]), start)
         self.note(f"guard: left {many} more parts in float for accuracy")
         return self._fastest([repaired]) if self.timed else repaired
-
-    def _choice(
-        self,
-        units: Sequence[Unit],
-        singles: Mapping[str, _Single],
-        gains: Mapping[str, float | None],
-        whole: _Tried,
-        chosen: _Tried,
-    ) -> Choice:
-        noise = _noise(self._before[:ERROR_IMAGES], run_session(whole.session, self.pixels[:ERROR_IMAGES]))
-        return Choice(
-            float_units=tuple(u.name for u in chosen.units),
-            float_nodes=tuple(sorted(chosen.nodes)),
-            model=chosen.model,
-            session=chosen.session,
-            difference=chosen.difference,
-            within_budget=self._sound(chosen),
-            units=tuple(
-                UnitCost(
-                    unit=u.name,
-                    layers=u.layers,
-                    time_gain=gains[u.name],
-                    error=1 - singles[u.name].noise / max(noise, 1e-30),
-                )
-                for u in units
-            ),
-            trials=tuple(t.report(t is chosen) for t in self._tried.values()),
-        )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -290,17 +266,36 @@ class _Tried:
         )
 
 
-@dataclass(frozen=True)
-class _Single:
-    session: Session
+@dataclass(frozen=True, kw_only=True)
+class _Survey:
+    """What each unit's integers cost and gain, all others being INT8."""
+
+    units: list[Unit]
     noise: float
+    """Squared error of the logits with everything in INT8."""
+    noises: dict[str, float]
+    """The same with one unit in float."""
+    gains: dict[str, float | None]
 
+    def gain(self, unit: Unit) -> float:
+        """Give the share of the time that a unit's integers save; 0 if nothing was timed."""
+        return self.gains[unit.name] or 0.0
 
-def _slow(units: Sequence[Unit], gains: Mapping[str, float | None]) -> list[Unit]:
-    """Give the units whose floats are faster, the one that loses most first; of overlapping ones the first."""
-    slow = [u for u in units if (gains[u.name] or 0.0) < -CLOSE]
-    return disjoint(sorted(slow, key=lambda u: gains[u.name] or 0.0))
+    def slow(self) -> list[Unit]:
+        """Give the units whose floats are faster, the one that loses most first; of overlapping ones the first."""
+        return disjoint(sorted((u for u in self.units if self.gain(u) < -CLOSE), key=self.gain))
 
+    def worth_in_float(self, unit: Unit) -> float:
+        """Give the error that a unit causes for the time that its integers save."""
+        return (self.noise - self.noises[unit.name]) / max(CLOSE, self.gain(unit))
 
-def _noise(before: Floats, after: Floats) -> float:
-    return float(np.square(before.astype(np.float64) - after).sum())
+    def report(self) -> tuple[UnitCost, ...]:
+        return tuple(
+            UnitCost(
+                unit=u.name,
+                layers=u.layers,
+                time_gain=self.gains[u.name],
+                error=1 - self.noises[u.name] / max(self.noise, 1e-30),
+            )
+            for u in self.units
+        )
