@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -14,7 +12,13 @@ from time import perf_counter
 from campaign.results import Cell, Row
 from campaign.sizes import Size
 from campaign.training import is_complete, preset_options, run_folder, run_qdeploy, training_row
+from qdeploy.core.artifact import Artifact, read_artifact
+from qdeploy.core.errors import ArtifactError, MissingDependencyError, VerdictError
+from qdeploy.core.metrics import sqnr_db
 from qdeploy.data.embedded import NAME as EMBEDDED
+from qdeploy.export.engines import build_engine
+from qdeploy.runtime.bench import latency_summary, sample_images, time_rounds
+from qdeploy.runtime.session import Session, open_session
 
 
 def engine_cells(size: Size, work: Path) -> dict[str, Cell]:
@@ -26,7 +30,7 @@ def engine_cells(size: Size, work: Path) -> dict[str, Cell]:
     return {
         f"{name}, {file}": partial(engine_row, build, file, size, work)
         for name, build in builders.items()
-        for file in ("model.fp32.onnx", "model.int8.tensorrt.onnx")
+        for file in ("model.fp32.onnx", "model.fp16.onnx", "model.int8.tensorrt.onnx")
     }
 
 
@@ -39,39 +43,40 @@ def engine_row(build: Callable[[Path], Row], file: str, size: Size, work: Path, 
         if training_row(EMBEDDED, options, work, seconds) is None:
             return None
     if not (export / file).exists():
-        run_qdeploy(["export", str(run), "--int8", "--target", "tensorrt", "--out", str(export)], 600)
+        run_qdeploy(["export", str(run), "--int8", "--fp16", "--target", "tensorrt", "--out", str(export)], 600)
     return {"model": model, "precision": file.split(".")[1], "onnx_bytes": (export / file).stat().st_size} | build(
         export / file
     )
 
 
 def build_with_library(name: str, file: Path) -> Row:
-    """Build an engine for batches of 1 to 32 with TensorRT's or TensorRT-RTX's Python library."""
-    if importlib.util.find_spec(name) is None:
-        return {"unavailable": f"the Python library {name} is not installed here"}
-    trt = importlib.import_module(name)
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    if not builder:
-        return {"unavailable": f"{name} {trt.__version__} cannot build here"}
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(file.read_bytes()):
-        return {"library": f"{name} {trt.__version__}", "refused": parser.get_error(0).desc()}
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    height, width, colours = network.get_input(0).shape[1:]
-    profile.set_shape("image", *((batch, height, width, colours) for batch in (1, 1, 32)))
-    config.add_optimization_profile(profile)
+    """Build an engine with TensorRT's or TensorRT-RTX's Python library; where it runs, compare and time it."""
+    artifact = read_artifact(file)
     begin = perf_counter()
-    plan = builder.build_serialized_network(network, config)
-    return {
-        "library": f"{name} {trt.__version__}",
-        "built": plan is not None,
-        "engine_bytes": plan.nbytes if plan is not None else None,
-        "build_s": round(perf_counter() - begin, 2),
-        "n": 1,
-    }
+    try:
+        data = build_engine(artifact.data, artifact.card, name, max_batch=32)
+    except MissingDependencyError as error:
+        return {"unavailable": str(error)}
+    except VerdictError as error:
+        return {"refused": str(error)}
+    row: Row = {"engine_bytes": len(data), "build_s": round(perf_counter() - begin, 2), "n": 1}
+    path = file.with_suffix(f".{name}.engine")
+    path.write_bytes(data)
+    try:
+        with open_session(read_artifact(path), name.replace("_", "-"), selftest=False) as session:
+            return row | measured(artifact, session)
+    except (MissingDependencyError, ArtifactError) as error:
+        return row | {"not_run": str(error).replace(str(path), path.name)}
+
+
+def measured(artifact: Artifact, session: Session) -> Row:
+    """Compare an engine with its ONNX file in ONNX Runtime on the CPU, and time both."""
+    images = sample_images(artifact.card.preprocessing)
+    with open_session(artifact) as reference:
+        found = sqnr_db(reference.infer(images)[0], session.infer(images)[0])
+        rounds = time_rounds([session, reference], [images, images], runs=1000, seconds=60.0)
+    p50 = [latency_summary([t for block in r for t in block])["p50"] for r in rounds]
+    return {"engine": session.engine, "sqnr_db": round(found, 1), "p50_ms": p50[0], "onnxruntime_cpu_p50_ms": p50[1]}
 
 
 def build_with_trtexec(file: Path) -> Row:

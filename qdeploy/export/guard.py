@@ -30,6 +30,8 @@ from qdeploy.runtime.session import Session
 
 ERROR_IMAGES = 128
 """Validation images that a unit's error is measured on."""
+BATCH = 8
+"""Each open session keeps the memory of its largest batch."""
 TOGETHER = 10
 """Sessions timed in turn; more would only cost memory."""
 MAX_KEPT = 8
@@ -172,7 +174,7 @@ class Guard:
         nodes = nodes_of(float_units) | start
         if nodes not in self._tried:
             model, session = self._make(nodes)
-            logits = run_session(session, self.pixels)
+            logits = run_session(session, self.pixels, BATCH)
             self._tried[nodes] = _Tried(
                 units=tuple(float_units),
                 nodes=nodes,
@@ -190,7 +192,7 @@ class Guard:
     def _noise(self, session: Session) -> float:
         """Give the squared error of the logits on some images."""
         few = self.pixels[:ERROR_IMAGES]
-        return float(np.square(self._before[: len(few)].astype(np.float64) - run_session(session, few)).sum())
+        return float(np.square(self._before[: len(few)].astype(np.float64) - run_session(session, few, BATCH)).sum())
 
     def _gains(self, whole: Session, sessions: Mapping[str, Session]) -> dict[str, float | None]:
         """Give the share of the whole's time that each unit's integers save."""

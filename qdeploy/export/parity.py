@@ -111,7 +111,7 @@ def require_same_in_batches(step: str, session: Session, pixels_NSSC: NDArray[np
             )
 
 
-def run_session(session: Session, pixels_NSSC: NDArray[np.uint8]) -> Floats:
+def run_session(session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = BATCH) -> Floats:
     """Give a session's logits ``[N, K]`` for any number of images."""
-    starts = range(0, len(pixels_NSSC), BATCH)
-    return np.concatenate([session.infer(pixels_NSSC[i : i + BATCH])[0] for i in starts])
+    starts = range(0, len(pixels_NSSC), batch)
+    return np.concatenate([session.infer(pixels_NSSC[i : i + batch])[0] for i in starts])

@@ -26,7 +26,7 @@ LOG_FROM = 5.0
 """Ratio of the largest to the smallest cost from which an axis is logarithmic."""
 MARKERS = {"fp32": "o", "int8": "s"}
 LABELLED = 12
-"""Most names on a front; more would hide each other."""
+"""Most names on a front; more would hide the points."""
 
 
 def draw_pareto(rows: Sequence[dict[str, Any]], title: str) -> bytes:
@@ -58,10 +58,14 @@ def _panel(axes: Axes, found: Sequence[Point], label: str, scale: float) -> None
         _scale(axes, [p.cost for p in found])
     else:
         axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center")
-    for p in best[-LABELLED:]:
-        beyond = p.cost * p.cost > max(q.cost for q in found) * min(q.cost for q in found)
-        side = {"xytext": (-4, -9), "ha": "right"} if beyond else {"xytext": (4, -9)}
-        axes.annotate(p.name, (p.cost * scale, p.top1), textcoords="offset points", fontsize=7, **side)
+    named = best[-LABELLED:]
+    for number, p in enumerate(named, 1):
+        place = (p.cost * scale, p.top1)
+        axes.annotate(str(number), place, xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center")
+    names = "\n".join(f"{number} {p.name} {p.precision}" for number, p in enumerate(named, 1))
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "#9aa6b2"}
+    if named:
+        axes.text(0.98, 0.03, names, transform=axes.transAxes, fontsize=7, ha="right", va="bottom", bbox=box)
     axes.set_xlabel(label)
     axes.grid(alpha=0.3)
 
