@@ -9,9 +9,8 @@ cores. Ours are the whole INT8 step of `qdeploy export --int8`: calibration, cho
 with their timing, and the checks of the result.
 
 All files are then opened in one process: top-1 on the 10,000 published test images (if they are on the machine, else
-on the embedded 1,000; of equal logits the first counts), the paired difference to fp32, and the latency of
-batch 1 on one thread, in blocks that take
-turns with fp32. `x fp32` is the median ratio of the blocks.
+on the embedded 1,000; of equal logits the first counts), the paired difference to fp32, and the latency of batch 1 on
+one thread, in blocks that take turns with fp32. `x fp32` is the median ratio of the blocks.
 
 NNCF is measured if it is installed (`pip install nncf`). Optimum's configuration is written here with ONNX Runtime's
 API, which Optimum calls: installing it would change nothing but the imports. `--memory` also measures the calibration
