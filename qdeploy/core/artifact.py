@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.engine_file import EngineHeader, is_engine, unpack
-from qdeploy.core.errors import ArtifactError, InputError
+from qdeploy.core.errors import ArtifactError, InputError, NoCardError
 from qdeploy.core.files import newest, sha256_of
 from qdeploy.core.preprocessing import Preprocessing
 
@@ -75,9 +75,9 @@ class Card:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     precision: str
-    """fp32 or int8."""
+    """fp32, fp16 or int8."""
     target: str
-    """The encoding: float, x86 or tensorrt."""
+    """The encoding: float, or what INT8 was made for, x86 say."""
     float_layers: tuple[str, ...]
     """Layers left in float by an INT8 file."""
     lineage: dict[str, Any]
@@ -191,7 +191,7 @@ def _onnx_artifact(path: Path, data: bytes) -> Artifact:
     except (IndexError, ValueError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not an ONNX file or engine, or is damaged; export it again") from error
     if CARD_KEY not in entries or CHECKSUM_KEY not in entries:
-        raise ArtifactError(f"{path} has no qdeploy card; give a file written by `qdeploy export`")
+        raise NoCardError(f"{path} has no qdeploy card; give a file written by `qdeploy export`")
     checksum = entries[CHECKSUM_KEY]
     if sha256_of(_blanked(data, checksum)) != checksum.value:
         raise ArtifactError(f"{path} is damaged: its checksum does not match its contents; export or copy it again")

@@ -31,6 +31,10 @@ class ArtifactError(InputError):
     """A model file is damaged, of the wrong kind or of an unknown version."""
 
 
+class NoCardError(ArtifactError):
+    """A model file that qdeploy did not write."""
+
+
 class MissingDependencyError(QdeployError):
     """This machine or installation lacks something; the text names what to install."""
 

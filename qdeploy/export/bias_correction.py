@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import InputError
+from qdeploy.export.tap import open_with_outputs
 
 BATCH = 8
 """Images per run: the inputs of all layers of a batch are in memory at once."""
@@ -45,7 +45,7 @@ def channel_means(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> dic
     names = sorted({n.input[0] for n in _layers(model.graph)} - constants)
     if not names:
         return {}
-    session = _session(model, names)
+    session = open_with_outputs(model, names)
     sums: dict[str, NDArray[np.float64]] = {}
     counts = dict.fromkeys(names, 0)
     for start in range(0, len(pixels_NSSC), BATCH):
@@ -160,16 +160,3 @@ def _set_bias(graph: onnx.GraphProto, node: onnx.NodeProto, bias_O: Floats) -> N
 def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
     found = next((a for a in node.attribute if a.name == name), None)
     return default if found is None else onnx.helper.get_attribute_value(found)
-
-
-def _session(model: onnx.ModelProto, names: list[str]) -> ort.InferenceSession:
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    present = {value.name for value in (*wide.graph.output, *wide.graph.input)}
-    wide.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in present
-    )
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(wide.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -21,6 +21,7 @@ from qdeploy.data.dataset import Dataset, Split
 from qdeploy.data.places import cache_folder
 from qdeploy.export.histogram import Histogram
 from qdeploy.export.ranges import METHODS, Range, mse, range_of
+from qdeploy.export.tap import open_with_outputs
 
 BATCH = 8
 """Images per run: every intermediate tensor of a batch is in memory at once."""
@@ -112,7 +113,8 @@ Histograms = dict[str, Histogram]
 
 
 def _collect(model: onnx.ModelProto, images: Split, tick: Tick | None) -> tuple[Histograms, Histograms]:
-    session, names = _session_with_all_outputs(model)
+    names = _float_tensors(model)
+    session = open_with_outputs(model, names)
     fitted: Histograms = {name: Histogram() for name in names}
     held: Histograms = {}
     for i, start in enumerate(range(0, len(images), BATCH)):
@@ -129,21 +131,10 @@ def _collect(model: onnx.ModelProto, images: Split, tick: Tick | None) -> tuple[
     return fitted, held
 
 
-def _session_with_all_outputs(model: onnx.ModelProto) -> tuple[ort.InferenceSession, list[str]]:
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    infos = (*wide.graph.value_info, *wide.graph.output)
+def _float_tensors(model: onnx.ModelProto) -> list[str]:
+    infos = (*model.graph.value_info, *model.graph.output)
     floats = {v.name for v in infos if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    names = [name for node in wide.graph.node for name in node.output if name in floats]
-    present = {o.name for o in wide.graph.output}
-    wide.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in present
-    )
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(wide.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, names
+    return [name for node in model.graph.node for name in node.output if name in floats]
 
 
 def _key(model: onnx.ModelProto, images: Split) -> str:

@@ -82,6 +82,17 @@ def build_engine(
     return pack(header, _plan(package, header, onnx_file, card.preprocessing.size, timing_cache))
 
 
+def require_builder(builder: str) -> None:
+    """Check that a builder can build here, before any long work.
+
+    Raises:
+        MissingDependencyError: If its package, or the GPU it needs to build, is missing.
+    """
+    load_package(builder)
+    if not BUILDERS[builder].compute_capabilities:
+        _this_gpu(builder)
+
+
 def _this_gpu(builder: str) -> tuple[str, ...]:
     try:
         return (find_gpu().compute_capability,)
@@ -108,6 +119,7 @@ def _plan(package: Any, header: EngineHeader, onnx_file: bytes, size: int, timin
     if plan is None:
         raise VerdictError(f"{_named(header)} cannot build the graph: {first_error(header.builder)}; {_REMEDY}")
     if timing_cache:
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from qdeploy.core.artifact import Card, read_artifact
-from qdeploy.core.errors import ArtifactError, InputError
+from qdeploy.core.errors import InputError, NoCardError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.lineage import git_commit
 from qdeploy.core.metrics import Floats
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qdeploy.data.catalog import load_dataset
-from qdeploy.data.dataset import Dataset
-from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish, first_card
+from qdeploy.export.made import (
+    ExportConfig,
+    Made,
+    Note,
+    Progress,
+    Work,
+    finish,
+    first_card,
+    record_without_run,
+)
 from qdeploy.export.parity import FP32_TOLERANCE, measure, require_equal
 from qdeploy.export.pipeline import FLOAT_GOLDEN_DB, export_source, no_progress, silent
 from qdeploy.export.trace import OPSET
@@ -71,7 +77,8 @@ def export_onnx(
     classes = source.classes(rules.size)
     if classes != len(dataset.classes):
         raise InputError(f"{file} tells {classes} classes apart, {data} has {len(dataset.classes)}; give its own data")
-    record = _record_of_card(card) if card else _record(model, file.stem, dataset, classes)
+    macs = 0  # of a graph they are not counted
+    record = _record_of_card(card) if card else record_without_run(file.stem, "onnx", _params(model), macs, dataset)
     return export_source(source, record, lambda: dataset, config, out, note, tick)
 
 
@@ -170,10 +177,8 @@ def _own_card(file: Path) -> Card | None:
     """Give the card of a qdeploy file, or None for one from elsewhere."""
     try:
         card = read_artifact(file).card
-    except ArtifactError as error:
-        if "has no qdeploy card" in str(error):
-            return None
-        raise
+    except NoCardError:
+        return None
     if card.precision != "fp32":
         raise InputError(f"{file} is {card.precision}; give its fp32 file")
     return card
@@ -191,23 +196,8 @@ def _record_of_card(card: Card) -> dict[str, Any]:
     }
 
 
-def _record(model: onnx.ModelProto, name: str, dataset: Dataset, classes: int) -> dict[str, Any]:
-    """Describe a graph from elsewhere as ``run.json`` describes a trained model; its MACs are not counted."""
-    return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": {},
-        "git": git_commit(),
-        "model": {
-            "name": name,
-            "family": "onnx",
-            "params": sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type == TensorProto.FLOAT),
-            "macs": 0,
-            "input_size": dataset.preprocessing.size,
-            "num_classes": classes,
-            "config": {},
-        },
-        "dataset": {"images": {split: len(images) for split, images in dataset.splits.items()}},
-    }
+def _params(model: onnx.ModelProto) -> int:
+    return sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type == TensorProto.FLOAT)
 
 
 def _read(file: Path) -> onnx.ModelProto:

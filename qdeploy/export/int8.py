@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx
@@ -9,7 +10,6 @@ import onnx
 from qdeploy.core.artifact import Card
 from qdeploy.core.files import sha256_of
 from qdeploy.core.metrics import Floats, PairedDifference, sqnr_db, topk_percent
-from qdeploy.data.dataset import Split
 from qdeploy.export.bias_correction import biases_of, channel_means, correct_biases
 from qdeploy.export.calibrate import Calibration, calibrate, choose_images
 from qdeploy.export.encodings import Encoding, encoding_for, native_target
@@ -78,7 +78,8 @@ def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) 
     calibration = calibrate(graph, images, CALIBRATION_SEED, work.tick("calibrating"))
     work.note(f"calibrated on {len(images)} training images, none of which is in validation or test")
     epochs = work.config.qat_epochs if finetuned else 0
-    made = [_one(work, fp32, graph, epochs, images, calibration, target) for target in work.config.targets]
+    means = {} if finetuned else channel_means(graph, images.pixels)  # tuned biases expect the rounding already
+    made = [_one(work, fp32, graph, epochs, means, calibration, target) for target in work.config.targets]
     return made, calibration
 
 
@@ -93,7 +94,8 @@ def float_for_tensorrt(model: onnx.ModelProto) -> frozenset[str]:
     for node in model.graph.node:
         if node.op_type == "MatMul" and not any(i in weights for i in node.input):
             stay.add(node.name)
-        if node.op_type == "Conv" and weights[node.input[1]][1] * _groups(node) < SMALL_CHANNELS:
+        shape = weights.get(node.input[1], ()) if node.op_type == "Conv" else ()
+        if shape and shape[1] * _groups(node) < SMALL_CHANNELS:
             stay.add(node.name)
     return frozenset(stay)
 
@@ -103,13 +105,19 @@ def _groups(node: onnx.NodeProto) -> int:
 
 
 def _one(
-    work: Work, fp32: Made, graph: onnx.ModelProto, epochs: int, images: Split, calibration: Calibration, target: str
+    work: Work,
+    fp32: Made,
+    graph: onnx.ModelProto,
+    epochs: int,
+    means: Mapping[str, Floats],
+    calibration: Calibration,
+    target: str,
 ) -> Int8Made:
     encoding = encoding_for(target)
     lineage = {**fp32.card.lineage, "parent_sha256": sha256_of(fp32.data), "qat_epochs": epochs}
     card = replace(fp32.card, precision="int8", target=encoding.target, lineage=lineage)
     start = float_for_tensorrt(graph) if encoding.target == "tensorrt" else frozenset[str]()
-    ways = _ways(work, graph, images, calibration, encoding, tuned=epochs > 0)
+    ways = _ways(work, graph, means, calibration, encoding)
     errors = {way.name: _error(work, fp32, graph, way, encoding, card, start) for way in ways}
     way = max(ways, key=lambda w: errors[w.name])
     native = encoding.target == native_target()
@@ -178,24 +186,15 @@ class _Way:
 
 
 def _ways(
-    work: Work,
-    graph: onnx.ModelProto,
-    images: Split,
-    calibration: Calibration,
-    encoding: Encoding,
-    tuned: bool,
+    work: Work, graph: onnx.ModelProto, means: Mapping[str, Floats], calibration: Calibration, encoding: Encoding
 ) -> list[_Way]:
-    """Give every method's ranges, of one calibration, without and with corrected biases.
-
-    Biases that were fine-tuned expect the rounding already.
-    """
+    """Give every method's ranges, of one calibration, without and, where means are given, with corrected biases."""
     asked = work.config.calibration
     names = (*METHODS, "mixed") if asked == "auto" else (asked,)
     ranges = {name: calibration.ranges(name, encoding.symmetric) for name in names}
     ways = [_Way(name=name, ranges=ranges[name], biases={}) for name in names]
-    if tuned:
+    if not means:
         return ways
-    means = channel_means(graph, images.pixels)
     corrected = biases_of(correct_biases(graph, means, seven_bit_weights=encoding.seven_bit_weights))
     return ways + [_Way(name=f"{n}, bias correction", ranges=ranges[n], biases=corrected) for n in names]
 

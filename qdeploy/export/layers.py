@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qdeploy.core.metrics import Floats, sqnr_db
+from qdeploy.export.tap import open_with_outputs
 from qdeploy.export.units import MATRIX_OPERATORS
 
 IMAGES = 16
@@ -74,16 +74,4 @@ def _dequantized(int8: onnx.ModelProto, name: str) -> str:
 
 
 def _outputs(model: onnx.ModelProto, names: list[str], images: NDArray[np.uint8]) -> list[Floats]:
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    present = {o.name for o in wide.graph.output}
-    wide.graph.output.extend(
-        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None)
-        for n in dict.fromkeys(names)
-        if n not in present
-    )
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(wide.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(names, {"image": images}))
+    return list(open_with_outputs(model, names).run(names, {"image": images}))

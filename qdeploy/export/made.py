@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact, Card, Goldens
 from qdeploy.core.errors import InputError, near_miss
+from qdeploy.core.lineage import git_commit
 from qdeploy.core.machine import versions
 from qdeploy.core.metrics import Floats, topk_percent, wilson_interval
 from qdeploy.data.dataset import Dataset, Split
@@ -205,6 +207,25 @@ def first_card(work: Work, weights_sha256: str) -> Card:
         accuracy={},
         goldens=nothing,
     )
+
+
+def record_without_run(name: str, family: str, params: int, macs: int, dataset: Dataset) -> dict[str, Any]:
+    """Describe a model that no run of qdeploy trained, as ``run.json`` describes one."""
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": {},
+        "git": git_commit(),
+        "model": {
+            "name": name,
+            "family": family,
+            "params": params,
+            "macs": macs,
+            "input_size": dataset.preprocessing.size,
+            "num_classes": len(dataset.classes),
+            "config": {},
+        },
+        "dataset": {"images": {split: len(images) for split, images in dataset.splits.items()}},
+    }
 
 
 def _accuracy(logits: Floats, split: Split) -> dict[str, Any]:

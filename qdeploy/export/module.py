@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -14,11 +12,10 @@ from torch import nn
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.lineage import git_commit
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
-from qdeploy.export.made import ExportConfig, Note
+from qdeploy.export.made import ExportConfig, Note, record_without_run
 from qdeploy.export.pipeline import export_source, silent
 from qdeploy.export.run import TorchSource
 from qdeploy.export.verdict import ExportReport
@@ -61,7 +58,7 @@ def export_module(
     model = copy.deepcopy(module).cpu().eval()
     _require_logits(model, len(labels), preprocessing.size)
     weights = save_tensors({k: v.clone() for k, v in model.state_dict().items()})
-    record = _record(model, name, dataset)
+    record = record_without_run(name, "module", *count(model, preprocessing.size), dataset)
     return export_source(TorchSource(model, sha256_of(weights)), record, lambda: dataset, config, out, note)
 
 
@@ -77,24 +74,3 @@ def _require_logits(model: nn.Module, classes: int, size: int) -> None:
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InputError(f"the module must give logits [2, {classes}] for 2 images, found {found}")
-
-
-def _record(model: nn.Module, name: str, dataset: Dataset) -> dict[str, Any]:
-    """Describe the module as ``run.json`` describes a trained model."""
-    size = dataset.preprocessing.size
-    params, macs = count(model, size)
-    return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": {},
-        "git": git_commit(),
-        "model": {
-            "name": name,
-            "family": "module",
-            "params": params,
-            "macs": macs,
-            "input_size": size,
-            "num_classes": len(dataset.classes),
-            "config": {},
-        },
-        "dataset": {"images": {split: len(images) for split, images in dataset.splits.items()}},
-    }

@@ -15,6 +15,7 @@ from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.calibrate import Calibration, Tick
 from qdeploy.export.engine_step import build_engines
+from qdeploy.export.engines import require_builder
 from qdeploy.export.half import to_fp16
 from qdeploy.export.int8 import Int8Made, int8_step
 from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish
@@ -60,6 +61,8 @@ def export_source(
     """Export what a record describes as ``run.json`` does; ``read`` gives its data."""
     config = config or ExportConfig()
     _require_own(out)
+    for builder in config.builders:
+        require_builder(builder)
     with folder_made_whole(out) as folder:
         dataset = read()
         for text in dataset.notes:

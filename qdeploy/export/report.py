@@ -34,13 +34,14 @@ _EDGE = 50
 def html_report(report: dict[str, Any], flips: Sequence[Flip] = ()) -> str:
     """Give the page for ``report.json`` and the images whose prediction INT8 changed."""
     name, verdict = escape(report["name"]), escape(report["verdict"])
+    here = {"float", *(i["target"] for i in report["int8"] if i["native"])}
     parts = [
         f"<h1>{name}</h1>",
         f'<p class="verdict{"" if report["accepted"] else " rejected"}">{verdict}</p>',
         "<h2>Files</h2>",
         _table(
             ("file", "top-1 %", "95 % interval", "n", "p50 ms", "size kB", "left in float"),
-            map(_artifact_row, report["artifacts"]),
+            (_artifact_row(a, here) for a in report["artifacts"]),
         ),
         "<h2>From step to step</h2>",
         _table(
@@ -63,14 +64,14 @@ def html_report(report: dict[str, Any], flips: Sequence[Flip] = ()) -> str:
     )
 
 
-def _artifact_row(a: dict[str, Any]) -> list[str]:
+def _artifact_row(a: dict[str, Any], here: set[str]) -> list[str]:
     low, high = a["accuracy"]["ci95"]
     return [
         escape(_base(a["path"])),
         f"{a['accuracy']['top1']:.2f}",
         f"{low:.1f} to {high:.1f}",
         str(a["accuracy"]["n"]),
-        f"{a['latency_ms']['p50']:.3f}" if a["target"] != "tensorrt" else "not here",
+        f"{a['latency_ms']['p50']:.3f}" if a["target"] in here else "not here",
         f"{a['size_bytes'] / 1e3:.0f}",
         escape(a["float_layers"]) if a["precision"] == "int8" else "all",
     ]

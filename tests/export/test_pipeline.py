@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from qdeploy.core.artifact import read_artifact
-from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.metrics import PairedDifference, agreement, sqnr_db, topk_percent
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export import guard, verdict
@@ -249,3 +249,19 @@ def test_a_folder_with_other_files_is_never_replaced(trained: TrainResult, tmp_p
 def test_values_out_of_range_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         ExportConfig(**fields)
+
+
+def test_a_missing_builder_is_told_before_any_work(
+    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qdeploy.export import pipeline
+
+    def missing(builder: str) -> None:
+        raise MissingDependencyError(f"{builder} is not installed")
+
+    monkeypatch.setattr(pipeline, "require_builder", missing)
+    notes: list[str] = []
+    with pytest.raises(MissingDependencyError, match="tensorrt is not installed"):
+        export(Path(trained.run), ExportConfig(tensorrt=True), tmp_path / "x", notes.append)
+    assert notes == []
+    assert not (tmp_path / "x").exists()
