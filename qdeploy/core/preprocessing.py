@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qdeploy.core.errors import ImageError, InputError
-from qdeploy.core.image import RGB, decode, upright_rgb
+from qdeploy.core.image import RGB, decode, rgb_from_pil
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 RESIZE_NOTE = ", antialiased"
@@ -68,10 +68,11 @@ class Preprocessing:
                 or not (source.ndim == 2 or source.shape[2:] in ((3,), (4,)))
             ):
                 raise ImageError(
-                    f"an array must be uint8 [H, W], [H, W, 3] or [H, W, 4], found {source.dtype} {list(source.shape)}"
+                    f"an array must be uint8 [H, W], [H, W, 3] or [H, W, 4], found {source.dtype} {list(source.shape)}",
+                    "unsupported-mode",
                 )
             source = Image.fromarray(source)
-        return upright_rgb(source, self.background)
+        return rgb_from_pil(source, self.background)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Cut the centre square of an RGB image and resize it."""

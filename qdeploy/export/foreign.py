@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from qdeploy.core.artifact import Card, read_artifact
 from qdeploy.core.errors import InputError, NoCardError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.metrics import Floats
+from qdeploy.core.metrics import Floats, measure
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export.made import (
@@ -30,7 +30,7 @@ from qdeploy.export.made import (
     first_card,
     record_without_run,
 )
-from qdeploy.export.parity import FP32_TOLERANCE, measure, require_equal
+from qdeploy.export.parity import FP32_TOLERANCE, require_equal
 from qdeploy.export.pipeline import FLOAT_GOLDEN_DB, export_source, no_progress, silent
 from qdeploy.export.trace import OPSET
 from qdeploy.export.verdict import ExportReport, Step

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core.errors import ImageError, InputError
+from qdeploy.core.errors import ImageError, ImageReason, InputError
 from qdeploy.core.image import MAX_FILE_BYTES, SUFFIXES
 from qdeploy.runtime.classifier import Classifier, Prediction
 
@@ -27,13 +27,15 @@ class Answer:
     image: str
     prediction: Prediction | None
     error: str | None
+    reason: ImageReason | None
+    """The error's code."""
     latency_ms: dict[str, float]
     """decode, preprocess and infer, in milliseconds; infer is the batch's time divided by its images."""
 
     def to_dict(self, top: int) -> dict[str, Any]:
         """Give the JSON line of ``qdeploy predict``."""
         if self.prediction is None:
-            return {"image": self.image, "error": self.error}
+            return {"image": self.image, "error": self.error, "reason": self.reason}
         best = [
             {"label": r.label, "index": r.index, "probability": round(r.probability, 6)}
             for r in self.prediction.top(top)
@@ -90,7 +92,7 @@ def predict_files(classifier: Classifier, images: Iterable[str], batch_size: int
 class _Ready:
     image: str
     pixels: NDArray[np.uint8] | None
-    error: str | None
+    error: ImageError | None
     decode_ms: float = 0.0
     preprocess_ms: float = 0.0
 
@@ -101,7 +103,7 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
     try:
         decoded = rules.open(_stdin() if image == STDIN else Path(image))
     except ImageError as error:
-        return _Ready(image, None, str(error))
+        return _Ready(image, None, error)
     middle = time.perf_counter_ns()
     pixels = rules.resize(decoded)
     return _Ready(image, pixels, None, (middle - begin) / 1e6, (time.perf_counter_ns() - middle) / 1e6)
@@ -109,10 +111,10 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
 
 def _stdin() -> bytes:
     if sys.stdin is None:
-        raise ImageError("standard input is closed")
+        raise ImageError("standard input is closed", "unreadable")
     data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"standard input exceeds {MAX_FILE_BYTES // 2**20} MiB")
+        raise ImageError(f"standard input exceeds {MAX_FILE_BYTES // 2**20} MiB", "too-large")
     return data
 
 
@@ -126,6 +128,7 @@ def _answers(classifier: Classifier, ready: list[_Ready]) -> Iterator[Answer]:
         yield Answer(
             image=r.image,
             prediction=next(predictions) if r.pixels is not None else None,
-            error=r.error,
+            error=str(r.error) if r.error else None,
+            reason=r.error.reason if r.error else None,
             latency_ms=times,
         )

@@ -44,7 +44,7 @@ def test_bad_images_are_answered_in_place_and_stop_nothing(int8_file: Path, tmp_
             assert answer.prediction.label == classifier(answer.image).label
             assert set(answer.latency_ms) == {"decode", "preprocess", "infer"}
         else:
-            assert set(answer.to_dict(3)) == {"image", "error"}
+            assert set(answer.to_dict(3)) == {"image", "error", "reason"}
 
 
 def test_standard_input(int8_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
