@@ -10,6 +10,7 @@ import click
 from qdeploy import __version__
 from qdeploy.cli.bench import bench_command
 from qdeploy.cli.data import data_command
+from qdeploy.cli.eval import eval_command
 from qdeploy.cli.export import export_command, quantize_command
 from qdeploy.cli.inspect import inspect_command
 from qdeploy.cli.lint import lint_command
@@ -48,6 +49,7 @@ for _verb in (
     quantize_command,
     predict_command,
     bench_command,
+    eval_command,
     sweep_command,
     models_command,
     data_command,

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from qdeploy.core.errors import ImageError, ImageReason
 
@@ -60,7 +60,7 @@ def decode(source: bytes | Path, background: RGB) -> Image.Image:
         background: Red, green, blue in 0..255, seen through transparent pixels.
 
     Raises:
-        ImageError: If it cannot be read, is no such image, is truncated or exceeds the limits; its ``reason`` says which.
+        ImageError: If it cannot be read, is no such image, is truncated or exceeds the limits; see its ``reason``.
     """
     data = source if isinstance(source, bytes) else _read(source)
     if len(data) > MAX_FILE_BYTES:
@@ -76,7 +76,7 @@ def decode(source: bytes | Path, background: RGB) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"has more pixels than {_LIMITS}", "too-many-pixels") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except _DAMAGE as error:
         raise _damaged(f"not a readable {'/'.join(FORMATS)} image", error) from error

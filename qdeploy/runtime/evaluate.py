@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Card, read_artifact
-from qdeploy.core.errors import DataError, InputError, near_miss
+from qdeploy.core.errors import DataError, InputError
 from qdeploy.core.metrics import Floats, label_ranks, wilson_interval
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import ALL, Batch, LabelledImages, labelled_images
@@ -134,14 +134,13 @@ def evaluate(
     config = config or EvalConfig()
     artifact = read_artifact(path)
     card = artifact.card
-    images = labelled_images(config.data, config.split, card.preprocessing, progress, names=each is not None)
-    index, notes = match_labels(images, card.labels)
+    images = labelled_images(config.data, config.split, card.preprocessing, card.labels, progress)
     tally = _Tally(card.labels, frozenset(_calibration_hashes(card)))
     with open_session(artifact, config.engine, config.threads) as session:
         for batch, logits, probabilities, seconds in _inferred(session, images.batches(config.batch_size)):
-            tally.add(batch, index[batch.labels], logits, seconds)
+            tally.add(batch, logits, seconds)
             if each:
-                for answer in _scored(batch, index[batch.labels], logits, probabilities, card.labels):
+                for answer in _scored(batch, logits, probabilities, card.labels):
                     each(answer)
             if progress:
                 progress(tally.n, images.count)
@@ -167,35 +166,9 @@ def evaluate(
         classes=_class_scores(card.labels, tally.confusion),
         images_per_s=tally.n / tally.seconds,
         card_accuracy=card.accuracy,
-        notes=(*images.notes, *notes, *_lineage_notes(card, images, tally.calibrated)),
+        notes=(*images.notes, *_lineage_notes(card, images, tally.calibrated)),
         problems=tuple(images.problems),
     )
-
-
-def match_labels(images: LabelledImages, labels: tuple[str, ...]) -> tuple[Integers, list[str]]:
-    """Find the position in an artifact's labels of each class of a data set, by name.
-
-    Returns:
-        The positions, and what a reader has to know: another order, labels without images.
-
-    Raises:
-        DataError: If the data set has a class that is no label.
-    """
-    foreign = [c for c in images.classes if c not in labels]
-    if foreign:
-        more = f" and {len(foreign) - 1} more classes" if len(foreign) > 1 else ""
-        raise DataError(
-            f"the data set {images.name} has the class '{foreign[0]}'{more}, not among the model's {len(labels)} labels "
-            f"({', '.join(labels[:3])}, ...){near_miss(foreign[0], labels)}; give data of the model's classes"
-        )
-    index = np.asarray([labels.index(c) for c in images.classes], np.int64)
-    missing = [name for name in labels if name not in images.classes]
-    notes = []
-    if missing:
-        notes.append(f"no class of {images.name} is called {', '.join(missing)}: labels of the model without images")
-    if (np.diff(index) < 0).any():
-        notes.append(f"the classes of {images.name} stand in another order than the model's labels; matched by name")
-    return index, notes
 
 
 class _Tally:
@@ -210,11 +183,11 @@ class _Tally:
         self.calibrated = 0
         self._calibration = calibration
 
-    def add(self, batch: Batch, labels_B: Integers, logits_BK: Floats, seconds: float) -> None:
-        ranks = label_ranks(logits_BK, labels_B)
-        np.add.at(self.confusion, (labels_B, logits_BK.argmax(axis=1)), 1)
+    def add(self, batch: Batch, logits_BK: Floats, seconds: float) -> None:
+        ranks = label_ranks(logits_BK, batch.labels)
+        np.add.at(self.confusion, (batch.labels, logits_BK.argmax(axis=1)), 1)
         self.within = [w + int((ranks < k).sum()) for w, k in zip(self.within, (1, TOP5), strict=True)]
-        self.n += len(labels_B)
+        self.n += len(ranks)
         self.seconds += seconds
         self.calibrated += sum(h in self._calibration for h in batch.hashes)
 
@@ -227,15 +200,13 @@ def _inferred(session: Session, batches: Iterator[Batch]) -> Iterator[tuple[Batc
         yield batch, logits, probabilities, time.perf_counter() - begin
 
 
-def _scored(
-    batch: Batch, labels_B: Integers, logits_BK: Floats, probabilities_BK: Floats, labels: tuple[str, ...]
-) -> Iterator[Scored]:
-    answers, ranks = logits_BK.argmax(axis=1), label_ranks(logits_BK, labels_B)
+def _scored(batch: Batch, logits_BK: Floats, probabilities_BK: Floats, labels: tuple[str, ...]) -> Iterator[Scored]:
+    answers, ranks = logits_BK.argmax(axis=1), label_ranks(logits_BK, batch.labels)
     for i, name in enumerate(batch.names):
         yield Scored(
             image=name,
             sha256=batch.hashes[i],
-            label=labels[labels_B[i]],
+            label=labels[batch.labels[i]],
             predicted=labels[answers[i]],
             probability=float(probabilities_BK[i, answers[i]]),
             rank=int(ranks[i]) + 1,
