@@ -18,6 +18,7 @@ from qdeploy.cli.models import models_command
 from qdeploy.cli.predict import predict_command
 from qdeploy.cli.sweep import sweep_command
 from qdeploy.cli.train import train_command
+from qdeploy.cli.verify import verify_command
 from qdeploy.core.errors import QdeployError, near_miss
 
 INTERRUPTED = 130
@@ -54,6 +55,7 @@ for _verb in (
     models_command,
     data_command,
     inspect_command,
+    verify_command,
     lint_command,
 ):
     app.add_command(_verb)
