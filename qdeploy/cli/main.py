@@ -10,6 +10,8 @@ import click
 from qdeploy import __version__
 from qdeploy.cli.bench import bench_command
 from qdeploy.cli.data import data_command
+from qdeploy.cli.diff import diff_command
+from qdeploy.cli.doctor import doctor_command
 from qdeploy.cli.eval import eval_command
 from qdeploy.cli.export import export_command, quantize_command
 from qdeploy.cli.inspect import inspect_command
@@ -56,7 +58,9 @@ for _verb in (
     data_command,
     inspect_command,
     verify_command,
+    diff_command,
     lint_command,
+    doctor_command,
 ):
     app.add_command(_verb)
 

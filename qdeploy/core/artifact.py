@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +209,17 @@ def sealed(data: bytes) -> bytes:
     return blank[: entry.start] + sha256_of(blank).encode() + blank[entry.start + len(BLANK) :]
 
 
+def operator_counts(data: bytes) -> dict[str, int]:
+    """Count the operators of an ONNX file's graph, those inside of If and Loop excepted, by type."""
+    counts = Counter(
+        data[start:end].decode()
+        for graph in _parts(data, _GRAPH_FIELD)
+        for node in _parts(data, _NODE_FIELD, *graph)
+        for start, end in _parts(data, _OPERATOR_FIELD, *node)
+    )
+    return dict(sorted(counts.items()))
+
+
 def newest_export() -> Path | None:
     """Find the most recent export's folder below ``./exports``, or None."""
     report = newest(EXPORTS, "*/report.json")
@@ -226,21 +238,28 @@ def _blanked(data: bytes, checksum: _Entry) -> bytes:
     return data[: checksum.start] + BLANK.encode() + data[checksum.start + len(BLANK) :]
 
 
-_METADATA_FIELD = 14  # of onnx.ModelProto
+_GRAPH_FIELD, _METADATA_FIELD = 7, 14  # of onnx.ModelProto
+_NODE_FIELD = 1  # of onnx.GraphProto
+_OPERATOR_FIELD = 4  # of onnx.NodeProto
 
 
 def _metadata(data: bytes) -> Iterator[_Entry]:
     """Walk the top level of an ONNX file and give its ``metadata_props``."""
-    at = 0
-    while at < len(data):
-        number, start, end = _field(data, at)
-        if number == _METADATA_FIELD:
-            _, key_start, key_end = _field(data, start)
-            _, value_start, value_end = _field(data, key_end)
-            if value_end != end:
-                raise ValueError("metadata entry of unexpected length")
-            yield _Entry(data[key_start:key_end].decode(), data[value_start:value_end].decode(), value_start)
-        at = end
+    for start, end in _parts(data, _METADATA_FIELD):
+        _, key_start, key_end = _field(data, start)
+        _, value_start, value_end = _field(data, key_end)
+        if value_end != end:
+            raise ValueError("metadata entry of unexpected length")
+        yield _Entry(data[key_start:key_end].decode(), data[value_start:value_end].decode(), value_start)
+
+
+def _parts(data: bytes, wanted: int, at: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Give the spans of the fields of one number in a protobuf message, by default the whole file."""
+    end = len(data) if end is None else end
+    while at < end:
+        number, start, at = _field(data, at)
+        if number == wanted:
+            yield start, at
 
 
 def _field(data: bytes, at: int) -> tuple[int, int, int]:

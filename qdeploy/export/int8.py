@@ -9,10 +9,11 @@ import onnx
 
 from qdeploy.core.artifact import Card
 from qdeploy.core.files import sha256_of
+from qdeploy.core.machine import native_target
 from qdeploy.core.metrics import Floats, PairedDifference, sqnr_db, topk_percent
 from qdeploy.export.bias_correction import biases_of, channel_means, correct_biases
 from qdeploy.export.calibrate import Calibration, calibrate, choose_images
-from qdeploy.export.encodings import Encoding, encoding_for, native_target
+from qdeploy.export.encodings import Encoding, encoding_for
 from qdeploy.export.guard import ERROR_IMAGES, Budget, Choice, Guard, GuardTrial, UnitCost
 from qdeploy.export.made import Made, Work, finish, open_graph
 from qdeploy.export.parity import require_sound, run_session

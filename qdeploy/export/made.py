@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from qdeploy.core.artifact import Artifact, Card, Goldens
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.lineage import git_commit
-from qdeploy.core.machine import versions
+from qdeploy.core.machine import native_target, versions
 from qdeploy.core.metrics import Floats, Parity, measure, topk_percent, wilson_interval
 from qdeploy.data.dataset import Dataset, Split
 from qdeploy.export.calibrate import Tick
-from qdeploy.export.encodings import encoding_for, native_target
+from qdeploy.export.encodings import encoding_for
 from qdeploy.export.parity import require_same_in_batches, run_session
 from qdeploy.export.ranges import METHODS
 from qdeploy.export.seal import sealed_bytes
