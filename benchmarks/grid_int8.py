@@ -3,7 +3,8 @@
     python benchmarks/grid_int8.py SWEEP_FOLDER [MODEL ...]
 
 The trained runs of `qdeploy sweep` are exported again with `--int8`; a row says what the guard left in float, what
-INT8 costs on the test split of the sweep's data, its speed over fp32 in interleaved runs, and the verdict. Rows are kept as they come: a second call goes on where the first stopped.
+INT8 costs on the test split of the sweep's data, its speed over fp32 in interleaved runs, and the verdict. Rows are
+kept as they come: a second call goes on where the first stopped.
 """
 
 from __future__ import annotations
