@@ -34,6 +34,8 @@ BATCH = 8
 """Each open session keeps the memory of its largest batch."""
 TOGETHER = 10
 """Sessions timed in turn; more would only cost memory."""
+TIMING_SECONDS = 15.0
+"""Of sessions timed in turn: slow models get fewer runs."""
 MAX_KEPT = 8
 """Units tried beside each other once the first ones are in float."""
 HARDLY_FASTER = 1.05
@@ -210,7 +212,7 @@ class Guard:
 
     def _time(self, sessions: Sequence[Session]) -> list[float]:
         """Give each session's lower quartile in milliseconds: what else runs on the machine only adds time."""
-        rounds = time_rounds(sessions, [self.images] * len(sessions), self.runs, seconds=60.0)
+        rounds = time_rounds(sessions, [self.images] * len(sessions), self.runs, TIMING_SECONDS)
         return [float(np.percentile(mine, 25)) for mine in rounds]
 
     def _prefixes(self, start: frozenset[str], fixed: tuple[Unit, ...], ordered: Sequence[Unit]) -> list[_Tried]:
