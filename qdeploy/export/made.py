@@ -42,6 +42,8 @@ class ExportConfig:
     """Encodings of the INT8 files: keys of ``ENCODINGS`` between commas; auto is what this machine runs best."""
     calibration_images: int = 256
     """Images of the training split whose values set the ranges."""
+    random_calibration: bool = False
+    """Set the ranges with noise instead: only to try a graph. The card says so, and ``qdeploy verify`` refuses it."""
     calibration: str = "auto"
     """How: minmax, percentile, entropy, mse, mixed (the best for each tensor); auto tries all."""
     max_drop: float = 1.0

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from qdeploy.core.artifact import EXPORTS, Artifact, read_artifact
+from qdeploy.core.artifact import EXPORTS, SHIPPED, Artifact, read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
 from qdeploy.core.files import require_writable
 from qdeploy.core.machine import (
@@ -84,7 +84,7 @@ def _findings() -> Iterator[Finding]:
         yield folder_finding(what, folder)
     yield _gpu()
     try:
-        artifact = read_artifact(recommended_file())
+        artifact = read_artifact(recommended_file(SHIPPED))
     except QdeployError as error:
         yield Finding(name="shipped model", status="problem", detail=str(error), fix=_REINSTALL)
     else:
@@ -110,20 +110,20 @@ def int8_finding() -> Finding:
     """Say what this CPU makes of INT8, and which target to export."""
     flags, target = cpu_flags(), native_target()
     known = ", ".join(f for f in SPEED_FLAGS if f in flags) or "flags unknown"
-    detail, fix = f"{cpu_name()} ({known}); ", f"qdeploy export --int8 --target {target}"
+    detail = f"{cpu_name()} ({known}); "
     if target == "arm":
         products = "i8mm" if "i8mm" in flags else "dot products" if "asimddp" in flags else ""
         if products:
-            return Finding(name="cpu", status="ok", detail=f"{detail}{products}: INT8 of target arm", fix=fix)
+            return Finding(name="cpu", status="ok", detail=f"{detail}{products}: fast INT8, target arm")
         detail += "no dot products: INT8 may be no faster than float; compare with `qdeploy bench`"
     elif target == "x86":
         fast = ", ".join(sorted(flags & FAST_INT8_FLAGS))
-        return Finding(name="cpu", status="ok", detail=f"{detail}{fast}: fast INT8, target x86", fix=fix)
+        return Finding(name="cpu", status="ok", detail=f"{detail}{fast}: fast INT8, target x86")
     elif "avx2" in flags:
         detail += "AVX2 without VNNI: INT8 gains less, and 8-bit weights overflow: use files of target x86-avx2"
     else:
         detail += "neither VNNI nor AVX2: INT8 may be no faster than float; compare with `qdeploy bench`"
-    return Finding(name="cpu", status="missing", detail=detail, fix=fix)
+    return Finding(name="cpu", status="missing", detail=detail, fix=f"qdeploy export --int8 --target {target}")
 
 
 def _cores() -> Finding:
@@ -197,18 +197,21 @@ def engine_finding(name: str, engine: Engine, artifact: Artifact) -> Finding:
 def _builder_finding(subject: str, engine: Engine, builder: str) -> Finding:
     """Look for the package and a GPU: no plan ships with the package, so nothing is run."""
     try:
-        detail = f"{builder} {load_package(builder).__version__} is installed"
-        gpu = find_gpu()
+        package = f"{builder} {load_package(builder).__version__}"
     except MissingDependencyError as error:
         return _missing(subject, error)
+    try:
+        gpu = find_gpu()
+    except MissingDependencyError as error:
+        return _missing(subject, error, f"{package} is installed, but no GPU runs its engines here: ")
     return Finding(
-        name=subject, status="ok", detail=f"{detail}; {gpu.name}, compute capability {gpu.compute_capability}"
+        name=subject, status="ok", detail=f"{package} on {gpu.name}, compute capability {gpu.compute_capability}"
     )
 
 
-def _missing(subject: str, error: MissingDependencyError) -> Finding:
+def _missing(subject: str, error: MissingDependencyError, before: str = "") -> Finding:
     detail, _, fix = str(error).partition("; run: ")
-    return Finding(name=subject, status="missing", detail=detail, fix=fix)
+    return Finding(name=subject, status="missing", detail=before + detail, fix=fix)
 
 
 def _extras() -> Iterator[Finding]:
