@@ -48,8 +48,8 @@ def _lines(found: Artifact) -> dict[str, str]:
         + (f", encoding {card.target}, {len(card.float_layers)} layers left in float" if calibration else ""),
         "labels": ", ".join(card.labels),
         "input": f"uint8 RGB {rules['size']}x{rules['size']}",
-        "preprocessing": f"{rules['crop']}, {rules['resize']}, EXIF turned, 16 bits: {rules['sixteen_bit']}, transparency "
-        f"on RGB {rules['background']} ({rules['sha256'][:12]})",
+        "preprocessing": f"{rules['crop']}, {rules['resize']}, EXIF turned, 16 bits: {rules['sixteen_bit']}, "
+        f"transparency on RGB {rules['background']} ({rules['sha256'][:12]})",
         "data": f"{data.get('name')} {str(data.get('sha256'))[:12]}",
         "training": ", ".join(f"{k} {v}" for k, v in lineage["training"].items()) or "elsewhere",
         "commit": f"{git['commit'][:12]}{' and changes' if git['dirty'] else ''}" if git else "unknown",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core.artifact import Artifact, operator_counts, read_artifact
+from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.errors import DataError, MissingDependencyError
 from qdeploy.core.files import sha256_of
 from qdeploy.core.metrics import (
@@ -24,6 +24,7 @@ from qdeploy.core.metrics import (
     measure,
     paired_difference,
 )
+from qdeploy.core.onnx_bytes import operator_counts
 from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import labelled_images
