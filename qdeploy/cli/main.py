@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -98,4 +99,6 @@ def _fail(text: str, code: int) -> int:
 
 def main() -> None:
     """Entry point of the ``qdeploy`` script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
     sys.exit(run(sys.argv[1:]))
