@@ -84,7 +84,7 @@ def _matched(source: Source, labels: tuple[str, ...]) -> tuple[NDArray[np.int64]
     name, classes = source.name, source.classes
     foreign = [c for c in classes if c not in labels]
     if foreign:
-        more = f" and {len(foreign) - 1} more classes" if len(foreign) > 1 else ""
+        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         known = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
         raise DataError(
             f"{name} has the class '{foreign[0]}'{more} that the model does not know{near_miss(foreign[0], labels)}; "

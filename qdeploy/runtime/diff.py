@@ -27,7 +27,7 @@ from qdeploy.core.metrics import (
 from qdeploy.core.onnx_bytes import operator_counts
 from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.embedded import NAME as EMBEDDED
-from qdeploy.data.labelled import labelled_images
+from qdeploy.data.labelled import LabelledImages, labelled_images
 from qdeploy.data.source import Progress
 from qdeploy.runtime.session import ENGINES, open_session
 
@@ -232,9 +232,13 @@ def _relation(a: Artifact, b: Artifact, different: set[str]) -> str:
 
 
 def _numbers(a: Artifact, b: Artifact, data: str, split: str, progress: Progress | None) -> Numbers:
-    labels = a.card.labels
-    first, answers, engine_a = _logits(a, data, split, labels, progress)
-    second, _, engine_b = _logits(b, data, split, labels, progress)
+    labels, rules = a.card.labels, (a.card.preprocessing, b.card.preprocessing)
+    images = labelled_images(data, split, rules[0], labels, progress)
+    first, answers, engine_a = _logits(a, images)
+    if rules[0] != rules[1]:
+        images = labelled_images(data, split, rules[1], labels, progress)
+    second, _, engine_b = _logits(b, images)
+    second = second[:, [b.card.labels.index(label) for label in labels]]
     before, after = (logits.argmax(axis=1) for logits in (first, second))
     lost = (before == answers) & (after != answers)
     gained = (before != answers) & (after == answers)
@@ -257,12 +261,8 @@ def _numbers(a: Artifact, b: Artifact, data: str, split: str, progress: Progress
     )
 
 
-def _logits(
-    artifact: Artifact, data: str, split: str, labels: tuple[str, ...], progress: Progress | None
-) -> tuple[Floats, NDArray[np.int64], str]:
-    """Run a model and give its logits ``[N, K]`` in the order of the given labels, the true labels, and the engine."""
-    own = artifact.card.labels
-    images = labelled_images(data, split, artifact.card.preprocessing, own, progress)
+def _logits(artifact: Artifact, images: LabelledImages) -> tuple[Floats, NDArray[np.int64], str]:
+    """Run a model and give its logits ``[N, K]``, the true labels ``[N]``, and the engine."""
     builder = artifact.engine.builder if artifact.engine else None
     engine = next((name for name, e in ENGINES.items() if e.builder == builder), "ort")
     logits, answers = [], []
@@ -271,10 +271,8 @@ def _logits(
             logits.append(session.infer(batch.pixels)[0])
             answers.append(batch.labels)
     if not logits:
-        raise DataError(f"{images.name} has no usable image in {split}")
-    order = [own.index(label) for label in labels]
-    place = np.argsort(order)
-    return np.concatenate(logits)[:, order], place[np.concatenate(answers)], session.engine
+        raise DataError(f"{images.name} has no usable image in {images.split}")
+    return np.concatenate(logits), np.concatenate(answers), session.engine
 
 
 def _verdict(numbers: Numbers) -> str:

@@ -82,7 +82,7 @@ def _findings() -> Iterator[Finding]:
     yield _memory()
     for what, folder in (("runs", RUNS), ("exports", EXPORTS), ("cache", cache_folder())):
         yield folder_finding(what, folder)
-    yield _gpu()
+    yield gpu_finding()
     try:
         artifact = read_artifact(recommended_file(SHIPPED))
     except QdeployError as error:
@@ -159,7 +159,7 @@ def folder_finding(name: str, folder: Path) -> Finding:
     return Finding(name=name, status="ok", detail=detail)
 
 
-def _gpu() -> Finding:
+def gpu_finding() -> Finding:
     """Ask nvidia-smi, or look for the driver's libraries."""
     tool = shutil.which("nvidia-smi")
     if tool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ Pixels = NDArray[np.uint8]
 RED, BLUE, WHITE = (200, 40, 30), (20, 60, 220), (255, 255, 255)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
@@ -79,7 +80,7 @@ def ycck(colour: tuple[int, int, int]) -> bytes:
     return bytes(data)
 
 
-def animated(kind: str, **options: object) -> bytes:
+def animated(kind: str, **options: Any) -> bytes:
     later = [Image.new("RGB", (8, 8), c) for c in (BLUE, WHITE)]
     return encoded(Image.new("RGB", (8, 8), RED), kind, save_all=True, append_images=later, **options)
 
@@ -88,7 +89,7 @@ def sixteen(values: list[int], *extra: bytes) -> bytes:
     return png(len(values), 1, 16, 0, b"\0" + struct.pack(f">{len(values)}H", *values), *extra)
 
 
-def palette(**options: object) -> bytes:
+def palette(**options: Any) -> bytes:
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, *BLUE])
     image.putpixel((1, 0), 1)
