@@ -9,7 +9,7 @@ import pytest
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import DataError
 from qdeploy.runtime.diff import Difference, diff
-from qdeploy.runtime.evaluate import Scored, evaluate
+from qdeploy.runtime.evaluate import EvalConfig, Scored, evaluate
 from tests.runtime.resealed import reseal, with_reversed_labels
 
 INT8, FP32 = SHIPPED / "model.int8.onnx", SHIPPED / "model.fp32.onnx"
@@ -20,7 +20,7 @@ def changed(result: Difference) -> dict[str, tuple[Any, Any]]:
 
 
 def test_int8_against_its_parent() -> None:
-    result = diff(FP32, INT8)
+    result = diff(FP32, INT8, "fashion-mnist-mini", "val")
     found = changed(result)
     assert found["precision.precision"] == ("fp32", "int8")
     assert found["precision.target"] == ("float", "x86")
@@ -29,16 +29,20 @@ def test_int8_against_its_parent() -> None:
     assert set(result.same) == {"model", "labels", "preprocessing", "training", "data", "versions"}
     assert result.meaning[0] == "B was made from A: its int8 form"
     rows: dict[str, list[Scored]] = {"fp32": [], "int8": []}
-    tops = (evaluate(FP32, each=rows["fp32"].append).top1, evaluate(INT8, each=rows["int8"].append).top1)
+    config = EvalConfig(split="val")
+    tops = (
+        evaluate(FP32, config, each=rows["fp32"].append).top1,
+        evaluate(INT8, config, each=rows["int8"].append).top1,
+    )
     numbers = result.numbers
     assert numbers is not None
     pairs = list(zip(rows["fp32"], rows["int8"], strict=True))
     assert numbers.top1 == tops
-    assert numbers.parity.n == 1000
+    assert numbers.parity.n == 500
     assert numbers.parity.flips == sum(a.predicted != b.predicted for a, b in pairs) > 0
     assert numbers.lost == sum(a.rank == 1 < b.rank for a, b in pairs)
     assert numbers.gained == sum(b.rank == 1 < a.rank for a, b in pairs)
-    assert 100 * (numbers.gained - numbers.lost) / 1000 == pytest.approx(numbers.difference.points)
+    assert 100 * (numbers.gained - numbers.lost) / 500 == pytest.approx(numbers.difference.points)
     assert sum(f.changed for f in numbers.flips) == numbers.parity.flips
     assert sum(f.lost for f in numbers.flips) == numbers.lost
     assert numbers.p_value > 0.05
