@@ -20,6 +20,7 @@ from qdeploy.core.files import sha256_of
 from qdeploy.core.metrics import Floats, measure
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qdeploy.data.catalog import load_dataset
+from qdeploy.export.entrance import streamline_entrance
 from qdeploy.export.made import (
     ExportConfig,
     Made,
@@ -73,7 +74,7 @@ def export_onnx(
     model = _read(file)
     rules = card.preprocessing if card else Preprocessing(size=_size(model, file), mean=mean, std=std)
     dataset = load_dataset(data, rules)
-    source = OnnxSource(file, model, model if card else adopted(model, rules, file))
+    source = OnnxSource(file, model, _streamlined(model) if card else adopted(model, rules, file))
     classes = source.classes(rules.size)
     if classes != len(dataset.classes):
         raise InputError(f"{file} tells {classes} classes apart, {data} has {len(dataset.classes)}; give its own data")
@@ -168,9 +169,18 @@ def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.Mo
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None]) for name in ("logits", "probabilities")
     )
     del graph.value_info[:]
+    streamline_entrance(copy)
     result = onnx.shape_inference.infer_shapes(copy)
     onnx.checker.check_model(result)
     return result
+
+
+def _streamlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give a graph of qdeploy as a newer version would have made it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    streamline_entrance(copy)
+    return model if copy == model else copy
 
 
 def _own_card(file: Path) -> Card | None:
