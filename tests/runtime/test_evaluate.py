@@ -80,7 +80,7 @@ def test_a_split_of_a_folder_is_the_one_that_training_cuts(boots: Path) -> None:
     rows: list[Scored] = []
     found = evaluate(FP32, EvalConfig(data=str(boots)), each=rows.append)
     assert found.n == 9  # 15 % of each class
-    assert all(Path(r.image).is_file() for r in rows)
+    assert all(Path(r.image).is_file() and Path(r.image).parent.name == r.label for r in rows)
 
 
 def test_images_are_decoded_when_their_batch_comes(boots: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.errors import ArtifactError, InputError
+from qdeploy.data.catalog import load_dataset
 from qdeploy.export.verdict import ExportReport
 from qdeploy.runtime.verify import Verification, verify
 from tests.conftest import MakeImages
@@ -89,6 +90,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         lambda f: edit(f / "calibration.json", lambda c: c["images"].append("0" * 16)),
         {f"{INT8}: calibration"},
     ),
+    "another hash of the calibration images": (
+        lambda f: edit(f / "calibration.json", lambda c: c.update(images_sha256="0" * 64)),
+        {f"{INT8}: calibration"},
+    ),
     "wrong goldens": (
         lambda f: reseal(f / INT8, f / INT8, other_goldens),
         {f"{INT8}: goldens", f"{INT8}: report.json"},
@@ -148,3 +153,14 @@ def test_what_is_no_artifact_is_an_error(tmp_path: Path) -> None:
         verify(tmp_path)
     with pytest.raises(ArtifactError, match="cannot be read"):
         verify(tmp_path / "none.onnx")
+
+
+def test_calibration_images_must_stay_apart_from_evaluation(folder: Path) -> None:
+    measured = load_dataset("fashion-mnist-mini").splits["test"].hashes[0]
+
+    def calibrate_on_it(card: dict[str, Any]) -> None:
+        card["lineage"]["calibration"]["images"][0] = measured
+
+    path = reseal(folder / INT8, folder / "alone.onnx", calibrate_on_it)
+    checks = {c.name: c for c in verify(path, "fashion-mnist-mini").checks}
+    assert checks["alone.onnx: calibration apart from evaluation"].ok is False
