@@ -105,8 +105,8 @@ class OnnxSource:
         rules, pixels = work.dataset.preprocessing, work.parity_pixels
         steps: tuple[Step, ...] = ()
         if self.graph is not self.original:
-            same = "logits" if _final_softmax(self.original) is None else "probabilities"
-            parity = measure(self._outputs(pixels, rules), _run(self.graph, [same], pixels))
+            same, outputs = self._outputs(pixels, rules)
+            parity = measure(outputs, _run(self.graph, [same], pixels))
             require_equal(f"{self.file.name} to fp32", parity, FP32_TOLERANCE)
             work.note(f"fp32: {same} within {parity.max_abs:.1e} of {self.file.name} on {parity.n} images")
             steps = (Step(name=f"{self.file.name} to fp32", parity=parity),)
@@ -117,15 +117,18 @@ class OnnxSource:
     def finetuned(self, work: Work) -> None:
         """Give nothing: a graph cannot be trained here."""
 
-    def _outputs(self, pixels: NDArray[np.uint8], rules: Preprocessing) -> Floats:
-        """Run the file as it came, on normalised floats."""
+    def _outputs(self, pixels: NDArray[np.uint8], rules: Preprocessing) -> tuple[str, Floats]:
+        """Run the file as it came; a foreign one takes normalised floats and has one output. Tells which."""
         (image,) = _inputs(self.original)
+        if image.type.tensor_type.elem_type == TensorProto.UINT8:
+            return "logits", _run(self.original, ["logits"], pixels)
+        same = "logits" if _final_softmax(self.original) is None else "probabilities"
         mean, std = (np.asarray(v, np.float32) for v in (rules.mean, rules.std))
         values = (pixels.astype(np.float32) / 255 - mean) / std
         if _channels_first(image):
             values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
         session = ort.InferenceSession(self.original.SerializeToString(), providers=["CPUExecutionProvider"])
-        return np.asarray(session.run(None, {image.name: values})[0], np.float32)
+        return same, np.asarray(session.run(None, {image.name: values})[0], np.float32)
 
 
 def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.ModelProto:
