@@ -67,6 +67,8 @@ def _lines(found: Artifact) -> dict[str, str]:
         count = len(images) if isinstance(images, list) else images
         kind = "RANDOM inputs" if calibration.get("random") else "training images"
         lines["calibration"] = f"{calibration['method']} on {count} {kind}, seed {calibration['seed']}"
+    if lineage.get("qat_epochs"):
+        lines["fine-tuned"] = f"{lineage['qat_epochs']} epochs with rounded weights and activations"
     if found.engine:
         lines["engine"] = f"{found.engine.describe()}, batches of 1 to {found.engine.max_batch}"
     return lines

@@ -158,6 +158,10 @@ def diff(
     )
 
 
+_TOLD_APART = ("training", "calibration", "dataset", "git", "versions", "parent_sha256", "qat_epochs")
+"""Of the lineage."""
+
+
 def _changes(a: Artifact, b: Artifact) -> Iterator[Change]:
     """Compare subject by subject and field by field; what one lacks is None there."""
     first, second = _facts(a), _facts(b)
@@ -191,8 +195,8 @@ def _facts(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
         "labels": {"labels": list(card.labels)},
         "preprocessing": rules,
         "precision": precision,
-        "calibration": calibration,
-        "training": {**lineage["training"], "trained": lineage.get("trained")},
+        "calibration": {**calibration, "qat_epochs": lineage.get("qat_epochs")},
+        "training": {**lineage["training"], **{k: v for k, v in lineage.items() if k not in _TOLD_APART}},
         "data": lineage["dataset"],
         "versions": made,
         "accuracy": card.accuracy,
