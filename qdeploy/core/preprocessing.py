@@ -55,6 +55,8 @@ class Preprocessing:
         Raises:
             ImageError: If the source is not a usable image.
         """
+        if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (self.size, self.size, 3):
+            return source  # what the rules would copy, at a cost of 25 microseconds
         return self.resize(self.open(source))
 
     def open(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
