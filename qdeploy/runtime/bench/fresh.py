@@ -1,0 +1,116 @@
+"""What only a fresh process can tell: memory rung by rung, growth over many runs, and the start of a command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdeploy.core.errors import QdeployError
+
+PROBE = "from qdeploy.runtime.probe import main; main(*sys.argv[1:])"
+COMMAND = "from qdeploy.cli.main import main; main()"
+PROBES = 3
+"""Fresh processes per model; the one with the median start counts."""
+COLD_STARTS = 5
+GROWTH_RUNS = 4000
+GROWTH_SECONDS = 3.0
+SETTLED = 0.25
+"""Share of the runs before which memory may still grow: pools fill up."""
+PARTS = 8
+NO_GROWTH = "no growth beyond noise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """Whether memory grows with every run."""
+
+    runs: int
+    bytes_per_run: float
+    """Slope of the resident size over the runs, a quarter of them left out at the beginning."""
+    verdict: str
+    """no growth beyond noise, or grows."""
+
+
+def probe(path: Path, threads: int, engine: str, quick: bool = False) -> dict[str, Any]:
+    """Open and run a model in fresh processes and give the middle one's findings; see ``qdeploy.runtime.probe``."""
+    arguments = (PROBE, str(path), str(threads), engine)
+    found = []
+    for _ in range(1 if quick else PROBES):
+        begin = time.perf_counter_ns()
+        values = json.loads(_run(f"measuring {path}", *arguments))
+        found.append({**values, "process_ms": (time.perf_counter_ns() - begin) / 1e6})
+    return sorted(found, key=lambda p: p["process_ms"])[len(found) // 2]
+
+
+def growth(path: Path, threads: int, engine: str, quick: bool = False) -> tuple[Growth | None, int]:
+    """Run a model thousands of times in a fresh process.
+
+    Returns:
+        Whether it grows, None where it is too slow to tell; and its peak in bytes.
+    """
+    runs, seconds = (GROWTH_RUNS // 8, GROWTH_SECONDS / 4) if quick else (GROWTH_RUNS, GROWTH_SECONDS)
+    arguments = (str(path), str(threads), engine, str(runs), str(seconds))
+    found = json.loads(_run(f"measuring {path}", PROBE, *arguments))
+    return growth_of([(n, size) for n, size in found["resident"]]), found["after_runs_bytes"]
+
+
+def growth_of(readings: Sequence[tuple[int, int]]) -> Growth | None:
+    """Judge pairs of runs done and resident bytes; None if there are too few.
+
+    Memory that grows with every run is larger in each eighth than in the one before: of noise, one series in 40,000 is;
+    a pool that fills up once is not.
+    """
+    settled = readings[int(len(readings) * SETTLED) :]
+    if len(settled) < 2 * PARTS:
+        return None
+    runs, sizes = (np.asarray(column, np.float64) for column in zip(*settled, strict=True))
+    steps = np.diff([part.mean() for part in np.array_split(sizes, PARTS)])
+    return Growth(
+        runs=readings[-1][0],
+        bytes_per_run=float(np.polyfit(runs, sizes, 1)[0]),
+        verdict="grows" if bool((steps > 0).all()) else NO_GROWTH,
+    )
+
+
+def cold_starts_ms(path: Path, threads: int, engine: str, image: bytes, quick: bool = False) -> list[float]:
+    """Time ``qdeploy predict`` of one image in fresh processes: from the interpreter's start to the answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "image.jpg"
+        file.write_bytes(image)
+        options = ("--model", str(path), "--threads", str(threads), "--engine", engine)
+        times = []
+        for _ in range(1 if quick else COLD_STARTS):
+            begin = time.perf_counter_ns()
+            _run(f"`qdeploy predict` with {path}", COMMAND, "predict", str(file), *options)
+            times.append((time.perf_counter_ns() - begin) / 1e6)
+    return times
+
+
+def _run(what: str, code: str, *arguments: str) -> str:
+    # not -m: that would let a file of the user's folder, a numpy.py say, be imported
+    code = f"import sys; sys.path.remove(''); {code}"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        raise QdeployError(f"{what} in a fresh process failed: {last}")
+    return done.stdout
+
+
+def ladder_of(found: dict[str, Any], after_runs: int | None) -> dict[str, int | None]:
+    """Give the peak of the resident size, in bytes, after each step of a fresh process."""
+    return {
+        "python": found["python_bytes"],
+        "runtime": found["runtime_bytes"],
+        "model": found["model_bytes"],
+        "first_run": found["peak_rss_bytes"],
+        "all_runs": after_runs,
+    }
