@@ -56,6 +56,8 @@ def bench_command(
     if tolerance is not None and baseline is None:
         raise InputError("--tolerance belongs to --baseline; give both or none")
     earlier = read_baseline(baseline) if baseline else None
+    if html and not html.parent.is_dir():
+        raise InputError(f"cannot write {html}: there is no folder {html.parent}; make it or give another path")
     if html:
         require_writable(html.parent)
     paths, report_page = _model_files(artifacts)
@@ -121,7 +123,10 @@ def _model_files(given: Sequence[Path]) -> tuple[list[Path], Path | None]:
     return files, page if page and page.is_file() else None
 
 
-_HEAD = ("model", "top-1 %", "p50 ms", "p90", "p95", "p99", "n", "images/s", "file kB", "peak MB", "load ms", "first ms", "cold ms")  # fmt: skip
+_HEAD = (
+    *("model", "top-1 %", "p50 ms", "p90", "p95", "p99", "n", "images/s"),
+    *("file kB", "peak MB", "load ms", "first ms", "cold ms"),
+)
 _PHASES = ("model", "decode", "preprocess", "infer", "post", "end to end", "p99")
 _LADDER = ("model", "python", "+ runtime", "+ model", "+ first run", "+ all runs", "growth a run")
 

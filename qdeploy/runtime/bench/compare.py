@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,7 @@ def mean_and_margin(values: Sequence[float], error: float = 0.05) -> tuple[float
     return mean, student(1 - error / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+@lru_cache(maxsize=64)
 def student(probability: float, freedom: int) -> float:
     """Give the quantile of Student's distribution, for a probability in [0.5, 1)."""
     # t = sqrt(freedom) * tan(a) turns the density into cos(a) ** (freedom - 1) over a finite range

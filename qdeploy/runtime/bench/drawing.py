@@ -59,7 +59,8 @@ def intervals(comparisons: Sequence[Mapping[str, Any]]) -> str:
         colour = {"faster": "#3a7d44", "slower": "#c0603a"}.get(c["verdict"], GREY)
         x0, x1 = (place(v) for v in c["ci95"])
         parts.append(
-            f'<path d="M{x0:.1f} {y}H{x1:.1f}M{x0:.1f} {y - 5}v10M{x1:.1f} {y - 5}v10" stroke="{colour}" stroke-width="2"/>'
+            f'<path d="M{x0:.1f} {y}H{x1:.1f}M{x0:.1f} {y - 5}v10M{x1:.1f} {y - 5}v10" stroke="{colour}" '
+            'stroke-width="2"/>'
         )
         parts.append(f'<circle cx="{place(c["ratio"]):.1f}" cy="{y}" r="5" fill="{colour}"/>')
         parts.append(_name(c["model"], y + 4))

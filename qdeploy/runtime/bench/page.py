@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from qdeploy.runtime.bench.drawing import histograms, intervals, stacked
@@ -16,7 +17,7 @@ table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.3rem .
 th:first-child,td:first-child{text-align:left}
 .verdict{background:#eef4ee;border-left:4px solid #3a7d44;padding:.6rem 1rem}
 .rejected{background:#f8eeee;border-color:#a33}
-.small{color:#5a6675;font-size:.9em}code{font-size:.85em;word-break:break-all}
+.small{color:#5a6675;font-size:.9em}.words td,.words th{text-align:left;overflow-wrap:anywhere}
 """
 _RUNGS = ("python", "runtime", "model", "first run", "all runs")
 
@@ -41,9 +42,9 @@ def html_page(report: Mapping[str, Any]) -> str:
         "<h2>Start</h2>",
         _table(_START_HEAD, [_start_row(r) for r in results]),
         "<h2>Measured on</h2>",
-        _table(("what", "found"), _environment(report["environment"])),
+        _table(("what", "found"), _environment(report["environment"]), "words"),
         "<h2>Files</h2>",
-        _table(("file", "engine", "SHA-256"), [_file(r) for r in results]),
+        _table(("file", "engine", "SHA-256"), [[r["path"], r["engine"], r["sha256"]] for r in results], "words"),
     ]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -135,7 +136,7 @@ def _memory(results: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
     for r in results:
         peaks = [v / 1e6 for v in r["ladder_bytes"].values() if v is not None]
-        rows.append((r["name"], [peaks[0], *(max(0.0, b - a) for a, b in zip(peaks, peaks[1:], strict=False))]))
+        rows.append((r["name"], [peaks[0], *(max(0.0, b - a) for a, b in pairwise(peaks))]))
     table = [
         [r["name"], *("-" if v is None else f"{v / 1e6:.1f}" for v in r["ladder_bytes"].values()), _growth(r["growth"])]
         for r in results
@@ -182,16 +183,12 @@ def _environment(e: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _file(r: Mapping[str, Any]) -> list[str]:
-    return [r["path"], r["engine"], r["sha256"]]
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     """Give a table; the cells are plain text."""
     cells = "".join(f"<th>{escape(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{body}</table>"
+    return f'<table class="{kind}"><tr>{cells}</tr>{body}</table>'

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 from qdeploy.core.artifact import Card
 from qdeploy.runtime.bench.latency import latency_summary
@@ -58,5 +58,5 @@ def _phases(card: Card, session: Session, file: bytes) -> tuple[float, ...]:
     stamps.append(time.perf_counter_ns())
     Prediction(card.labels, probabilities[0]).top(TOP)
     stamps.append(time.perf_counter_ns())
-    parts = [(b - a) / 1e6 for a, b in itertools.pairwise(stamps)]
+    parts = [(b - a) / 1e6 for a, b in pairwise(stamps)]
     return (*parts, (stamps[-1] - stamps[0]) / 1e6)

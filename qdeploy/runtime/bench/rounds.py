@@ -65,7 +65,7 @@ def time_queries(
 
     Args:
         queries: Of each model.
-        runs: Timed queries of each; None for as many as fit into the time.
+        runs: Timed queries of each, rounded up to whole rounds; None for as many as fit into the time.
         seconds: No new round starts after so much time.
         tick: Called with the hundredths done, and 100.
         block: Consecutive queries of one model; less if ``runs`` would give fewer than 7 rounds.
@@ -80,10 +80,9 @@ def time_queries(
     rounds: list[Rounds] = [[] for _ in queries]
     begin, r = time.perf_counter(), 0
     while r != total:
-        size = block if runs is None else min(block, runs - r * block)
         turns = list(zip(rounds, queries, strict=True))
         for mine, query in turns if r % 2 == 0 else reversed(turns):
-            mine.append([time_ms(query(r * block + i)) for i in range(size)])
+            mine.append([time_ms(query(r * block + i)) for i in range(block)])
         r += 1
         passed = (time.perf_counter() - begin) / seconds
         if tick:
