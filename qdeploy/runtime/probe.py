@@ -18,7 +18,7 @@ READINGS = 64
 """Of the memory, spread over the further runs."""
 
 
-def main(path: str, threads: str, engine: str = "ort", runs: str = "0", seconds: str = "3") -> None:
+def main(path: str, threads: str, engine: str = "ort", runs: str = "0", seconds: str = "3", batch: str = "1") -> None:
     """Open, run once, run on, and print what each step took in time and memory.
 
     Args:
@@ -27,6 +27,7 @@ def main(path: str, threads: str, engine: str = "ort", runs: str = "0", seconds:
         engine: A key of ``ENGINES``.
         runs: Further runs, over which the resident memory is read now and then.
         seconds: No further run starts after so much time.
+        batch: Images of a run.
     """
     python = peak_memory_bytes()
     import numpy as np
@@ -44,12 +45,12 @@ def main(path: str, threads: str, engine: str = "ort", runs: str = "0", seconds:
     loaded = time.perf_counter_ns()
     model = peak_memory_bytes()
     size = artifact.card.preprocessing.size
-    image = np.zeros((1, size, size, 3), np.uint8)
+    images = np.zeros((int(batch), size, size, 3), np.uint8)
     first = time.perf_counter_ns()
-    session.infer(image)
+    session.infer(images)
     done = time.perf_counter_ns()
     peak = peak_memory_bytes()
-    readings = resident_over(lambda: session.infer(image), int(runs), float(seconds))
+    readings = resident_over(lambda: session.infer(images), int(runs), float(seconds))
     print(
         json.dumps(
             {

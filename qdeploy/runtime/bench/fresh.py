@@ -40,27 +40,51 @@ class Growth:
     """no growth beyond noise, or grows."""
 
 
-def probe(path: Path, threads: int, engine: str, quick: bool = False) -> dict[str, Any]:
-    """Open and run a model in fresh processes and give the middle one's findings; see ``qdeploy.runtime.probe``."""
-    arguments = (PROBE, str(path), str(threads), engine)
-    found = []
-    for _ in range(1 if quick else PROBES):
-        begin = time.perf_counter_ns()
-        values = json.loads(_run(f"measuring {path}", *arguments))
-        found.append({**values, "process_ms": (time.perf_counter_ns() - begin) / 1e6})
-    return sorted(found, key=lambda p: p["process_ms"])[len(found) // 2]
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """What a fresh process is started with."""
 
+    path: Path
+    engine: str
+    threads: int
+    batch: int
+    quick: bool
 
-def growth(path: Path, threads: int, engine: str, quick: bool = False) -> tuple[Growth | None, int]:
-    """Run a model thousands of times in a fresh process.
+    def probe(self) -> dict[str, Any]:
+        """Open and run the model and give the middle process's findings; see ``qdeploy.runtime.probe``."""
+        found = []
+        for _ in range(1 if self.quick else PROBES):
+            begin = time.perf_counter_ns()
+            values = self._probe(runs=0, seconds=0.0)
+            found.append({**values, "process_ms": (time.perf_counter_ns() - begin) / 1e6})
+        return sorted(found, key=lambda p: p["process_ms"])[len(found) // 2]
 
-    Returns:
-        Whether it grows, None where it is too slow to tell; and its peak in bytes.
-    """
-    runs, seconds = (GROWTH_RUNS // 8, GROWTH_SECONDS / 4) if quick else (GROWTH_RUNS, GROWTH_SECONDS)
-    arguments = (str(path), str(threads), engine, str(runs), str(seconds))
-    found = json.loads(_run(f"measuring {path}", PROBE, *arguments))
-    return growth_of([(n, size) for n, size in found["resident"]]), found["after_runs_bytes"]
+    def growth(self) -> tuple[Growth | None, int]:
+        """Run the model thousands of times.
+
+        Returns:
+            Whether it grows, None where it is too slow to tell; and its peak in bytes.
+        """
+        part = 8 if self.quick else 1
+        found = self._probe(runs=GROWTH_RUNS // part, seconds=GROWTH_SECONDS / part)
+        return growth_of([(n, size) for n, size in found["resident"]]), found["after_runs_bytes"]
+
+    def cold_starts_ms(self, image: bytes) -> list[float]:
+        """Time ``qdeploy predict`` of one image: from the interpreter's start to the answer."""
+        times = []
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "image.jpg"
+            file.write_bytes(image)
+            arguments = ("predict", str(file), "--model", str(self.path), "--engine", self.engine)
+            for _ in range(1 if self.quick else COLD_STARTS):
+                begin = time.perf_counter_ns()
+                _run(f"`qdeploy predict` with {self.path}", COMMAND, *arguments, "--threads", str(self.threads))
+                times.append((time.perf_counter_ns() - begin) / 1e6)
+        return times
+
+    def _probe(self, runs: int, seconds: float) -> dict[str, Any]:
+        arguments = (str(self.path), str(self.threads), self.engine, str(runs), str(seconds), str(self.batch))
+        return json.loads(_run(f"measuring {self.path}", PROBE, *arguments))
 
 
 def growth_of(readings: Sequence[tuple[int, int]]) -> Growth | None:
@@ -79,20 +103,6 @@ def growth_of(readings: Sequence[tuple[int, int]]) -> Growth | None:
         bytes_per_run=float(np.polyfit(runs, sizes, 1)[0]),
         verdict="grows" if bool((steps > 0).all()) else NO_GROWTH,
     )
-
-
-def cold_starts_ms(path: Path, threads: int, engine: str, image: bytes, quick: bool = False) -> list[float]:
-    """Time ``qdeploy predict`` of one image in fresh processes: from the interpreter's start to the answer."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "image.jpg"
-        file.write_bytes(image)
-        options = ("--model", str(path), "--threads", str(threads), "--engine", engine)
-        times = []
-        for _ in range(1 if quick else COLD_STARTS):
-            begin = time.perf_counter_ns()
-            _run(f"`qdeploy predict` with {path}", COMMAND, "predict", str(file), *options)
-            times.append((time.perf_counter_ns() - begin) / 1e6)
-    return times
 
 
 def _run(what: str, code: str, *arguments: str) -> str:

@@ -16,7 +16,7 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.machine import environment
 from qdeploy.runtime.bench.compare import Comparison, compare
 from qdeploy.runtime.bench.config import BenchConfig
-from qdeploy.runtime.bench.fresh import cold_starts_ms, growth, ladder_of, probe
+from qdeploy.runtime.bench.fresh import Fresh, ladder_of
 from qdeploy.runtime.bench.images import encoded_images, sample_images
 from qdeploy.runtime.bench.latency import histogram, latency_summary
 from qdeploy.runtime.bench.launches import Subject, run_scenario
@@ -104,7 +104,14 @@ def _phases(subjects: Sequence[Subject], config: BenchConfig) -> list[Phases]:
 
 def _result(subject: Subject, phases: Phases | None, config: BenchConfig) -> BenchResult:
     artifact, samples = subject.artifact, subject.samples
-    found = probe(artifact.path, config.threads, subject.engine, config.quick)
+    fresh = Fresh(
+        path=artifact.path,
+        engine=subject.engine,
+        threads=config.threads,
+        batch=config.batch,
+        quick=config.quick,
+    )
+    found = fresh.probe()
     mean_ms = statistics.fmean(samples)
     rate = subject.served.rate_per_s * subject.served.keeping_up if subject.served else 1e3 / mean_ms
     return BenchResult(
@@ -131,16 +138,15 @@ def _result(subject: Subject, phases: Phases | None, config: BenchConfig) -> Ben
         load_ms=found["load_ms"],
         first_ms=found["first_ms"],
         accuracy=artifact.card.accuracy,
-        **_fresh(subject, config, found),
+        **_details(fresh, found, config),
     )
 
 
-def _fresh(subject: Subject, config: BenchConfig, found: dict[str, Any]) -> dict[str, Any]:
+def _details(fresh: Fresh, found: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """Give what further fresh processes tell, or without details what the first one told."""
-    path, threads, engine = subject.artifact.path, config.threads, subject.engine
     if config.details:
-        grown, after_runs = growth(path, threads, engine, config.quick)
-        starts = cold_starts_ms(path, threads, engine, encoded_images()[0], config.quick)
+        grown, after_runs = fresh.growth()
+        starts = fresh.cold_starts_ms(encoded_images()[0])
     else:
         grown, after_runs, starts = None, None, [found["process_ms"]]
     return {
