@@ -22,6 +22,7 @@ PROBES = 3
 """Fresh processes per model; the one with the median start counts."""
 COLD_STARTS = 5
 GROWTH_RUNS = 4000
+QUICK_GROWTH_RUNS = 500
 GROWTH_SECONDS = 3.0
 SETTLED = 0.25
 """Share of the runs before which memory may still grow: pools fill up."""
@@ -65,8 +66,7 @@ class Fresh:
         Returns:
             Whether it grows, None where it is too slow to tell; and its peak in bytes.
         """
-        part = 8 if self.quick else 1
-        found = self._probe(runs=GROWTH_RUNS // part, seconds=GROWTH_SECONDS / part)
+        found = self._probe(runs=QUICK_GROWTH_RUNS if self.quick else GROWTH_RUNS, seconds=GROWTH_SECONDS)
         return growth_of([(n, size) for n, size in found["resident"]]), found["after_runs_bytes"]
 
     def cold_starts_ms(self, image: bytes) -> list[float]:
