@@ -123,10 +123,11 @@ def test_engines_and_equal_files_get_names_of_their_own(tmp_path: Path) -> None:
     shutil.copy(INT8, tmp_path / "other.onnx")
     config = BenchConfig(runs=10, quick=True, details=False, batch_size=3)
     found = bench([INT8, tmp_path / "other.onnx"], config)
-    assert [r.name for r in found.results] == [str(INT8), str(tmp_path / "other.onnx")]
+    assert [r.name for r in found.results] == ["model.int8.onnx", "other.onnx"]
     assert [(r.batch, r.samples, r.phases_ms) for r in found.results] == [(3, 3, None)] * 2
     artifacts = [read_artifact(INT8), read_artifact(INT8)]
-    assert len({s.name for s in subjects_of(artifacts, ("ort", "tensorrt"))}) == 4
+    pairs = [s.name for s in subjects_of(artifacts, ("ort", "tensorrt"))]
+    assert pairs == [f"nano-fashion-mnist int8 #{i} {engine}" for i in (1, 2) for engine in ("ort", "tensorrt")]
 
 
 @pytest.mark.parametrize(

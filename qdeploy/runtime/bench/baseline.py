@@ -40,7 +40,9 @@ class Change:
 
     def words(self) -> str:
         """Give it as a sentence."""
-        change = f"{self.before:.4g} to {self.now:.4g} {_UNITS[self.what]} ({100 * (self.worse - 1):+.1f} % cost)"
+        how = "worse" if self.worse > 1 else "better"
+        percent = abs(100 * (self.now / self.before - 1))
+        change = f"{self.before:.4g} to {self.now:.4g} {_UNITS[self.what]}, {percent:.1f} % {how}"
         return f"{self.model}: {self.what} {change}{': REGRESSION' if self.regression else ''}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #d8dee6}
-th:first-child,td:first-child{text-align:left}
+th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
 .verdict{background:#eef4ee;border-left:4px solid #3a7d44;padding:.6rem 1rem}
 .rejected{background:#f8eeee;border-color:#a33}
 .small{color:#5a6675;font-size:.9em}.words td,.words th{text-align:left;overflow-wrap:anywhere}

@@ -68,11 +68,6 @@ def subjects_of(artifacts: Sequence[Artifact], engines: Sequence[str]) -> list[S
     """Pair every artifact with every engine and give each pair a name of its own."""
     if not artifacts:
         raise InputError("there is no model file to measure")
-    names = [f"{a.card.name} {a.card.precision}" for a in artifacts]
-    if len(set(names)) < len(names):
-        names = [str(a.path) for a in artifacts]
-    if len(set(names)) < len(names):
-        names = [f"{n} #{i + 1}" for i, n in enumerate(names)]
     images = {a.card.preprocessing: sample_images(a.card.preprocessing) for a in artifacts}
     return [
         Subject(
@@ -81,9 +76,21 @@ def subjects_of(artifacts: Sequence[Artifact], engines: Sequence[str]) -> list[S
             engine=engine,
             images=images[artifact.card.preprocessing],
         )
-        for name, artifact in zip(names, artifacts, strict=True)
+        for name, artifact in zip(_names(artifacts), artifacts, strict=True)
         for engine in engines
     ]
+
+
+def _names(artifacts: Sequence[Artifact]) -> list[str]:
+    """Name artifacts by card and precision; where two have one name, by as much of the path as tells them apart."""
+    names = [f"{a.card.name} {a.card.precision}" for a in artifacts]
+    if len(set(names)) == len(names):
+        return names
+    for parts in range(1, max(len(a.path.parts) for a in artifacts) + 1):
+        tails = ["/".join(a.path.parts[-parts:]) for a in artifacts]
+        if len(set(tails)) == len(tails):
+            return tails
+    return [f"{n} #{i + 1}" for i, n in enumerate(names)]
 
 
 def _comparisons(subjects: Sequence[Subject], config: BenchConfig) -> tuple[Comparison, ...]:
