@@ -1,6 +1,6 @@
 """One fresh process that opens a model and runs it: its memory, rung by rung, and its start.
 
-``bench`` starts it with a model's path, a number of threads and an engine; it prints one JSON object. Memory is taken
+``bench`` and ``tune`` start it with a model's path, a number of threads and an engine; it prints one JSON object. Memory is taken
 in a process of its own, because one that has already held another model, or a parent's inherited maximum, would answer
 for somebody else. The heavy imports are inside ``main``, so that the first rung is Python alone.
 """
@@ -18,16 +18,18 @@ READINGS = 64
 """Of the memory, spread over the further runs."""
 
 
-def main(path: str, threads: str, engine: str = "ort", runs: str = "0", seconds: str = "3", batch: str = "1") -> None:
+def main(
+    path: str, threads: str, engine: str = "ort", *, batch: str = "1", runs: str = "0", seconds: str = "3"
+) -> None:
     """Open, run once, run on, and print what each step took in time and memory.
 
     Args:
         path: The model file.
         threads: Threads of one inference.
         engine: A key of ``ENGINES``.
+        batch: Images of a run.
         runs: Further runs, over which the resident memory is read now and then.
         seconds: No further run starts after so much time.
-        batch: Images of a run.
     """
     python = peak_memory_bytes()
     import numpy as np

@@ -22,26 +22,26 @@ def write(path: Path, text: str) -> None:
 def test_the_counters_of_cgroup_v2_are_read(tmp_path: Path) -> None:
     write(tmp_path / "proc/stat", "cpu  100 20 30 4000 50 6 7 80 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
     write(tmp_path / "proc/self/cgroup", "0::/job\n")
-    write(tmp_path / "cgroup/job/cpu.max", "150000 100000\n")
-    write(tmp_path / "cgroup/job/cpu.stat", "usage_usec 5\nnr_throttled 12\n")
+    write(tmp_path / "sys/fs/cgroup/job/cpu.max", "150000 100000\n")
+    write(tmp_path / "sys/fs/cgroup/job/cpu.stat", "usage_usec 5\nnr_throttled 12\n")
     write(tmp_path / "proc/cpuinfo", "cpu MHz\t\t: 2596.150\ncpu MHz\t\t: 3100.2\n")
-    found = read(tmp_path / "proc", tmp_path / "cgroup")
+    found = read(tmp_path)
     assert found.busy_s == pytest.approx(1.63)
     assert found.stolen_s == pytest.approx(0.80)
     assert found.throttled == 12
-    card = limits(tmp_path / "proc", tmp_path / "cgroup")
+    card = limits(tmp_path)
     assert card["quota_cores"] == 1.5
     assert card["mhz"] == 3100
 
 
 def test_the_counters_of_cgroup_v1_are_read_and_missing_ones_are_missing(tmp_path: Path) -> None:
     write(tmp_path / "proc/self/cgroup", "4:memory:/m\n3:cpu,cpuacct:/job\n0::/\n")
-    write(tmp_path / "cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "50000\n")
-    write(tmp_path / "cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000\n")
-    write(tmp_path / "cgroup/cpu,cpuacct/job/cpu.stat", "nr_periods 9\nnr_throttled 3\n")
-    assert limits(tmp_path / "proc", tmp_path / "cgroup")["quota_cores"] == 0.5
-    assert read(tmp_path / "proc", tmp_path / "cgroup").throttled == 3
-    nothing = read(tmp_path / "none", tmp_path / "none")
+    write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "50000\n")
+    write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000\n")
+    write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/job/cpu.stat", "nr_periods 9\nnr_throttled 3\n")
+    assert limits(tmp_path)["quota_cores"] == 0.5
+    assert read(tmp_path).throttled == 3
+    nothing = read(tmp_path / "none")
     assert (nothing.busy_s, nothing.stolen_s, nothing.throttled) == (None, None, None)
 
 

@@ -16,7 +16,10 @@ import numpy as np
 
 from qdeploy.core.errors import QdeployError
 
-PROBE = "from qdeploy.runtime.probe import main; main(*sys.argv[1:])"
+PROBE = (
+    "from qdeploy.runtime.probe import main; "
+    "main(*sys.argv[1:4], batch=sys.argv[4], runs=sys.argv[5], seconds=sys.argv[6])"
+)
 COMMAND = "from qdeploy.cli.main import main; main()"
 PROBES = 3
 """Fresh processes per model; the one with the median start counts."""
@@ -83,7 +86,7 @@ class Fresh:
         return times
 
     def _probe(self, runs: int, seconds: float) -> dict[str, Any]:
-        arguments = (str(self.path), str(self.threads), self.engine, str(runs), str(seconds), str(self.batch))
+        arguments = (str(self.path), str(self.threads), self.engine, str(self.batch), str(runs), str(seconds))
         return json.loads(_run(f"measuring {self.path}", PROBE, *arguments))
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from qdeploy.core.machine import cpu_quota
 from qdeploy.runtime.bench.energy import counters, used_joules
 
-PROC = Path("/proc")
-CGROUP = Path("/sys/fs/cgroup")
-CPU0 = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+ROOT = Path("/")
+"""Where ``proc`` and ``sys`` are."""
+GOVERNOR = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,26 +95,26 @@ class Watch:
         }
 
 
-def read(proc: Path = PROC, cgroup: Path = CGROUP) -> Reading:
+def read(root: Path = ROOT) -> Reading:
     """Read the counters."""
-    busy, stolen = _cpu_seconds(proc)
+    busy, stolen = _cpu_seconds(root)
     return Reading(
         wall_s=time.perf_counter(),
         own_cpu_s=time.process_time(),
         busy_s=busy,
         stolen_s=stolen,
-        throttled=_throttled(proc, cgroup),
+        throttled=_throttled(root),
         joules=counters(),
     )
 
 
-def limits(proc: Path = PROC, cgroup: Path = CGROUP) -> dict[str, Any]:
+def limits(root: Path = ROOT) -> dict[str, Any]:
     """Give what holds for the whole measurement: affinity, quota, governor and frequency; None where not readable."""
-    mhz = [line.partition(":")[2] for line in _text(proc / "cpuinfo").splitlines() if line.startswith("cpu MHz")]
+    mhz = [line.partition(":")[2] for line in _text(root / "proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
     return {
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "quota_cores": _quota(proc, cgroup),
-        "governor": _text(CPU0 / "scaling_governor").strip() or None,
+        "quota_cores": cpu_quota(root),
+        "governor": _text(root / GOVERNOR).strip() or None,
         "mhz": round(max(map(float, mhz))) if mhz else None,
     }
 
@@ -122,43 +123,28 @@ def _sum(so_far: float | None, begin: float | None, end: float | None) -> float 
     return None if so_far is None or begin is None or end is None else so_far + end - begin
 
 
-def _cpu_seconds(proc: Path) -> tuple[float | None, float | None]:
+def _cpu_seconds(root: Path) -> tuple[float | None, float | None]:
     """Give the seconds all cores were busy, and those stolen, from the first line of ``/proc/stat``."""
-    fields = _text(proc / "stat").partition("\n")[0].split()
+    fields = _text(root / "proc/stat").partition("\n")[0].split()
     if len(fields) < 9 or fields[0] != "cpu":
         return None, None
     user, nice, system, _, _, irq, soft, stolen = (int(f) / os.sysconf("SC_CLK_TCK") for f in fields[1:9])
     return user + nice + system + irq + soft, stolen
 
 
-def _own_groups(proc: Path, cgroup: Path) -> list[Path]:
-    """Give the folders that may hold this process's CPU limits: of cgroup v2 and v1, its own and the root's."""
-    folders = []
-    for line in _text(proc / "self" / "cgroup").splitlines():
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if controllers == "":
-            folders += [cgroup / path.lstrip("/"), cgroup]
-        elif "cpu" in controllers.split(","):
-            folders += [cgroup / name / path.lstrip("/") for name in (controllers, "cpu")] + [cgroup / "cpu"]
-    return folders
-
-
-def _throttled(proc: Path, cgroup: Path) -> int | None:
-    for folder in _own_groups(proc, cgroup):
-        for line in _text(folder / "cpu.stat").splitlines():
-            if line.startswith("nr_throttled"):
-                return int(line.split()[1])
-    return None
-
-
-def _quota(proc: Path, cgroup: Path) -> float | None:
-    """Give the quota in cores, None if there is none."""
-    for folder in _own_groups(proc, cgroup):
-        quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
-        if not quota:
-            quota, period = (_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-        if quota.isdigit() and period.isdigit():
-            return int(quota) / int(period)
+def _throttled(root: Path) -> int | None:
+    """Give how often the quota stopped this process's group, of cgroup v2 or v1."""
+    mounts = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        controllers, _, group = line.partition(":")[2].partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (mounts / controllers, mounts / ("cpu" if controllers else "unified")):
+            # in a container the group's own folder may be the mount itself
+            for folder in (mount / group.lstrip("/"), mount):
+                for entry in _text(folder / "cpu.stat").splitlines():
+                    if entry.startswith("nr_throttled"):
+                        return int(entry.split()[1])
     return None
 
 
