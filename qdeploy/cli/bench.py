@@ -166,7 +166,7 @@ def _ladder(r: BenchResult) -> list[str]:
     growth = "too slow to tell" if r.growth is None else r.growth.verdict
     if r.growth and r.growth.verdict == "grows":
         growth = f"{r.growth.bytes_per_run:.0f} bytes"
-    return [r.name, *("-" if v is None else f"{v / 1e6:.1f}" for v in r.ladder_bytes.values()), growth]
+    return [r.name, *(f"{v / 1e6:.1f}" for v in r.ladder_bytes.values()), growth]
 
 
 def _served(r: BenchResult) -> str:

@@ -30,6 +30,8 @@ GROWTH_SECONDS = 3.0
 SETTLED = 0.25
 """Share of the runs before which memory may still grow: pools fill up."""
 PARTS = 8
+OWN_BYTES = 64 * 1024
+"""Growth over all settled runs that is no sign yet: notes of the measurement itself, and pools that still settle."""
 NO_GROWTH = "no growth beyond noise"
 
 
@@ -63,14 +65,14 @@ class Fresh:
             found.append({**values, "process_ms": (time.perf_counter_ns() - begin) / 1e6})
         return sorted(found, key=lambda p: p["process_ms"])[len(found) // 2]
 
-    def growth(self) -> tuple[Growth | None, int]:
+    def growth(self) -> tuple[Growth | None, dict[str, Any]]:
         """Run the model thousands of times.
 
         Returns:
-            Whether it grows, None where it is too slow to tell; and its peak in bytes.
+            Whether it grows, None where it is too slow to tell; and the process's findings.
         """
         found = self._probe(runs=QUICK_GROWTH_RUNS if self.quick else GROWTH_RUNS, seconds=GROWTH_SECONDS)
-        return growth_of([(n, size) for n, size in found["resident"]]), found["after_runs_bytes"]
+        return growth_of([(n, size) for n, size in found["resident"]]), found
 
     def cold_starts_ms(self, image: bytes) -> list[float]:
         """Time ``qdeploy predict`` of one image: from the interpreter's start to the answer."""
@@ -94,17 +96,18 @@ def growth_of(readings: Sequence[tuple[int, int]]) -> Growth | None:
     """Judge pairs of runs done and resident bytes; None if there are too few.
 
     Memory that grows with every run is larger in each eighth than in the one before: of noise, one series in 40,000 is;
-    a pool that fills up once is not.
+    a pool that fills up once is not. And it grows by more than 64 kB in all.
     """
     settled = readings[int(len(readings) * SETTLED) :]
     if len(settled) < 2 * PARTS:
         return None
     runs, sizes = (np.asarray(column, np.float64) for column in zip(*settled, strict=True))
-    steps = np.diff([part.mean() for part in np.array_split(sizes, PARTS)])
+    parts = [part.mean() for part in np.array_split(sizes, PARTS)]
+    grows = bool((np.diff(parts) > 0).all()) and parts[-1] - parts[0] > OWN_BYTES
     return Growth(
         runs=readings[-1][0],
         bytes_per_run=float(np.polyfit(runs, sizes, 1)[0]),
-        verdict="grows" if bool((steps > 0).all()) else NO_GROWTH,
+        verdict="grows" if grows else NO_GROWTH,
     )
 
 
@@ -118,12 +121,12 @@ def _run(what: str, code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def ladder_of(found: dict[str, Any], after_runs: int | None) -> dict[str, int | None]:
-    """Give the peak of the resident size, in bytes, after each step of a fresh process."""
+def ladder_of(found: dict[str, Any]) -> dict[str, int]:
+    """Give the peak of the resident size, in bytes, after each step of one fresh process."""
     return {
         "python": found["python_bytes"],
         "runtime": found["runtime_bytes"],
         "model": found["model_bytes"],
         "first_run": found["peak_rss_bytes"],
-        "all_runs": after_runs,
+        "all_runs": found["after_runs_bytes"],
     }

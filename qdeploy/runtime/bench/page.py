@@ -135,11 +135,10 @@ def _phases(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _memory(results: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
     for r in results:
-        peaks = [v / 1e6 for v in r["ladder_bytes"].values() if v is not None]
-        rows.append((r["name"], [peaks[0], *(max(0.0, b - a) for a, b in pairwise(peaks))]))
+        peaks = [v / 1e6 for v in r["ladder_bytes"].values()]
+        rows.append((r["name"], [peaks[0], *(b - a for a, b in pairwise(peaks))]))
     table = [
-        [r["name"], *("-" if v is None else f"{v / 1e6:.1f}" for v in r["ladder_bytes"].values()), _growth(r["growth"])]
-        for r in results
+        [r["name"], *(f"{v / 1e6:.1f}" for v in r["ladder_bytes"].values()), _growth(r["growth"])] for r in results
     ]
     return [
         "<h2>Peak memory of a fresh process</h2>",

@@ -46,8 +46,8 @@ class BenchResult:
     """Of a fresh process that opens the model and runs it once."""
     base_rss_bytes: int
     """Peak before the engine is imported: Python, numpy and this package."""
-    ladder_bytes: dict[str, int | None]
-    """Peak of a fresh process after each step: python, runtime, model, first_run, all_runs."""
+    ladder_bytes: dict[str, int]
+    """Peak of one fresh process after each step: python, runtime, model, first_run, all_runs."""
     growth: Growth | None
     """Whether memory grows with every run."""
     model_bytes: int

@@ -152,12 +152,12 @@ def _result(subject: Subject, phases: Phases | None, config: BenchConfig) -> Ben
 def _details(fresh: Fresh, found: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """Give what further fresh processes tell, or without details what the first one told."""
     if config.details:
-        grown, after_runs = fresh.growth()
+        grown, found = fresh.growth()
         starts = fresh.cold_starts_ms(encoded_images()[0])
     else:
-        grown, after_runs, starts = None, None, [found["process_ms"]]
+        grown, starts = None, [found["process_ms"]]
     return {
-        "ladder_bytes": ladder_of(found, after_runs),
+        "ladder_bytes": ladder_of(found),
         "growth": grown,
         "cold_start_ms": statistics.median(starts),
         "cold_starts_ms": tuple(starts),
