@@ -50,6 +50,17 @@ def test_ten_equal_models_give_no_winner_either() -> None:
     assert wrong <= 9
 
 
+def test_four_launches_of_unequal_length_are_the_stretches() -> None:
+    """Two of four launches had the luck of the better place: forty rounds do not make that a win."""
+    rng = np.random.default_rng(2)
+    lengths, places = (4, 20, 6, 10), (0.99, 0.9, 1.0, 0.9)
+    place = np.repeat(places, lengths)[:, None]
+    new = (place * (1 + 0.001 * rng.standard_normal((40, 10)))).tolist()
+    old = (1 + 0.001 * rng.standard_normal((40, 10))).tolist()
+    assert compare("new", "old", new, old, launches=lengths).verdict == NO_DIFFERENCE
+    assert compare("new", "old", new, old).verdict == "faster"
+
+
 def test_a_win_is_put_in_words() -> None:
     def flat(scale: float, seed: int) -> list[list[float]]:
         return (scale * (1 + 0.02 * np.random.default_rng(seed).standard_normal((50, 10)))).tolist()

@@ -1,8 +1,8 @@
 """Is one model faster than another, or is it noise? Paired in time, with an interval that means what it says.
 
 Latencies of neighbouring runs are alike, and a model opened anew has another place in memory and with it another speed.
-So the runs are cut into ten stretches (in ``bench`` the model is opened anew for each), every stretch gives one ratio,
-and the interval is Student's over those ten: batch means. Resampling single rounds as if they were independent gives
+So the runs are cut into stretches (in ``bench`` the model is opened anew for each), every stretch gives one ratio, and
+the interval is Student's over those few: batch means. Resampling single rounds as if they were independent gives
 intervals that are too narrow.
 """
 
@@ -57,7 +57,12 @@ class Comparison:
 
 
 def compare(
-    model: str, against: str, new: Sequence[Sequence[float]], old: Sequence[Sequence[float]], comparisons: int = 1
+    model: str,
+    against: str,
+    new: Sequence[Sequence[float]],
+    old: Sequence[Sequence[float]],
+    comparisons: int = 1,
+    launches: Sequence[int] | None = None,
 ) -> Comparison:
     """Compare two models by their rounds.
 
@@ -68,6 +73,8 @@ def compare(
         old: Those of the second, measured in turn with them.
         comparisons: How many are made; each gets that part of the 5 % of error (Bonferroni), so that twenty equal
             models give no false winner either.
+        launches: How many rounds were done each time that the models were opened; these are the stretches. Default:
+            ten stretches of equal length.
 
     Raises:
         InputError: If there are fewer than two rounds.
@@ -75,7 +82,8 @@ def compare(
     if len(new) < 2:
         raise InputError("a comparison needs at least two rounds of runs")
     logs = np.log([statistics.median(o) / statistics.median(n) for n, o in zip(new, old, strict=True)])
-    stretches = [float(np.median(part)) for part in np.array_split(logs, min(STRETCHES, len(logs)))]
+    parts = np.split(logs, np.cumsum(launches)[:-1]) if launches else np.array_split(logs, min(STRETCHES, len(logs)))
+    stretches = [float(np.median(part)) for part in parts]
     centre, half = mean_and_margin(stretches, 0.05 / comparisons)
     low, high = math.exp(centre - half), math.exp(centre + half)
     verdict = "faster" if low > 1.0 else "slower" if high < 1.0 else NO_DIFFERENCE

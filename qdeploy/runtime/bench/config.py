@@ -10,6 +10,7 @@ from qdeploy.runtime.session import ENGINES
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 LAUNCHES = 10
+QUICK_LAUNCHES = 4
 """Times that every model is opened anew: where its weights lie in memory moves its speed by a per cent or more."""
 VALID_SECONDS = 60.0
 """Timed runs shorter than this are not valid for publication."""
@@ -34,7 +35,7 @@ class BenchConfig:
     samples_per_query: int | None = None
     """Images of one query of multi-stream (default 8) and offline (default 256)."""
     runs: int | None = None
-    """Timed queries of each model; default: as many as fit into ``seconds``. p99 needs at least 662."""
+    """Timed queries of each model, rounded up to whole rounds; default: as many as fit into ``seconds``. p99 needs 662."""
     seconds: float | None = None
     """Time limit of all models' queries together. Default: 10, which is enough to look at; 60 where ``runs`` is given,
     and 2 with ``quick``. Valid for publication from 60 on."""
@@ -113,6 +114,11 @@ class BenchConfig:
         if self.quick:
             return _QUICK_SECONDS
         return _SECONDS if self.runs is None else VALID_SECONDS
+
+    @property
+    def launches(self) -> int:
+        """Times that every model is opened anew."""
+        return QUICK_LAUNCHES if self.quick else LAUNCHES
 
     @property
     def warmup_s(self) -> float:

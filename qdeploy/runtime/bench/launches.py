@@ -1,4 +1,4 @@
-"""Runs a scenario: every model is opened anew ten times, and all of them take turns."""
+"""Runs a scenario: every model is opened anew several times, and all of them take turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.runtime.bench.config import LAUNCHES, BenchConfig
+from qdeploy.runtime.bench.config import BenchConfig
 from qdeploy.runtime.bench.rounds import BLOCK, Query, Rounds, Tick, queries_of, time_queries, warm_up
 from qdeploy.runtime.bench.server import Served, Stretch, arrivals, highest_rate, serve, served_of
 from qdeploy.runtime.bench.watch import Watch
@@ -57,7 +57,7 @@ def run_scenario(subjects: Sequence[Subject], config: BenchConfig, watch: Watch,
         _search(subjects, config, watch, tick)
         return
     stretches: dict[str, list[Stretch]] = {s.name: [] for s in subjects}
-    for launch in range(LAUNCHES):
+    for launch in range(config.launches):
         # the order of opening alternates: who comes first may get the better place in memory
         turns = list(subjects) if launch % 2 == 0 else list(reversed(subjects))
         with ExitStack() as stack:
@@ -67,7 +67,7 @@ def run_scenario(subjects: Sequence[Subject], config: BenchConfig, watch: Watch,
                     _serve(turns, queries, config, launch, stretches)
                 else:
                     _closed_loop(turns, queries, config)
-        tick(launch + 1, LAUNCHES)
+        tick(launch + 1, config.launches)
     if config.rate is not None:
         for s in subjects:
             s.served = served_of(stretches[s.name], config.rate, config.latency_percentile, config.latency_ms)
@@ -80,9 +80,9 @@ def _ready(subject: Subject, session: Session, config: BenchConfig, first: bool)
 
 
 def _closed_loop(turns: Sequence[Subject], queries: Sequence[Query], config: BenchConfig) -> None:
-    runs = None if config.runs is None else math.ceil(config.runs / LAUNCHES)
+    runs = None if config.runs is None else math.ceil(config.runs / config.launches)
     block = 1 if config.scenario == "offline" else BLOCK
-    found = time_queries(queries, runs, config.limit_s / LAUNCHES, block=block, least=1)
+    found = time_queries(queries, runs, config.limit_s / config.launches, block=block, least=1)
     for subject, rounds in zip(turns, found, strict=True):
         subject.launches.append(rounds)
 
@@ -97,7 +97,7 @@ def _serve(
     """Serve one part of the schedule with every model, one after the other: all get the same arrival times."""
     assert config.rate is not None
     wanted = config.runs or config.rate * config.limit_s / len(turns)
-    times_s = arrivals(config.rate, max(1, math.ceil(wanted / LAUNCHES)), config.seed + launch)
+    times_s = arrivals(config.rate, max(1, math.ceil(wanted / config.launches)), config.seed + launch)
     for subject, query in zip(turns, queries, strict=True):
         run = serve(query, times_s)
         stretches[subject.name].append(run)
@@ -117,6 +117,6 @@ def _search(subjects: Sequence[Subject], config: BenchConfig, watch: Watch, tick
             query = _ready(subject, session, config, first=True)
             with watch:
                 rate, run = highest_rate(query, percent, bound_ms, config.limit_s / len(subjects), config.seed, tell)
-        parts = np.array_split(np.asarray(run.latencies_ms), LAUNCHES)
+        parts = np.array_split(np.asarray(run.latencies_ms), config.launches)
         subject.launches = [[part.tolist()] for part in parts]
         subject.served = served_of([run], rate, percent, bound_ms, searched=True)

@@ -33,7 +33,7 @@ def html_page(report: Mapping[str, Any]) -> str:
         *_baseline(report.get("baseline")),
         "<h2>Latency of a query</h2>",
         histograms(results),
-        '<p class="small">Dots: the median of each of the ten times that the model was opened anew.</p>',
+        '<p class="small">Dots: the median of each time that the model was opened anew.</p>',
         _table(_HEAD, [_row(r) for r in results]),
         *_server(results),
         *_comparison(report["comparisons"]),

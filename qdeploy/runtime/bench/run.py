@@ -97,7 +97,8 @@ def _comparisons(subjects: Sequence[Subject], config: BenchConfig) -> tuple[Comp
     if config.scenario == "server" and config.rate is None:
         return ()  # latencies at different rates do not compare
     base, *others = subjects
-    return tuple(compare(s.name, base.name, s.rounds, base.rounds, len(others)) for s in others)
+    launches = [len(launch) for launch in base.launches]
+    return tuple(compare(s.name, base.name, s.rounds, base.rounds, len(others), launches) for s in others)
 
 
 def _phases(subjects: Sequence[Subject], config: BenchConfig) -> list[Phases]:
