@@ -35,7 +35,8 @@ class BenchConfig:
     samples_per_query: int | None = None
     """Images of one query of multi-stream (default 8) and offline (default 256)."""
     runs: int | None = None
-    """Timed queries of each model, rounded up to whole rounds (p99 needs 662). Default: as many as fit into ``seconds``."""
+    """Timed queries of each model, rounded up to whole rounds; p99 needs 662. Default: as many as fit into
+    ``seconds``."""
     seconds: float | None = None
     """Time limit of all models' queries together. Default: 10, which is enough to look at; 60 where ``runs`` is given,
     and 2 with ``quick``. Valid for publication from 60 on."""

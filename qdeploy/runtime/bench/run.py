@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,10 @@ def _comparisons(subjects: Sequence[Subject], config: BenchConfig) -> tuple[Comp
 
 
 def _phases(subjects: Sequence[Subject], config: BenchConfig) -> list[Phases]:
-    sessions = [s.open(config) for s in subjects]
-    runs = QUICK_RUNS if config.quick else RUNS
-    found = time_phases([s.artifact.card for s in subjects], sessions, encoded_images(), runs)
-    for session in sessions:
-        session.close()
-    return found
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(s.open(config)) for s in subjects]
+        runs = QUICK_RUNS if config.quick else RUNS
+        return time_phases([s.artifact.card for s in subjects], sessions, encoded_images(), runs)
 
 
 def _result(subject: Subject, phases: Phases | None, config: BenchConfig) -> BenchResult:
