@@ -49,7 +49,7 @@ def bench_command(
     from qdeploy.core.errors import InputError
     from qdeploy.core.files import require_writable, write_bytes
     from qdeploy.runtime.bench import BenchConfig, bench
-    from qdeploy.runtime.bench.baseline import TOLERANCE_PERCENT, changes_since, read_baseline
+    from qdeploy.runtime.bench.baseline import TOLERANCE_PERCENT, changes_since, read_baseline, require_comparable
     from qdeploy.runtime.bench.page import html_page
 
     config = BenchConfig(**how)
@@ -61,6 +61,8 @@ def bench_command(
     if html:
         require_writable(html.parent)
     paths, report_page = _model_files(artifacts)
+    if earlier:
+        require_comparable(earlier, paths, config)
     with Bar("timing") as bar:
         report = bench(paths, config, bar.update)
     document = report.to_dict()

@@ -20,7 +20,7 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.machine import peak_memory_bytes
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.runtime.bench import BenchConfig, BenchReport, bench, encoded_images, latency_summary, sample_images
-from qdeploy.runtime.bench.baseline import changes_since, read_baseline
+from qdeploy.runtime.bench.baseline import changes_since, read_baseline, require_comparable
 from qdeploy.runtime.bench.fresh import NO_GROWTH, growth_of
 from qdeploy.runtime.bench.page import html_page
 from qdeploy.runtime.bench.phases import PHASES
@@ -231,6 +231,10 @@ def test_a_baseline_of_something_else_is_refused(document: dict[str, Any], tmp_p
     refused("is of another machine: Z80", json.dumps({**document, "environment": {"cpu": "Z80", "flags": []}}))
     other = [{**r, "threads": 7} for r in document["results"]]
     refused("nothing comparable", json.dumps({**document, "results": other}))
+    refused("is no baseline", json.dumps({**document, "results": [{**document["results"][0], "engine": []}]}))
+    with pytest.raises(InputError, match="nothing comparable"):
+        require_comparable(document, [INT8], BenchConfig(threads=7))
+    require_comparable(document, [INT8], BenchConfig())
     with pytest.raises(InputError, match="cannot be read"):
         read_baseline(tmp_path / "none.json")
 

@@ -18,6 +18,7 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.files import read_json
 from qdeploy.core.machine import environment
 from qdeploy.runtime.bench.compare import student
+from qdeploy.runtime.bench.config import BenchConfig
 
 TOLERANCE_PERCENT = 10.0
 """More than the p50 of one file differs between runs on an otherwise idle machine; see docs/bench.md."""
@@ -64,7 +65,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
     try:
         cpu, flags = found["environment"]["cpu"], found["environment"]["flags"]
         for result in found["results"]:
-            _key(result)
+            hash(_key(result))
             _values(result)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -73,8 +74,8 @@ def read_baseline(path: Path) -> dict[str, Any]:
     here = environment()
     if (cpu, flags) != (here["cpu"], here["flags"]):
         raise InputError(
-            f"{path} is of another machine: {cpu} ({', '.join(flags)}); this is {here['cpu']} "
-            f"({', '.join(here['flags'])}); measure a baseline here"
+            f"{path} is of another machine: {cpu} {flags}; this is {here['cpu']} {here['flags']}; "
+            "measure a baseline here"
         )
     return dict(found)
 
@@ -95,11 +96,30 @@ def changes_since(
     before = {_key(r): r for r in baseline["results"]}
     pairs = [(before[_key(r)], r) for r in report["results"] if _key(r) in before]
     if not pairs:
-        raise InputError(
-            "the baseline has nothing comparable: the same file name, precision, engine, scenario, batch and threads "
-            f"are needed; it has {'; '.join(_described(k) for k in before) or 'no result'}"
-        )
+        raise _nothing_comparable(baseline)
     return [change for old, new in pairs for change in _changes(old, new, tolerance_percent)]
+
+
+def require_comparable(baseline: Mapping[str, Any], files: Sequence[Path], config: BenchConfig) -> None:
+    """Check before measuring that there will be something to compare.
+
+    Raises:
+        InputError: If no file of such a name was measured in such a way.
+    """
+    names = {f.name for f in files}
+    how = (config.scenario, config.batch, config.samples, config.threads)
+    for r in baseline["results"]:
+        if _file(r) in names and (r["scenario"], r["batch"], r["samples"], r["threads"]) == how:
+            return
+    raise _nothing_comparable(baseline)
+
+
+def _nothing_comparable(baseline: Mapping[str, Any]) -> InputError:
+    has = "; ".join(_described(_key(r)) for r in baseline["results"]) or "no result"
+    return InputError(
+        "the baseline has nothing comparable: the same file name, precision, engine, scenario, batch and threads are "
+        f"needed; it has {has}"
+    )
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], tolerance_percent: float) -> list[Change]:
@@ -127,10 +147,15 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], tolerance_percent: 
 
 def _key(result: Mapping[str, Any]) -> tuple[Any, ...]:
     """Give what must be the same for two results to be comparable."""
-    file = str(result["path"]).replace("\\", "/").rpartition("/")[2]
     server = result["server"]
-    rate = server["rate_per_s"] if server and not server["searched"] else (server and server["bound_ms"])
-    return (file, *(result[name] for name in _SAME[1:-1]), rate)
+    rate = server and server["rate_per_s"]
+    if server and server["searched"]:
+        rate = f"for p{server['percentile']} within {server['bound_ms']} ms"
+    return (_file(result), *(result[name] for name in _SAME[1:-1]), rate)
+
+
+def _file(result: Mapping[str, Any]) -> str:
+    return str(result["path"]).replace("\\", "/").rpartition("/")[2]
 
 
 def _described(key: Sequence[Any]) -> str:
@@ -143,7 +168,7 @@ def _values(result: Mapping[str, Any]) -> dict[str, list[float]]:
     searched = server is not None and server["searched"]
     speed = {"rate": [server["rate_per_s"]]} if searched else {"latency": list(result["launches_p50_ms"])}
     values = {**speed, "peak memory": [result["peak_rss_bytes"] / 1e6]}
-    if not all(v > 0 for numbers in values.values() for v in numbers) or not all(values.values()):
+    if not all(0 < v < math.inf for numbers in values.values() for v in numbers) or not all(values.values()):
         raise ValueError("numbers must be positive")
     return values
 
