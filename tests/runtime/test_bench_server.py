@@ -148,3 +148,14 @@ def test_a_query_has_its_samples_in_calls_of_the_batch_size() -> None:
 def test_a_configuration_that_cannot_be_honoured_is_refused(fields: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):
         BenchConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_every_model_is_first_in_turn_and_rounds_are_of_one_size() -> None:
+    order: list[str] = []
+
+    def noting(name: str) -> Query:
+        return lambda number: lambda: order.append(name)
+
+    found = time_queries([noting(n) for n in "abc"], 30, 60.0)
+    assert "".join(order[::4]) == "abcbcacab" * 2 + "abcbca"
+    assert [[len(r) for r in mine] for mine in found] == [[4] * 8] * 3  # 30 runs, rounded up to whole rounds

@@ -61,7 +61,7 @@ def time_queries(
     block: int = BLOCK,
     least: int = LEAST_ROUNDS,
 ) -> list[Rounds]:
-    """Time models' queries in alternating blocks; every other round goes backwards, so that none is always first.
+    """Time models' queries in alternating blocks; each round begins with the next model, so that none is always first.
 
     Args:
         queries: Of each model.
@@ -78,10 +78,11 @@ def time_queries(
         block = max(1, min(block, runs // LEAST_ROUNDS))
     total = None if runs is None else -(-runs // block)
     rounds: list[Rounds] = [[] for _ in queries]
+    turns = list(zip(rounds, queries, strict=True))
     begin, r = time.perf_counter(), 0
     while r != total:
-        turns = list(zip(rounds, queries, strict=True))
-        for mine, query in turns if r % 2 == 0 else reversed(turns):
+        first = r % len(queries)
+        for mine, query in turns[first:] + turns[:first]:
             mine.append([time_ms(query(r * block + i)) for i in range(block)])
         r += 1
         passed = (time.perf_counter() - begin) / seconds
