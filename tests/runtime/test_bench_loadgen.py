@@ -21,7 +21,7 @@ from qdeploy.runtime.session import open_session
 lg = pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen has no wheel for this platform")
 
 AGREEMENT = 0.05
-TRIES = 6
+TRIES = 10
 """What else the machine does may hit one of two runs; a wrong method would differ every time."""
 
 
@@ -63,47 +63,53 @@ def loadgen(folder: Path, scenario: str, query: Query, count: int, **settings: f
     return {name.strip(): float(value) for name, value in re.findall(r"^(.+?)\s*:\s*([\d.e+]+)$", text, flags=re.M)}
 
 
+def agree(measure: Callable[[], list[float]]) -> None:
+    """Check that ratios of ours to LoadGen's are 1 within the limit, in one try of several."""
+    found = []
+    for _ in range(TRIES):
+        found.append(measure())
+        if all(abs(ratio - 1) < AGREEMENT for ratio in found[-1]):
+            return
+    pytest.fail(f"ours divided by LoadGen's: {found}")
+
+
+def timing(service: Query, times: list[float]) -> Query:
+    """Note the milliseconds that each query takes by our clock."""
+    return lambda number: lambda: times.append(time_ms(service(number)))
+
+
 def test_single_stream_and_our_summary_of_the_same_queries_agree(tmp_path: Path) -> None:
-    times: list[float] = []
-    service = busy(0.003)
+    def measure() -> list[float]:
+        times: list[float] = []
+        found = loadgen(tmp_path, "SingleStream", timing(busy(0.003), times), 200)
+        assert len(times) == 200
+        ours = latency_summary(times)
+        names = {"p50": "50.00 percentile", "p90": "90.00 percentile", "p95": "95.00 percentile", "mean": "Mean"}
+        return [(ours[mine] or 0.0) / found[f"{theirs} latency (ns)"] * 1e6 for mine, theirs in names.items()]
 
-    def timed(number: int) -> Callable[[], object]:
-        return lambda: times.append(time_ms(service(number)))
-
-    found = loadgen(tmp_path, "SingleStream", timed, 200)
-    ours = latency_summary(times)
-    assert len(times) == 200
-    for mine, theirs in (
-        ("p50", "50.00 percentile"),
-        ("p90", "90.00 percentile"),
-        ("p95", "95.00 percentile"),
-        ("mean", "Mean"),
-    ):
-        assert ours[mine] == pytest.approx(found[f"{theirs} latency (ns)"] / 1e6, rel=AGREEMENT)
+    agree(measure)
 
 
 def test_offline_and_our_throughput_of_the_same_samples_agree(tmp_path: Path) -> None:
-    times: list[float] = []
-    service = busy(0.002)
+    def measure() -> list[float]:
+        times: list[float] = []
+        query = timing(busy(0.002), times)
+        found = loadgen(tmp_path, "Offline", query, 1, offline_expected_qps=200.0, min_duration_ms=1000)
+        assert len(times) >= 200
+        return [1e3 * len(times) / sum(times) / found["Samples per second"]]
 
-    def timed(number: int) -> Callable[[], object]:
-        return lambda: times.append(time_ms(service(number)))
-
-    found = loadgen(tmp_path, "Offline", timed, 1, offline_expected_qps=200.0, min_duration_ms=1000)
-    assert len(times) >= 200
-    assert 1e3 * len(times) / sum(times) == pytest.approx(found["Samples per second"], rel=AGREEMENT)
+    agree(measure)
 
 
 def test_server_medians_of_a_known_service_agree(tmp_path: Path) -> None:
-    query, rate, count = busy(0.004), 60.0, 120
-    ratios = []
-    for _ in range(TRIES):
-        theirs = loadgen(tmp_path, "Server", query, count, server_target_qps=rate)
+    query, rate, count = busy(0.003), 80.0, 64
+
+    def measure() -> list[float]:
+        found = loadgen(tmp_path, "Server", query, count, server_target_qps=rate)
         ours = percentile(serve(query, arrivals(rate, count, 0)).latencies_ms, 50)
-        ratios.append(ours / (theirs["50.00 percentile latency (ns)"] / 1e6))
-        if abs(ratios[-1] - 1) < AGREEMENT:
-            return
-    pytest.fail(f"ours divided by LoadGen's: {ratios}")
+        return [ours * 1e6 / found["50.00 percentile latency (ns)"]]
+
+    agree(measure)
 
 
 def test_single_stream_of_a_real_model_in_turns(tmp_path: Path) -> None:
