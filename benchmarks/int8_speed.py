@@ -48,7 +48,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             report = exported(name, Path(folder))
             files = [Path(a.path) for a in report.artifacts]
-            reports = [bench(files, BenchConfig(runs=1000, seconds=60)) for _ in range(REPEATS)]
+            reports = [bench(files, BenchConfig(runs=1000, seconds=60, details=False)) for _ in range(REPEATS)]
         rows.append(row(name, reports, report))
         print(rows[-1], flush=True)
     keep("int8_speed", rows, threads=1, batch=1)

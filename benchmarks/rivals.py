@@ -58,7 +58,7 @@ def main() -> None:
             rows.append(summary(name, [m for m in made if m]))
             files += [(rows[-1], path) for path in sorted((Path(place) / folder_of(name, 0)).glob("*.onnx"))]
             print(rows[-1], flush=True)
-        report = bench([path for _, path in files], BenchConfig(runs=1000, seconds=300))
+        report = bench([path for _, path in files], BenchConfig(runs=1000, seconds=300, details=False))
         for (row, _), result in zip(files, report.results, strict=True):
             row[f"{result.precision}_p50_ms"] = round(result.latency_ms["p50"] or 0, 4)
             row[f"{result.precision}_peak_MB"] = round(result.peak_rss_bytes / 1e6, 1)

@@ -236,7 +236,7 @@ def _measure(spec: Spec) -> Result:
     round_s = sum(a["p50_ms"] for a in exported.values()) / 1e3
     seconds = max(MEASURE_SECONDS, 1.1 * LEAST_RUNS * round_s)
     files = [spec.export / f"model.{precision}.onnx" for precision in exported]
-    report = bench(files, BenchConfig(runs=MEASURE_RUNS, seconds=seconds))
+    report = bench(files, BenchConfig(runs=MEASURE_RUNS, seconds=seconds, details=False))
     artifacts = {
         r.precision: {"latency_ms": r.latency_ms["p50"], "n": r.n, "peak_bytes": r.peak_rss_bytes}
         for r in report.results

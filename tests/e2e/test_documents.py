@@ -28,6 +28,7 @@ DOCUMENTS = [
             "lint",
             "tensorrt",
             "predict_and_bench",
+            "bench",
             "choosing_a_model",
             "mobilevit",
         )
