@@ -47,12 +47,47 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> int:
-    """Give the number of cores this process may use: its affinity, limited by the cgroup's CPU quota."""
+    """Give the number of cores this process may use: its affinity, limited by the CPU quota of its cgroups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if quota.isdigit() and period.isdigit():
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
+    quota = cpu_quota()
+    return cores if quota is None else min(cores, max(1, int(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Give the CPU time per second that this process's control groups allow, in cores, or None without a limit.
+
+    The least of its own group and of all groups around it counts, of cgroup v1 and v2. Use a fraction rounded down:
+    a thread too many is stopped for the rest of each period, which shows as latencies of tens of milliseconds.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+    """
+    found = []
+    mounts = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, entry = line.partition(":")
+        controllers, _, group = entry.partition(":")
+        if not controllers:
+            found += [_quota_v2(g) for m in (mounts, mounts / "unified") for g in _groups(m, group)]
+        elif "cpu" in controllers.split(","):
+            found += [_quota_v1(g) for m in (mounts / controllers, mounts / "cpu") for g in _groups(m, group)]
+    return min((q for q in found if q is not None), default=None)
+
+
+def _groups(mount: Path, group: str) -> list[Path]:
+    """Give a group's folder and those around it; in a container the group's own may be the mount itself."""
+    inner = mount / group.lstrip("/")
+    return [inner, *(p for p in inner.parents if p == mount or mount in p.parents)]
+
+
+def _quota_v2(group: Path) -> float | None:
+    quota, _, period = _read(group / "cpu.max").strip().partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _quota_v1(group: Path) -> float | None:
+    quota, period = (_read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None  # a quota of -1 is none
 
 
 def peak_memory_bytes() -> int:
@@ -93,7 +128,7 @@ def environment(*packages: str) -> dict[str, Any]:
     }
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text()
     except OSError:
