@@ -1,6 +1,6 @@
 """One fresh process that opens a model and runs it once: its memory and its cold start.
 
-``bench`` starts it with a model's path and a number of threads; it prints one JSON object. Peak memory is taken in
+``bench`` starts it with a model's path, a number of threads and an engine; it prints one JSON object. Peak memory is taken in
 a process of its own, because a process that has already held another model, or a parent's inherited maximum, would
 answer for somebody else.
 """
@@ -18,14 +18,14 @@ from qdeploy.core.machine import peak_memory_bytes
 from qdeploy.runtime.session import engine_class, open_session
 
 
-def main(path: str, threads: str) -> None:
+def main(path: str, threads: str, engine: str = "ort") -> None:
     """Open, run once and print import_ms, load_ms, first_ms and the two memory peaks."""
     base = peak_memory_bytes()
     start = time.perf_counter_ns()
-    engine_class("ort")
+    engine_class(engine)
     begin = time.perf_counter_ns()
     artifact = read_artifact(Path(path))
-    session = open_session(artifact, threads=int(threads), selftest=False)
+    session = open_session(artifact, engine, int(threads), selftest=False)
     loaded = time.perf_counter_ns()
     size = artifact.card.preprocessing.size
     session.infer(np.zeros((1, size, size, 3), np.uint8))
