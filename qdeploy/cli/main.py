@@ -17,6 +17,7 @@ from qdeploy.cli.models import models_command
 from qdeploy.cli.predict import predict_command
 from qdeploy.cli.sweep import sweep_command
 from qdeploy.cli.train import train_command
+from qdeploy.cli.tune import tune_command
 from qdeploy.core.errors import QdeployError, near_miss
 
 INTERRUPTED = 130
@@ -48,6 +49,7 @@ for _verb in (
     quantize_command,
     predict_command,
     bench_command,
+    tune_command,
     sweep_command,
     models_command,
     data_command,

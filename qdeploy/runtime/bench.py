@@ -221,7 +221,7 @@ def _result(
     name: str, artifact: Artifact, session: Session, rounds: list[list[float]], config: BenchConfig
 ) -> BenchResult:
     samples = [t for block in rounds for t in block]
-    probes = sorted((probe(artifact.path, config.threads) for _ in range(PROBES)), key=lambda p: p["cold_start_ms"])
+    probes = sorted((_probe(artifact.path, config.threads) for _ in range(PROBES)), key=lambda p: p["cold_start_ms"])
     middle = probes[PROBES // 2]
     return BenchResult(
         path=str(artifact.path),
@@ -244,12 +244,11 @@ def _result(
     )
 
 
-def probe(path: Path, threads: int, engine: str = "ort") -> dict[str, float]:
-    """Open and run a model in a fresh process; see ``qdeploy.runtime.probe``."""
+def _probe(path: Path, threads: int) -> dict[str, float]:
     # not -m: that would let a file of the user's folder, a numpy.py say, be imported
     code = "import sys; sys.path.remove(''); from qdeploy.runtime.probe import main; main(*sys.argv[1:])"
     begin = time.perf_counter_ns()
-    done = subprocess.run([sys.executable, "-c", code, str(path), str(threads), engine], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(path), str(threads)], capture_output=True, text=True)
     elapsed = (time.perf_counter_ns() - begin) / 1e6
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"

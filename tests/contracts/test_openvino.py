@@ -47,9 +47,7 @@ def test_the_coarser_gate_holds_the_classes_too() -> None:
     goldens = artifact.card.goldens
     swapped = goldens.logits[:, ::-1].copy()
     for logits, golden_db in ((swapped, -100.0), (goldens.logits * 1.1, BF16_GOLDEN_DB)):
-        wrong = Artifact(
-            artifact.path, artifact.data, replace(artifact.card, goldens=replace(goldens, logits=logits))
-        )
+        wrong = Artifact(artifact.path, artifact.data, replace(artifact.card, goldens=replace(goldens, logits=logits)))
         with pytest.raises(ArtifactError, match="gives wrong answers"):
             check_goldens(wrong, open_session(artifact), golden_db)
 

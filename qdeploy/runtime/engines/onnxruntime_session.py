@@ -29,9 +29,7 @@ class OnnxRuntimeSession:
         if "CPUExecutionProvider" not in wanted:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            session = ort.InferenceSession(
-                artifact.data, options, providers=list(self.providers), enable_fallback=0
-            )
+            session = ort.InferenceSession(artifact.data, options, providers=list(self.providers), enable_fallback=0)
         except Exception as error:  # its exception types have no common base of their own
             reason = str(error).splitlines()[0]
             raise ArtifactError(
