@@ -36,7 +36,7 @@ ENTRIES = {
     "stopped": {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop": "1"},
 }
 RUNS, BLOCK = 680, 20
-PACED, PERIOD_S = 60, 0.02
+PACED, PERIOD_S = 50, 0.02
 
 
 def main() -> None:

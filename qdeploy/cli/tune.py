@@ -39,8 +39,7 @@ def tune_command(
     written to device.json beside the model, which predict then uses. The exit code is 1 if none is within the limits.
     """
     from qdeploy.core.artifact import SHIPPED, newest_export
-    from qdeploy.runtime.limits import Limits
-    from qdeploy.runtime.tune import TuneConfig, tune
+    from qdeploy.runtime.tune import Limits, TuneConfig, tune
 
     limits = Limits(latency_ms=latency_ms, memory_mb=memory_mb, max_drop=max_drop, throughput=throughput)
     config = TuneConfig(limits=limits, seconds=seconds)
@@ -66,7 +65,7 @@ def show(report: TuneReport) -> None:
         print(f"written to {report.written}; predict uses it from now on")
     elif report.chosen:
         c = report.chosen
-        print(f"the package's own folder is left as it is; use --engine {c.engine} --threads {c.threads}")
+        print(f"not written: the folder is read-only or the package's; use --engine {c.engine} --threads {c.threads}")
 
 
 def _table(report: TuneReport) -> Table:

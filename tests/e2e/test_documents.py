@@ -27,6 +27,7 @@ DOCUMENTS = [
             "lint",
             "tensorrt",
             "predict_and_bench",
+            "engines",
             "choosing_a_model",
             "mobilevit",
         )

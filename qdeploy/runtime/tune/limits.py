@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
-    from qdeploy.runtime.trial import Trial
+    from qdeploy.runtime.tune.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True)

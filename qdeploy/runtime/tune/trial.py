@@ -17,8 +17,8 @@ from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import QdeployError
 from qdeploy.core.metrics import MIN_SAMPLES, percentile
 from qdeploy.runtime.bench import compare, sample_images
-from qdeploy.runtime.limits import Limits
 from qdeploy.runtime.session import Session
+from qdeploy.runtime.tune.limits import Limits
 
 BLOCK, BLOCK_MS = 10, 100.0
 """Consecutive calls of one candidate: so many, or what fits into so much time."""
