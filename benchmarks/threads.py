@@ -8,6 +8,7 @@ for a while in case more comes: "stopped" spins within an inference only (sessio
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,7 @@ def main() -> None:
         }
         print("measuring", flush=True)
         rows = [row for name, file in files.items() for row in measured(name, read_artifact(file))]
-    keep("threads", rows, runs=RUNS, paced=PACED, period_s=PERIOD_S)
+    keep("threads", rows, nice=os.nice(0), runs=RUNS, paced=PACED, period_s=PERIOD_S)
 
 
 def micro(folder: Path) -> Path:

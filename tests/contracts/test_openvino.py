@@ -24,13 +24,19 @@ def computes_bf16() -> bool:
     return "BF16" in openvino.ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class TestOpenVino(EngineContract):
+class Shipped(EngineContract):
+    @pytest.fixture(params=["fp32", "int8"])
+    def file(self, request: pytest.FixtureRequest) -> Path:
+        return SHIPPED / f"model.{request.param}.onnx"
+
+
+class TestOpenVino(Shipped):
     engine = "openvino"
     says = r"openvino \d+\.\d+\.\d+ CPU f32"
 
 
 @pytest.mark.skipif(not computes_bf16(), reason="this CPU computes no bfloat16")
-class TestOpenVinoBf16(EngineContract):
+class TestOpenVinoBf16(Shipped):
     engine = "openvino-bf16"
     says = r"openvino \d+\.\d+\.\d+ CPU bf16"
     atol = 0.1
