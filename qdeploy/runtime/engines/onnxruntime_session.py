@@ -85,8 +85,8 @@ class TensorRtProviderSession(OnnxRuntimeSession):
 def session_options(threads: int) -> ort.SessionOptions:
     """Give the options of a session whose inferences use so many threads.
 
-    Threads that wait sleep instead of spinning: spinning ones burn a core between inferences and take about 1.5 times as
-    long beside a busy neighbour; alone they are up to 1.3 times as fast (benchmarks/threads.py).
+    Threads that wait sleep: spinning ones are at best 1.3 times as fast alone, take 1.5 times as long beside a busy
+    neighbour, and burn a core between inferences (benchmarks/threads.py).
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
