@@ -26,7 +26,7 @@ WARMUP = 5
 FIRST_CUT = 7
 """Rounds before anyone is left behind."""
 HOPELESS = 3.0
-"""Times the fastest's time that a candidate may take in its first round."""
+"""Times the leader's fastest call that a candidate's may take in the first round."""
 ENOUGH = 700
 WORTH = 1.03
 """Another choice must be surely faster by so much to be preferred to a simpler one."""
@@ -136,8 +136,9 @@ def _leader(running: Sequence[Trial], limits: Limits) -> Trial | None:
 def _behind(trial: Trial, leader: Trial | None, first: bool) -> bool:
     if leader is None or trial is leader:
         return False
-    ratio, low, _ = trial.against(leader)
-    return ratio > HOPELESS if first else low > WORTH
+    if first:
+        return min(trial.rounds[0]) > HOPELESS * min(leader.rounds[0])
+    return trial.against(leader)[1] > WORTH
 
 
 def _call(trial: Trial) -> Callable[[], float]:
