@@ -65,7 +65,8 @@ _ORT = "qdeploy.runtime.engines.onnxruntime_session"
 _OPENVINO = "qdeploy.runtime.engines.openvino_session"
 
 BF16_GOLDEN_DB = 30.0
-"""bfloat16 keeps 8 bits: 59 dB after one rounding, 43 dB expected after 40 layers, 46 to 53 dB measured."""
+"""bfloat16 keeps 8 bits: 59 dB after one rounding, 43 dB expected after 40 layers; 45 to 52 dB measured on nano, micro,
+ResNet-18 and a MobileViT."""
 
 ENGINES = {
     "ort": Engine(f"{_ORT}:OnnxRuntimeSession", "onnxruntime", "onnxruntime"),
