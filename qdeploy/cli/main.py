@@ -21,6 +21,7 @@ from qdeploy.cli.models import models_command
 from qdeploy.cli.predict import predict_command
 from qdeploy.cli.sweep import sweep_command
 from qdeploy.cli.train import train_command
+from qdeploy.cli.tune import tune_command
 from qdeploy.cli.verify import verify_command
 from qdeploy.core.errors import QdeployError, near_miss
 
@@ -54,6 +55,7 @@ for _verb in (
     predict_command,
     bench_command,
     eval_command,
+    tune_command,
     sweep_command,
     models_command,
     data_command,

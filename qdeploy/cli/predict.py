@@ -13,18 +13,22 @@ from qdeploy.cli.output import emit_json, note
 @click.argument("images", nargs=-1, required=True)
 @click.option("--model", type=click.Path(path_type=Path), help="A model file or export folder. Default: see above.")
 @click.option("--top", type=click.IntRange(min=1), default=3, help="Labels per image.")
-@click.option("--engine", default="ort", help="Inference engine.")
-@click.option("--threads", type=int, help="Threads of one inference. Default: 1 for small models, else all cores.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, help="Images per inference.")
+@click.option("--engine", help="Inference engine. Default: as tuned for this machine, else ort.")
+@click.option(
+    "--threads",
+    type=int,
+    help="Threads of one inference. Default: as tuned for this machine, else 1 for small models, else all cores.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per inference. Default: as tuned, else 1.")
 @click.option("--selftest/--no-selftest", default=True, help="Check the model's golden inputs first.")
 @click.option("--json", is_flag=True, help="Print one JSON document per image.")
 def predict_command(
     images: tuple[str, ...],
     model: Path | None,
     top: int,
-    engine: str,
+    engine: str | None,
     threads: int | None,
-    batch_size: int,
+    batch_size: int | None,
     selftest: bool,
     json: bool,
 ) -> int:
@@ -34,15 +38,17 @@ def predict_command(
     the one that ships in the package.
     """
     from qdeploy.core.artifact import read_artifact
-    from qdeploy.runtime.classifier import Classifier, find_artifact
+    from qdeploy.runtime.classifier import Classifier, find_setup
     from qdeploy.runtime.predict import expand, predict_files
 
-    path = find_artifact(model)
-    classifier = Classifier(read_artifact(path), engine, threads, selftest)
+    setup = find_setup(model, engine, threads)
     if model is None:
-        note(f"model: {path}")
+        note(f"model: {setup.path}")
+    if setup.note:
+        note(setup.note)
+    classifier = Classifier(read_artifact(setup.path), setup.engine, setup.threads, selftest)
     failed = 0
-    for answer in predict_files(classifier, expand(images), batch_size):
+    for answer in predict_files(classifier, expand(images), batch_size or setup.batch or 1):
         if json:
             emit_json(answer.to_dict(top))
         elif answer.prediction is not None:

@@ -13,6 +13,7 @@ from PIL import Image
 from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
 from qdeploy.core.errors import ArtifactError
 from qdeploy.core.files import read_json
+from qdeploy.runtime.device import Setup, setup_for
 from qdeploy.runtime.session import open_session
 
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
@@ -58,11 +59,20 @@ class Prediction:
 
 
 class Classifier:
-    """An opened artifact with its own preprocessing and labels. Safe to call from several threads."""
+    """An opened artifact with its own preprocessing and labels. Safe to call from several threads.
+
+    Its ``note`` says whether a ``device.json`` was used, or why not; None without one.
+    """
 
     def __init__(
-        self, artifact: Artifact, engine: str = "ort", threads: int | None = None, selftest: bool = True
+        self,
+        artifact: Artifact,
+        engine: str = "ort",
+        threads: int | None = None,
+        selftest: bool = True,
+        note: str | None = None,
     ) -> None:
+        self.note = note
         self.artifact = artifact
         self.card = artifact.card
         self.session = open_session(artifact, engine, threads, selftest)
@@ -120,16 +130,28 @@ def recommended_file(folder: Path) -> Path:
     return folder / name
 
 
+def find_setup(given: Path | None = None, engine: str | None = None, threads: int | None = None) -> Setup:
+    """Find the model file, as ``find_artifact`` does, and what ``qdeploy tune`` found best for it on this machine.
+
+    Raises:
+        ArtifactError: If there is none.
+        InputError: If the ``device.json`` beside it is damaged.
+    """
+    named = given is not None and not given.is_dir()
+    return setup_for(find_artifact(given), named, engine, threads)
+
+
 def load(
-    model: str | Path | None = None, *, engine: str = "ort", threads: int | None = None, selftest: bool = True
+    model: str | Path | None = None, *, engine: str | None = None, threads: int | None = None, selftest: bool = True
 ) -> Classifier:
     """Open a model file for classification; costs no torch.
 
     Args:
         model: A model file or an export's folder; by default the model that ships in the package.
-        engine: The inference engine.
-        threads: Threads of one inference; by default 1 for small models, else the usable cores.
+        engine: The inference engine; by default what ``qdeploy tune`` chose on this machine, else ``ort``.
+        threads: Threads of one inference; by default what ``qdeploy tune`` chose, else 1 for small models and the
+            usable cores for others.
         selftest: Whether to check the file's goldens.
     """
-    path = find_artifact(Path(model)) if model is not None else recommended_file(SHIPPED)
-    return Classifier(read_artifact(path), engine, threads, selftest)
+    setup = find_setup(SHIPPED if model is None else Path(model), engine, threads)
+    return Classifier(read_artifact(setup.path), setup.engine, setup.threads, selftest, setup.note)

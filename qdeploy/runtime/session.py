@@ -7,6 +7,7 @@ To add an engine: one file in ``engines/``, one row here, one subclass of the co
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError, near_miss
 from qdeploy.core.machine import usable_cores
-from qdeploy.core.metrics import sqnr_db
+from qdeploy.core.metrics import agreement, sqnr_db
 
 SMALL_MACS = 100_000_000
 """Below this a second thread costs more in hand-over than it computes."""
@@ -54,12 +55,27 @@ class Engine:
     install: str
     builder: str | None = None
     """It opens the engine files of this builder instead of ONNX files."""
+    golden_db: float = math.inf
+    """Agreement with the goldens, in decibels, asked of an engine that computes more coarsely than the file says."""
 
 
 _TENSORRT = "qdeploy.runtime.engines.tensorrt_session:TensorRtSession"
 
+_ORT = "qdeploy.runtime.engines.onnxruntime_session"
+_OPENVINO = "qdeploy.runtime.engines.openvino_session"
+
+BF16_GOLDEN_DB = 30.0
+"""bfloat16 keeps 8 bits: 59 dB after one rounding, 43 dB expected after 40 layers; 45 to 52 dB measured on nano, micro,
+ResNet-18 and a MobileViT."""
+
 ENGINES = {
-    "ort": Engine("qdeploy.runtime.engines.onnxruntime_session:OnnxRuntimeSession", "onnxruntime", "onnxruntime"),
+    "ort": Engine(f"{_ORT}:OnnxRuntimeSession", "onnxruntime", "onnxruntime"),
+    "ort-cuda": Engine(f"{_ORT}:CudaSession", "onnxruntime", "onnxruntime-gpu"),
+    "ort-tensorrt": Engine(f"{_ORT}:TensorRtProviderSession", "onnxruntime", "onnxruntime-gpu"),
+    "openvino": Engine(f"{_OPENVINO}:OpenVinoSession", "openvino", "qdeploy[openvino]"),
+    "openvino-bf16": Engine(
+        f"{_OPENVINO}:OpenVinoBf16Session", "openvino", "qdeploy[openvino]", golden_db=BF16_GOLDEN_DB
+    ),
     "tensorrt": Engine(_TENSORRT, "tensorrt", "qdeploy[tensorrt]", builder="tensorrt"),
     "tensorrt-rtx": Engine(_TENSORRT, "tensorrt_rtx", "qdeploy[tensorrt-rtx]", builder="tensorrt_rtx"),
 }
@@ -87,8 +103,21 @@ def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = 
     _require_kind(artifact, engine)
     session = opener(artifact, threads)
     if selftest:
-        check_goldens(artifact, session)
+        check_goldens(artifact, session, ENGINES[engine].golden_db)
     return session
+
+
+def require_images(images: NDArray[np.uint8], size: int) -> None:
+    """Check that an array is a batch of images of a model's size.
+
+    Raises:
+        InputError: If not.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        raise InputError(
+            f"the model takes uint8 images of shape [batch, {size}, {size}, 3], found {images.dtype} "
+            f"{list(images.shape)}"
+        )
 
 
 def _require_kind(artifact: Artifact, engine: str) -> None:
@@ -108,8 +137,13 @@ def _require_kind(artifact: Artifact, engine: str) -> None:
     )
 
 
-def check_goldens(artifact: Artifact, session: Session) -> None:
-    """Run the golden inputs and compare.
+def check_goldens(artifact: Artifact, session: Session, golden_db: float = math.inf) -> None:
+    """Run the golden inputs and compare: signal-to-noise ratio, and for a coarser engine the classes, too.
+
+    Args:
+        artifact: The model file.
+        session: The file, opened.
+        golden_db: Least agreement in decibels, if less than the file asks for.
 
     Raises:
         ArtifactError: If the answers are not those the file was made with.
@@ -117,10 +151,13 @@ def check_goldens(artifact: Artifact, session: Session) -> None:
     goldens = artifact.card.goldens
     logits, _ = session.infer(goldens.images)
     found = sqnr_db(goldens.logits, logits)
-    if not found >= goldens.min_sqnr_db:
+    least = min(goldens.min_sqnr_db, golden_db)
+    same = agreement(goldens.logits, logits) if golden_db < math.inf else 1.0
+    if not (found >= least and same == 1.0):
         raise ArtifactError(
             f"{artifact.path} gives wrong answers with {session.engine} on this machine: {found:.1f} dB against its "
-            f"goldens, at least {goldens.min_sqnr_db:.0f} dB expected; use the fp32 file or another engine"
+            f"goldens, at least {least:.0f} dB{'' if same == 1.0 else ' and the same classes'} expected; use the fp32 "
+            "file or another engine"
         )
 
 

@@ -59,6 +59,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInCuda]:
 @pytest.mark.usefixtures("cuda")
 class TestOnAStandIn(EngineContract):
     engine = "tensorrt"
+    says = "tensorrt 11.4.0 on Stand-in"
 
     @pytest.fixture(params=["fp32", "int8"])
     def file(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:

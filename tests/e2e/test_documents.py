@@ -29,6 +29,7 @@ DOCUMENTS = [
             "tensorrt",
             "predict_and_bench",
             "bench",
+            "engines",
             "choosing_a_model",
             "mobilevit",
         )

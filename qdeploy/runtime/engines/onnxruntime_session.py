@@ -1,51 +1,57 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, and on an NVIDIA GPU by its CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import ArtifactError, InputError
+from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
+from qdeploy.runtime.session import require_images
 
-PROVIDER = "CPUExecutionProvider"
 OUTPUTS = ["logits", "probabilities"]
 
 
 class OnnxRuntimeSession:
     """A session of ONNX Runtime; see ``qdeploy.runtime.session.Session``."""
 
+    providers: tuple[tuple[str, dict[str, Any]], ...] = (("CPUExecutionProvider", {}),)
+    """The first is what the engine stands for; the others take what it cannot run."""
+
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+        wanted = [name for name, _ in self.providers]
+        _require_installed(wanted)
+        options = session_options(threads)
+        if "CPUExecutionProvider" not in wanted:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            self._session: ort.InferenceSession | None = ort.InferenceSession(
-                artifact.data, options, providers=[PROVIDER]
-            )
+            session = ort.InferenceSession(artifact.data, options, providers=list(self.providers), enable_fallback=0)
         except Exception as error:  # its exception types have no common base of their own
             reason = str(error).splitlines()[0]
             raise ArtifactError(
                 f"{artifact.path} cannot be opened by ONNX Runtime {ort.__version__}: {reason}"
             ) from error
-        self.engine = f"onnxruntime {self._session.get_providers()[0]}"
-        size = artifact.card.preprocessing.size
-        self._shape = (size, size, 3)
+        running = session.get_providers()
+        if running[: len(wanted)] != wanted:
+            raise MissingDependencyError(
+                f"ONNX Runtime {ort.__version__} runs {artifact.path} on {running[0]} instead of {wanted[0]}: its "
+                "libraries cannot be loaded; install the CUDA, cuDNN and TensorRT that this onnxruntime-gpu asks for"
+            )
+        self._session: ort.InferenceSession | None = session
+        self.engine = f"onnxruntime {' and '.join(wanted)}"
+        self._size = artifact.card.preprocessing.size
 
     def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
-        if self._session is None:
+        session = self._session  # another thread may close it meanwhile
+        if session is None:
             raise InputError("this session is closed; open the artifact again")
-        if images_BSSC.dtype != np.uint8 or images_BSSC.ndim != 4 or images_BSSC.shape[1:] != self._shape:
-            raise InputError(
-                f"the model takes uint8 images of shape [batch, {', '.join(map(str, self._shape))}], found "
-                f"{images_BSSC.dtype} {list(images_BSSC.shape)}"
-            )
-        logits, probabilities = self._session.run(OUTPUTS, {"image": images_BSSC})
+        require_images(images_BSSC, self._size)
+        logits, probabilities = session.run(OUTPUTS, {"image": images_BSSC})
         return logits, probabilities
 
     def close(self) -> None:
@@ -59,3 +65,41 @@ class OnnxRuntimeSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 rounds the inputs of products to 10 bits
+
+
+class CudaSession(OnnxRuntimeSession):
+    """ONNX Runtime's CUDA provider. It has not been executed yet; the tests marked ``gpu`` do where there is a GPU."""
+
+    providers = (_CUDA,)
+
+
+class TensorRtProviderSession(OnnxRuntimeSession):
+    """ONNX Runtime's TensorRT provider; what it cannot run, CUDA runs. It has not been executed yet either."""
+
+    providers = (("TensorrtExecutionProvider", {}), _CUDA)
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Give the options of a session whose inferences use so many threads.
+
+    Threads that wait sleep: spinning ones are at best 1.3 times as fast alone, take 1.5 times as long beside a busy
+    neighbour, and burn a core between inferences (benchmarks/threads.py).
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _require_installed(providers: list[str]) -> None:
+    missing = [p for p in providers if p not in ort.get_available_providers()]
+    if missing:
+        raise MissingDependencyError(
+            f"onnxruntime {ort.__version__} has no {missing[0]}; run: pip uninstall -y onnxruntime && pip install "
+            "onnxruntime-gpu"
+        )

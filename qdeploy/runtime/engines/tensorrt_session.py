@@ -22,6 +22,7 @@ from qdeploy.runtime.engines.tensorrt_library import (
     load_package,
     messages,
 )
+from qdeploy.runtime.session import require_images
 
 Floats = NDArray[np.float32]
 
@@ -54,8 +55,7 @@ class TensorRtSession:
                 _misfit(artifact, header, f"{header.builder} on {_described(gpu)} refuses it: {reason}")
             )
         self.engine = f"{header.builder} {package.__version__} on {gpu.name}"
-        size = artifact.card.preprocessing.size
-        self._shape = (size, size, 3)
+        self._size = size = artifact.card.preprocessing.size
         self._classes = len(artifact.card.labels)
         self._max_batch = header.max_batch
         self._lock = threading.Lock()
@@ -75,11 +75,7 @@ class TensorRtSession:
 
     def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
-        if images_BSSC.dtype != np.uint8 or images_BSSC.ndim != 4 or images_BSSC.shape[1:] != self._shape:
-            raise InputError(
-                f"the model takes uint8 images of shape [batch, {', '.join(map(str, self._shape))}], found "
-                f"{images_BSSC.dtype} {list(images_BSSC.shape)}"
-            )
+        require_images(images_BSSC, self._size)
         images = np.ascontiguousarray(images_BSSC)
         logits = np.empty((len(images), self._classes), np.float32)
         probabilities = np.empty_like(logits)
