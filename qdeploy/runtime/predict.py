@@ -190,12 +190,22 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
     rules = classifier.card.preprocessing
     begin = time.perf_counter_ns()
     try:
-        decoded = rules.open(_stdin() if image == STDIN else Path(image))
+        decoded = rules.open(_stdin() if image == STDIN else _listable(Path(image)))
     except ImageError as error:
         return _Ready(image, None, str(error))
     middle = time.perf_counter_ns()
     pixels = rules.resize(decoded)
     return _Ready(image, pixels, None, (middle - begin) / 1e6, (time.perf_counter_ns() - middle) / 1e6)
+
+
+def _listable(path: Path) -> Path:
+    """Say of a folder that could not be walked why; the decoder only says that it is no image."""
+    if path.is_dir():
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    return path
 
 
 def _stdin() -> bytes:

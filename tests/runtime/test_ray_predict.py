@@ -1,0 +1,55 @@
+"""Prediction over Ray Data, on a Ray of this machine: the answers and the order of the local path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdeploy.cli.main import run
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+COMPARE = """
+import sys
+from pathlib import Path
+from qdeploy.core.artifact import read_artifact
+from qdeploy.runtime.classifier import Classifier
+from qdeploy.runtime.predict import predict_files
+from qdeploy.runtime.ray_predict import RayConfig, RayFailedError, predict_on_ray
+
+artifact, images = read_artifact(Path(sys.argv[1])), sys.argv[2:]
+config = RayConfig(batch_size=3, actors=2)
+there = list(predict_on_ray(artifact, iter(images), config))
+here = list(predict_files(Classifier(artifact, threads=1), images, batch_size=3))
+assert [(a.image, a.error) for a in there] == [(a.image, a.error) for a in here]
+assert sum(a.error is not None for a in there) == 2
+for a, b in zip(there, here):
+    if a.prediction:
+        assert a.latency_ms.keys() == b.latency_ms.keys()
+        assert abs(a.prediction.probabilities - b.prediction.probabilities).max() < 1e-6
+"""
+
+
+@pytest.mark.slow
+def test_ray_gives_the_answers_and_order_of_this_process(int8_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    broken = tmp_path / os.fsdecode(b"bro\xffken.png")
+    broken.write_bytes(b"x")
+    names = sorted(p.name for p in EXAMPLES.glob("*.png"))
+    images = [*names[:4], str(broken), *names[4:], "missing.png", *names]
+    script = [sys.executable, "-c", COMPARE, str(int8_file), *images]
+    done = subprocess.run(
+        script, cwd=EXAMPLES, capture_output=True, text=True, timeout=120, env={**os.environ, "RAY_ADDRESS": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "qdeploy.runtime.ray_predict", raising=False)
+    assert run(["predict", str(EXAMPLES), "--ray"]) == 2
+    assert "pip install 'qdeploy[ray]'" in capsys.readouterr().err
