@@ -55,7 +55,8 @@ def write_c_kit(out: Path, artifacts: list[Artifact], recommended: str) -> None:
 def is_unchanged_kit(folder: Path) -> bool:
     """Tell whether a folder holds a kit as it was written, and nothing else."""
     try:
-        listed = dict(reversed(line.split("  ", 1)) for line in (folder / SUMS).read_text().splitlines())
+        lines = (line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines())
+        listed = {name: digest for digest, name in lines}
         files = {p.name: sha256_of(p.read_bytes()) for p in folder.iterdir() if p.name != SUMS}
     except (OSError, ValueError):
         return False

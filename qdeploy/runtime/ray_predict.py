@@ -97,13 +97,14 @@ def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it writes past Python's logging
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS") or None
     try:
-        if address or os.environ.get("RAY_ADDRESS"):
+        if address:
             ray.init(address, **quiet)
         else:
             ray.init(num_cpus=usable_cores(), include_dashboard=False, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RayFailedError(f"cannot use Ray at {address or 'RAY_ADDRESS'}: {_last_line(error)}") from error
+        raise RayFailedError(f"cannot use Ray at {address or 'this machine'}: {_last_line(error)}") from error
 
 
 def _dataset(artifact: Artifact, names: list[str], config: RayConfig) -> ray.data.Dataset:

@@ -26,7 +26,7 @@ DOCUMENTS = [
             "export",
             "lint",
             "tensorrt",
-            "predict_and_bench",
+            "predict",
             "choosing_a_model",
             "mobilevit",
         )

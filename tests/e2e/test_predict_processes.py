@@ -1,4 +1,4 @@
-"""``qdeploy predict`` on many images as real processes: memory, terminals, Ctrl-C, odd names, and what one image loads."""
+"""``qdeploy predict`` on many images as real processes: memory, terminals, Ctrl-C, odd names, what is loaded."""
 
 from __future__ import annotations
 

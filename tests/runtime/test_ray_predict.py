@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from qdeploy.core.artifact import read_artifact
 from qdeploy.runtime.classifier import Classifier
-from qdeploy.runtime.predict import predict_files
+from qdeploy.runtime.predict import expand, predict_files
 from qdeploy.runtime.ray_predict import RayConfig, RayFailedError, predict_on_ray
 
-artifact, images = read_artifact(Path(sys.argv[1])), sys.argv[2:]
+artifact, images = read_artifact(Path(sys.argv[1])), list(expand(sys.argv[2:]))
 config = RayConfig(batch_size=3, actors=2)
 there = list(predict_on_ray(artifact, iter(images), config))
 here = list(predict_files(Classifier(artifact, threads=1), images, batch_size=3))
@@ -36,10 +36,9 @@ for a, b in zip(there, here):
 @pytest.mark.slow
 def test_ray_gives_the_answers_and_order_of_this_process(int8_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Ray Data is not installed")
-    broken = tmp_path / os.fsdecode(b"bro\xffken.png")
-    broken.write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"not text \xff.png")).write_bytes(b"x")
     names = sorted(p.name for p in EXAMPLES.glob("*.png"))
-    images = [*names[:4], str(broken), *names[4:], "missing.png", *names]
+    images = [*names[:4], str(tmp_path), *names[4:], "missing.png", *names]
     script = [sys.executable, "-c", COMPARE, str(int8_file), *images]
     done = subprocess.run(
         script, cwd=EXAMPLES, capture_output=True, text=True, timeout=120, env={**os.environ, "RAY_ADDRESS": ""}
