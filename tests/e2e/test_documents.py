@@ -27,6 +27,7 @@ DOCUMENTS = [
             "lint",
             "tensorrt",
             "predict",
+            "c_kit",
             "choosing_a_model",
             "mobilevit",
         )
