@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.classifier import Classifier, Prediction
 from qdeploy.runtime.predict import STDIN, VOLUME_BATCH, Answer, answer
 
+REACH_S = 10.0
 PHASES = ("decode", "preprocess", "infer")
 
 
@@ -95,16 +97,23 @@ class RayFailedError(QdeployError):
 
 def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it writes past Python's logging
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS") or None
     try:
         if address:
+            _require_reachable(address)
             ray.init(address, **quiet)
         else:
             ray.init(num_cpus=usable_cores(), include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise RayFailedError(f"cannot use Ray at {address or 'this machine'}: {_last_line(error)}") from error
+
+
+def _require_reachable(address: str) -> None:
+    """Knock first: Ray itself tries for minutes, and says so in a dozen lines."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
 def _dataset(artifact: Artifact, names: list[str], config: RayConfig) -> ray.data.Dataset:
@@ -136,4 +145,5 @@ def _rows(dataset: ray.data.Dataset, labels: tuple[str, ...]) -> Iterator[Answer
 
 
 def _last_line(error: BaseException) -> str:
-    return str(error).strip().rpartition("\n")[2]
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or str(error).strip().rpartition("\n")[2]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qdeploy.cli.main import run
+from qdeploy.core.artifact import SHIPPED
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COMPARE = """
@@ -34,17 +35,16 @@ for a, b in zip(there, here):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_answers_and_order_of_this_process(int8_file: Path, tmp_path: Path) -> None:
+def test_ray_gives_the_answers_and_order_of_this_process(tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Ray Data is not installed")
     (tmp_path / os.fsdecode(b"not text \xff.png")).write_bytes(b"x")
     names = sorted(p.name for p in EXAMPLES.glob("*.png"))
     images = [*names[:4], str(tmp_path), *names[4:], "missing.png", *names]
-    script = [sys.executable, "-c", COMPARE, str(int8_file), *images]
+    script = [sys.executable, "-c", COMPARE, str(SHIPPED / "model.int8.onnx"), *images]
     done = subprocess.run(
         script, cwd=EXAMPLES, capture_output=True, text=True, timeout=120, env={**os.environ, "RAY_ADDRESS": ""}
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +52,9 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.delitem(sys.modules, "qdeploy.runtime.ray_predict", raising=False)
     assert run(["predict", str(EXAMPLES), "--ray"]) == 2
     assert "pip install 'qdeploy[ray]'" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    assert run(["predict", str(EXAMPLES), "--ray-address", "127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "qdeploy: cannot use Ray at 127.0.0.1:1: Connection refused"
