@@ -100,13 +100,16 @@ def _walk(folder: str) -> Iterator[str]:
 
 def _listed(folder: str) -> Iterator[tuple[str, bool]]:
     """Give a folder's images and folders by name, each with whether it is a folder."""
+    names, folders = [], set()
     with os.scandir(folder) as entries:
-        names = {
-            e.name: is_folder
-            for e in entries
-            if (is_folder := e.is_dir(follow_symlinks=False)) or (_is_image(e.name) and e.is_file())
-        }
-    return ((os.path.join(folder, name), names[name]) for name in sorted(names))
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.add(entry.name)
+            elif not (_is_image(entry.name) and entry.is_file()):
+                continue
+            names.append(entry.name)
+    names.sort()
+    return ((os.path.join(folder, name), name in folders) for name in names)
 
 
 def _is_image(name: str) -> bool:
