@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=int, help="Threads of one inference. Default: 1 for small models or many images, else all cores."
 )
-@click.option("--batch-size", type=int, help="Images per inference. Default: 8, or as many as there are.")
+@click.option("--batch-size", type=int, help="Images per inference. Default: 16, or as many as there are.")
 @click.option("--workers", type=int, help="Batches decoded and classified at a time. Default: one a core.")
 @click.option("--selftest/--no-selftest", default=True, help="Check the model's golden inputs first.")
 @click.option("--json", is_flag=True, help="Print one JSON document per image.")
