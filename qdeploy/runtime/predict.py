@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 VOLUME_BATCH = 16
-"""Images of one inference where there are many: one by one, a third of the time goes into handing over, and more than 16
-gain nothing (benchmarks/volume.py)."""
+"""Images of one inference where there are many: one by one, a third of the time goes into handing over, and more
+than 16 gain nothing (benchmarks/volume.py)."""
 LOOK_AHEAD = 2
 """Batches that wait for each worker, so that none idles while answers are written."""
 
