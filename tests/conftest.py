@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qdeploy.data.embedded import FASHION_CLASSES, embedded_source
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.run import export
 from qdeploy.export.verdict import ExportReport
@@ -73,3 +75,20 @@ def image_folder(tmp_path: Path) -> MakeImages:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def boots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three of the ten classes: 20 test images each, and an unreadable file."""
+    classes = ("Ankle boot", "Bag", "Trouser")  # as folders stand; the model has Trouser, Bag, Ankle boot
+    root = tmp_path_factory.mktemp("data") / "boots"
+    for label in classes:
+        (root / label).mkdir(parents=True)
+    counts: Counter[str] = Counter()
+    for record in embedded_source().records["test"]:
+        label = FASHION_CLASSES[record.label]
+        if label in classes and counts[label] < 20:
+            Image.fromarray(np.asarray(record.source)).save(root / label / f"{counts[label]:02}.png")
+            counts[label] += 1
+    (root / "Bag" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return root

@@ -33,6 +33,7 @@ def int8_options(command: Command) -> Command:
             help="How values become ranges: minmax, percentile, entropy, mse, mixed. Default: the best of all.",
         ),
         click.option("--calibration-images", type=int, default=256, help="Training images that set the ranges."),
+        click.option("--random-calibration", is_flag=True, help="Calibrate on noise, only to try a graph."),
         click.option("--max-drop", type=float, default=1.0, help="Points of validation top-1 that INT8 may cost."),
         click.option("--max-drop-relative", type=float, help="The same in percent of the float model's top-1."),
         click.option("--allow-drop", is_flag=True, help="Keep INT8 even if it costs more."),

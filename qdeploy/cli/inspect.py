@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from qdeploy.cli.output import emit_json
+from qdeploy.cli.output import emit_json, note
+
+if TYPE_CHECKING:
+    from qdeploy.core.artifact import Artifact
 
 
 @click.command("inspect")
@@ -20,28 +24,51 @@ def inspect_command(artifact: Path | None, json: bool) -> None:
     from qdeploy.core.artifact import read_artifact
     from qdeploy.runtime.classifier import find_artifact
 
-    found = read_artifact(find_artifact(artifact))
+    path = find_artifact(artifact)
+    if path != artifact:
+        note(f"inspecting {path}")
+    found = read_artifact(path)
     card = found.card
     if json:
         engine = {"engine": {k: v for k, v in found.engine.to_dict().items() if k != "card"}} if found.engine else {}
         emit_json({**card.to_dict(), **engine, "sha256": found.sha256, "size_bytes": len(found.data)})
         return
-    lineage = card.lineage
-    accuracy = card.accuracy
-    low, high = accuracy["ci95"]
+    for key, text in _lines(found).items():
+        print(f"{key:>13}  {text}")
+
+
+def _lines(found: Artifact) -> dict[str, str]:
+    card, goldens, rules = found.card, found.card.goldens, found.card.preprocessing.to_dict()
+    lineage, accuracy = card.lineage, card.accuracy
+    data, git, calibration = lineage["dataset"], lineage.get("git"), lineage.get("calibration")
     lines = {
         "file": f"{found.path} ({len(found.data):,} bytes, checksum verified)",
         "model": f"{card.model['name']}, {card.model['params']:,} parameters, {card.model['macs'] / 1e6:.1f} M MACs",
-        "precision": f"{card.precision}, encoding {card.target}, {len(card.float_layers)} layers left in float",
+        "precision": card.precision
+        + (f", encoding {card.target}, {len(card.float_layers)} layers left in float" if calibration else ""),
         "labels": ", ".join(card.labels),
-        "input": f"uint8 RGB {card.preprocessing.size}x{card.preprocessing.size}",
-        "accuracy": f"{accuracy['top1']} % top-1 ({low} to {high}) on {accuracy['n']} {accuracy['split']} images",
-        "data": f"{lineage['dataset']['name']} {lineage['dataset']['sha256'][:12]}",
-        "training": ", ".join(f"{k} {v}" for k, v in lineage["training"].items()),
+        "input": f"uint8 RGB {rules['size']}x{rules['size']}",
+        "preprocessing": f"{rules['crop']}, {rules['resize']}, EXIF turned, 16 bits: {rules['sixteen_bit']}, "
+        f"transparency on RGB {rules['background']} ({rules['sha256'][:12]})",
+        "data": f"{data.get('name')} {str(data.get('sha256'))[:12]}",
+        "training": ", ".join(f"{k} {v}" for k, v in lineage["training"].items()) or "elsewhere",
+        "commit": f"{git['commit'][:12]}{' and changes' if git['dirty'] else ''}" if git else "unknown",
         "made with": ", ".join(f"{k} {v}" for k, v in lineage["versions"].items()),
+        "made from": str(found.engine.source_sha256 if found.engine else lineage.get("parent_sha256")),
+        "goldens": f"{len(goldens.images)} images, at least {goldens.min_sqnr_db:.0f} dB",
         "sha256": found.sha256,
     }
+    if accuracy:
+        low, high = accuracy["ci95"]
+        n = f"{accuracy['n']} {accuracy['split']} images"
+        lines["accuracy"] = f"{accuracy['top1']} % top-1 ({low} to {high}) on {n}"
+    if calibration:
+        images = calibration["images"]
+        count = len(images) if isinstance(images, list) else images
+        kind = "RANDOM inputs" if calibration.get("random") else "training images"
+        lines["calibration"] = f"{calibration['method']} on {count} {kind}, seed {calibration['seed']}"
+    if lineage.get("qat_epochs"):
+        lines["fine-tuned"] = f"{lineage['qat_epochs']} epochs with rounded weights and activations"
     if found.engine:
         lines["engine"] = f"{found.engine.describe()}, batches of 1 to {found.engine.max_batch}"
-    for key, text in lines.items():
-        print(f"{key:>10}  {text}")
+    return lines

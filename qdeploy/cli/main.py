@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -10,6 +11,9 @@ import click
 from qdeploy import __version__
 from qdeploy.cli.bench import bench_command
 from qdeploy.cli.data import data_command
+from qdeploy.cli.diff import diff_command
+from qdeploy.cli.doctor import doctor_command
+from qdeploy.cli.eval import eval_command
 from qdeploy.cli.export import export_command, quantize_command
 from qdeploy.cli.inspect import inspect_command
 from qdeploy.cli.lint import lint_command
@@ -17,6 +21,7 @@ from qdeploy.cli.models import models_command
 from qdeploy.cli.predict import predict_command
 from qdeploy.cli.sweep import sweep_command
 from qdeploy.cli.train import train_command
+from qdeploy.cli.verify import verify_command
 from qdeploy.core.errors import QdeployError, near_miss
 
 INTERRUPTED = 130
@@ -48,11 +53,15 @@ for _verb in (
     quantize_command,
     predict_command,
     bench_command,
+    eval_command,
     sweep_command,
     models_command,
     data_command,
     inspect_command,
+    verify_command,
+    diff_command,
     lint_command,
+    doctor_command,
 ):
     app.add_command(_verb)
 
@@ -90,4 +99,6 @@ def _fail(text: str, code: int) -> int:
 
 def main() -> None:
     """Entry point of the ``qdeploy`` script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
     sys.exit(run(sys.argv[1:]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from qdeploy.core.engine_file import EngineHeader, is_engine, unpack
 from qdeploy.core.errors import ArtifactError, InputError, NoCardError
 from qdeploy.core.files import newest, sha256_of
+from qdeploy.core.onnx_bytes import Entry, has_external_data, metadata_entries
 from qdeploy.core.preprocessing import Preprocessing
 
 SCHEMA = 1
@@ -187,23 +187,26 @@ def _engine_artifact(path: Path, data: bytes) -> Artifact:
 
 def _onnx_artifact(path: Path, data: bytes) -> Artifact:
     try:
-        entries = {e.key: e for e in _metadata(data)}
-    except (IndexError, ValueError, UnicodeDecodeError) as error:
+        entries = {e.key: e for e in metadata_entries(data)}
+        external = has_external_data(data)
+    except (IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not an ONNX file or engine, or is damaged; export it again") from error
     if CARD_KEY not in entries or CHECKSUM_KEY not in entries:
         raise NoCardError(f"{path} has no qdeploy card; give a file written by `qdeploy export`")
     checksum = entries[CHECKSUM_KEY]
     if sha256_of(_blanked(data, checksum)) != checksum.value:
         raise ArtifactError(f"{path} is damaged: its checksum does not match its contents; export or copy it again")
+    if external:
+        raise ArtifactError(f"{path} keeps weights in another file, which no checksum covers; export it as one file")
     try:
         return Artifact(path, data, Card.from_dict(json.loads(entries[CARD_KEY].value)))
-    except (ArtifactError, ValueError) as error:
+    except (ArtifactError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} {error}") from error
 
 
 def sealed(data: bytes) -> bytes:
     """Put the checksum into the bytes of a model whose checksum entry is ``BLANK``."""
-    entry = next(e for e in _metadata(data) if e.key == CHECKSUM_KEY)
+    entry = next(e for e in metadata_entries(data) if e.key == CHECKSUM_KEY)
     blank = _blanked(data, entry)
     return blank[: entry.start] + sha256_of(blank).encode() + blank[entry.start + len(BLANK) :]
 
@@ -214,58 +217,5 @@ def newest_export() -> Path | None:
     return report.parent if report else None
 
 
-@dataclass(frozen=True)
-class _Entry:
-    key: str
-    value: str
-    start: int
-    """Offset of the value in the file."""
-
-
-def _blanked(data: bytes, checksum: _Entry) -> bytes:
+def _blanked(data: bytes, checksum: Entry) -> bytes:
     return data[: checksum.start] + BLANK.encode() + data[checksum.start + len(BLANK) :]
-
-
-_METADATA_FIELD = 14  # of onnx.ModelProto
-
-
-def _metadata(data: bytes) -> Iterator[_Entry]:
-    """Walk the top level of an ONNX file and give its ``metadata_props``."""
-    at = 0
-    while at < len(data):
-        number, start, end = _field(data, at)
-        if number == _METADATA_FIELD:
-            _, key_start, key_end = _field(data, start)
-            _, value_start, value_end = _field(data, key_end)
-            if value_end != end:
-                raise ValueError("metadata entry of unexpected length")
-            yield _Entry(data[key_start:key_end].decode(), data[value_start:value_end].decode(), value_start)
-        at = end
-
-
-def _field(data: bytes, at: int) -> tuple[int, int, int]:
-    """Give the number and the span of the contents of the protobuf field that begins at an offset."""
-    tag, at = _varint(data, at)
-    kind = tag & 7
-    if kind == 0:
-        _, end = _varint(data, at)
-    elif kind == 2:
-        length, at = _varint(data, at)
-        end = at + length
-    else:
-        raise ValueError(f"unexpected wire type {kind}")
-    if end > len(data) or tag >> 3 == 0:
-        raise ValueError("field reaches beyond the file")
-    return tag >> 3, at, end
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError("varint too long")

@@ -7,6 +7,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
+
+ImageReason = Literal[
+    "not-found",
+    "not-a-file",
+    "unreadable",
+    "empty",
+    "too-large",
+    "too-many-pixels",
+    "unsupported-format",
+    "unsupported-mode",
+    "truncated",
+    "damaged",
+]
+"""Why an image was refused, for programs; docs/checking.md says what each means."""
 
 
 class QdeployError(Exception):
@@ -21,6 +36,10 @@ class InputError(QdeployError):
 
 class ImageError(InputError):
     """A file is not an image that can be classified."""
+
+    def __init__(self, text: str, reason: ImageReason = "damaged") -> None:
+        super().__init__(text)
+        self.reason: ImageReason = reason
 
 
 class DataError(InputError):

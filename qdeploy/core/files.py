@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qdeploy.core.errors import InputError
 
@@ -24,11 +24,18 @@ def sha256_of(data: bytes) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name in the same folder, flush it, then rename it."""
+    """Write a file, whole or not at all."""
+    with file_made_whole(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def file_made_whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a temporary file in the same folder that is flushed and renamed if the block succeeds, else removed."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o644)

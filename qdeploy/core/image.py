@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from qdeploy.core.errors import ImageError
+from qdeploy.core.errors import ImageError, ImageReason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -18,6 +18,7 @@ MAX_FILE_BYTES = 32 * 2**20
 MAX_PIXELS = 64_000_000
 """Checked against the header before any pixel is decoded: a 12 kB file can hold 100 megapixels."""
 MAX_SIDE = 16_384
+_LIMITS = f"the limits of {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} a side"
 
 RGB = tuple[int, int, int]
 
@@ -33,37 +34,69 @@ _UPRIGHT = {
 }
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
 """What Pillow raises on damaged files, by fuzzing."""
+_OURS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM")
+"""How files of ``FORMATS`` begin."""
+_OTHERS = {
+    b"GIF8": "a GIF",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"%PDF": "a PDF",
+    b"%!PS": "PostScript",
+    b"8BPS": "a Photoshop file",
+    b"\0\0\1\0": "an ICO",
+    b"<": "SVG, HTML or XML text",
+}
+"""How others begin that people take for images."""
 
 
 def decode(source: bytes | Path, background: RGB) -> Image.Image:
     """Decode one JPEG, PNG, WebP or BMP file to an upright 8-bit RGB image.
 
     The EXIF orientation is applied, transparency is composited on ``background``, 16-bit grey keeps its
-    upper 8 bits, and of an animation the first frame is taken.
+    upper 8 bits, and of an animation or a multi-picture JPEG the first frame is taken.
 
     Args:
         source: The file's bytes or its path.
         background: Red, green, blue in 0..255, seen through transparent pixels.
 
     Raises:
-        ImageError: If it cannot be read, is no such image, is truncated or exceeds the limits.
+        ImageError: If it cannot be read, is no such image, is truncated or exceeds the limits; see its ``reason``.
     """
     data = source if isinstance(source, bytes) else _read(source)
+    if len(data) > MAX_FILE_BYTES:
+        raise _too_large(len(data))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # limits are ours; EXIF and bomb warnings have no reader here
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image)
                 image.load()
-                return upright_rgb(image, background)
+                return _upright_rgb(image, background)
     except ImageError:
         raise
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        raise ImageError(f"not a readable {'/'.join(FORMATS)} image: {_reason(error)}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"has more pixels than {_LIMITS}", "too-many-pixels") from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except _DAMAGE as error:
+        raise _damaged(f"not a readable {'/'.join(FORMATS)} image", error) from error
 
 
-def upright_rgb(image: Image.Image, background: RGB) -> Image.Image:
-    """Apply the EXIF orientation and turn any mode into 8-bit RGB."""
+def rgb_from_pil(image: Image.Image, background: RGB) -> Image.Image:
+    """Turn a PIL image of any mode into an upright 8-bit RGB image, by the rules of ``decode``.
+
+    Raises:
+        ImageError: If it has no pixels, cannot be loaded, or its mode says nothing about colours.
+    """
+    if 0 in image.size:
+        raise ImageError("has no pixels", "empty")
+    try:
+        return _upright_rgb(image, background)
+    except _DAMAGE as error:
+        raise _damaged("the PIL image cannot be used", error) from error
+
+
+def _upright_rgb(image: Image.Image, background: RGB) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except _DAMAGE:  # unusable EXIF: the pixels are fine
@@ -75,31 +108,36 @@ def upright_rgb(image: Image.Image, background: RGB) -> Image.Image:
 def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
-            raise ImageError("is a folder, not an image")
+            raise ImageError("is a folder, not an image", "not-a-file")
         if not path.is_file():
-            raise ImageError("no such file" if not path.exists() else "is not a regular file")
+            if path.exists():
+                raise ImageError("is not a regular file", "not-a-file")
+            raise ImageError("leads to no file" if path.is_symlink() else "no such file", "not-found")
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise ImageError(f"has {size / 2**20:.0f} MiB; the limit is {MAX_FILE_BYTES // 2**20} MiB")
+            raise _too_large(size)
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from error
+        raise ImageError(f"cannot be read: {error.strerror or error}", "unreadable") from error
+
+
+def _too_large(size: int) -> ImageError:
+    return ImageError(f"has {size / 2**20:.0f} MiB; the limit is {MAX_FILE_BYTES // 2**20} MiB", "too-large")
 
 
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise ImageError(
-            f"has {width}x{height} pixels; the limits are {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} a side"
-        )
+        raise ImageError(f"has {width}x{height} pixels, more than {_LIMITS}", "too-many-pixels")
 
 
 def _to_rgb(image: Image.Image, background: RGB) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # convert() would saturate: every value above 255 is white
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ImageError("has floating-point pixels, whose range is unknown; convert it to 8 bits")
+    if image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            "has 32-bit or floating-point pixels, whose range is unknown; convert it to 8 bits", "unsupported-mode"
+        )
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, (*background, 255))
@@ -107,6 +145,36 @@ def _to_rgb(image: Image.Image, background: RGB) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: BaseException) -> str:
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Keep the upper 8 of 16 bits: convert() would saturate, every value above 255 is white."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _unidentified(data: bytes) -> ImageError:
+    """Say what a file is whose beginning no decoder takes."""
+    what = f"not a readable {'/'.join(FORMATS)} image"
+    if not data:
+        return ImageError(f"{what}: the file is empty", "empty")
+    if data.startswith(_OURS):
+        return ImageError(f"{what}: its beginning is damaged or cut off", "damaged")
+    start = data[:64].lstrip()
+    names = [name for magic, name in _OTHERS.items() if start.startswith(magic)]
+    if data[4:8] == b"ftyp":
+        names = ["AVIF or HEIC"]
+    found = f"it is {names[0]}; save it as PNG or JPEG" if names else "unknown format"
+    return ImageError(f"{what}: {found}", "unsupported-format")
+
+
+def _damaged(what: str, error: BaseException) -> ImageError:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return "unknown format" if "cannot identify" in text else text
+    reason: ImageReason = "damaged"
+    if "truncated" in text.lower():
+        reason = "truncated"
+    elif text.startswith("conversion from"):
+        reason = "unsupported-mode"
+    return ImageError(f"{what}: {text}", reason)

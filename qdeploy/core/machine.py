@@ -27,6 +27,8 @@ SPEED_FLAGS = (
     "bf16",
 )
 """The CPU flags that decide which kernels run."""
+FAST_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""With one of them products of 8 bits are summed in 32."""
 
 
 @lru_cache(maxsize=1)
@@ -46,13 +48,40 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def native_target() -> str:
+    """Give the INT8 target that this machine's CPU runs best: x86, x86-avx2 or arm."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "arm"
+    return "x86" if cpu_flags() & FAST_INT8_FLAGS else "x86-avx2"
+
+
 def usable_cores() -> int:
     """Give the number of cores this process may use: its affinity, limited by the cgroup's CPU quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores, quota = affine_cores(), cpu_quota()
+    return cores if quota is None else min(cores, max(1, int(quota)))
+
+
+def affine_cores() -> int:
+    """Give the number of cores that this process may be scheduled on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """Give the cgroup's limit in cores, or None."""
     quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if quota.isdigit() and period.isdigit():
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def memory_bytes() -> tuple[int, int] | None:
+    """Give the memory that this process may use in all, and what of it is free; None where Linux does not tell."""
+    fields = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
+    if not {"MemTotal", "MemAvailable"} <= set(fields):
+        return None
+    total, free = (int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit() and int(limit) < total:
+        total, free = int(limit), min(free, int(limit) - int(used))
+    return total, free
 
 
 def peak_memory_bytes() -> int:

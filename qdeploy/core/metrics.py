@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,18 @@ MIN_SAMPLES = {90: 64, 95: 130, 99: 662}
 
 
 def topk_percent(logits_NK: Floats, labels_N: NDArray[np.int64], k: int) -> float:
-    """Give the share of samples, in percent, whose label is among the k largest logits."""
-    k = min(k, logits_NK.shape[1])
-    best = np.argpartition(-logits_NK, k - 1, axis=1)[:, :k]
-    return float((best == labels_N[:, None]).any(axis=1).mean() * 100.0)
+    """Give the share of samples, in percent, whose label is among the k largest logits; ties as in ``label_ranks``."""
+    return float((label_ranks(logits_NK, labels_N) < k).mean() * 100.0)
+
+
+def label_ranks(logits_NK: Floats, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the number of classes that come before each sample's label, 0 for a right answer.
+
+    Of equal logits the lower index comes first, as in ``argmax``; a logit that is not a number comes before all.
+    """
+    own = np.take_along_axis(logits_NK, labels_N[:, None], axis=1)
+    lower = np.arange(logits_NK.shape[1]) < labels_N[:, None]
+    return (~(logits_NK <= own) | (lower & (logits_NK == own))).sum(axis=1)
 
 
 def agreement(a_NK: Floats, b_NK: Floats) -> float:
@@ -35,6 +44,49 @@ def sqnr_db(reference: Floats, other: Floats) -> float:
     noise = float(np.square(reference.astype(np.float64) - other).sum())
     signal = float(np.square(reference.astype(np.float64)).sum())
     return math.inf if noise == 0.0 else 10.0 * math.log10(max(signal, 1e-30) / noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Agreement of one model's logits with another's, of a step of the export with the step before."""
+
+    max_abs: float
+    """Largest difference of a logit."""
+    mean_abs: float
+    cosine: float
+    """Of all logits as one vector; 1 if they point the same way."""
+    sqnr_db: float
+    top1_agreement: float
+    """In [0, 1]."""
+    flips: int
+    """Images whose largest logit is another one."""
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON-ready values; an exact match has an sqnr_db of None."""
+        values = asdict(self)
+        return {**values, "sqnr_db": values["sqnr_db"] if np.isfinite(values["sqnr_db"]) else None}
+
+
+def measure(reference_NK: Floats, result_NK: Floats) -> Parity:
+    """Compare logits of the same images."""
+    difference = np.abs(reference_NK - result_NK)
+    same = agreement(reference_NK, result_NK)
+    n = len(reference_NK)
+    return Parity(
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        cosine=_cosine(reference_NK, result_NK),
+        sqnr_db=sqnr_db(reference_NK, result_NK),
+        top1_agreement=same,
+        flips=round((1 - same) * n),
+        n=n,
+    )
+
+
+def _cosine(a: Floats, b: Floats) -> float:
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-30))
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -69,3 +121,20 @@ def paired_difference(new_NK: Floats, old_NK: Floats, labels_N: NDArray[np.int64
     # Agresti and Min: half a pair more in each cell, so that no discordant pair does not mean no doubt
     margin = 1.959964 * math.sqrt(discordant + 1 - net**2 / (n + 2)) / (n + 2)
     return PairedDifference(points=100 * net / n, margin95=100 * margin, n=n)
+
+
+def mcnemar_p(lost: int, gained: int) -> float:
+    """Give the exact two-sided p-value of McNemar's test.
+
+    Args:
+        lost: Samples that only the first of two models gets right.
+        gained: Samples that only the second gets right.
+
+    Returns:
+        The probability of so uneven a split, or a more uneven one, if both models were equally good; 1 without any.
+    """
+    n, few = lost + gained, min(lost, gained)
+    if n == 0:
+        return 1.0
+    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(few + 1)]
+    return min(1.0, 2 * math.fsum(map(math.exp, logs)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qdeploy.core.errors import ImageError, InputError
-from qdeploy.core.image import RGB, decode, upright_rgb
+from qdeploy.core.image import RGB, decode, rgb_from_pil
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 RESIZE_NOTE = ", antialiased"
@@ -55,6 +55,8 @@ class Preprocessing:
         Raises:
             ImageError: If the source is not a usable image.
         """
+        if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (self.size, self.size, 3):
+            return source  # what the rules would copy, at a cost of 25 microseconds
         return self.resize(self.open(source))
 
     def open(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
@@ -68,10 +70,11 @@ class Preprocessing:
                 or not (source.ndim == 2 or source.shape[2:] in ((3,), (4,)))
             ):
                 raise ImageError(
-                    f"an array must be uint8 [H, W], [H, W, 3] or [H, W, 4], found {source.dtype} {list(source.shape)}"
+                    f"an array must be uint8 [H, W], [H, W, 3] or [H, W, 4], found {source.dtype} {list(source.shape)}",
+                    "unsupported-mode",
                 )
             source = Image.fromarray(source)
-        return upright_rgb(source, self.background)
+        return rgb_from_pil(source, self.background)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Cut the centre square of an RGB image and resize it."""

@@ -26,13 +26,16 @@ class Split:
     labels: NDArray[np.int64]
     hashes: tuple[str, ...]
     """The first 16 hexadecimal digits of the SHA-256 of each decoded image."""
+    keys: tuple[str, ...] = ()
+    """The key of each image's record, see there; may be left out."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: NDArray[np.int64]) -> Split:
         """Give the images at some positions."""
-        return Split(pixels=self.pixels[index], labels=self.labels[index], hashes=tuple(self.hashes[i] for i in index))
+        hashes, keys = (tuple(words[i] for i in index) if words else () for words in (self.hashes, self.keys))
+        return Split(pixels=self.pixels[index], labels=self.labels[index], hashes=hashes, keys=keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +87,11 @@ class Rows:
     def dataset(self, notes: tuple[str, ...] = (), cache: Path | None = None) -> Dataset:
         """Cut the splits out; they share the table's memory."""
         ends = np.cumsum(self.counts).tolist()
-        hashes = [h.decode() for h in self.hashes[: ends[-1]].tolist()]
+        hashes, keys = ([w.decode() for w in words[: ends[-1]].tolist()] for words in (self.hashes, self.keys))
         splits = {
-            name: Split(pixels=self.pixels[a:b], labels=self.labels[a:b], hashes=tuple(hashes[a:b]))
+            name: Split(
+                pixels=self.pixels[a:b], labels=self.labels[a:b], hashes=tuple(hashes[a:b]), keys=tuple(keys[a:b])
+            )
             for name, a, b in zip(SPLITS, [0, *ends], ends, strict=False)
         }
         return Dataset(

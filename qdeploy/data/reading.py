@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from qdeploy.core.errors import DataError, ImageError
 from qdeploy.core.machine import usable_cores
@@ -107,9 +108,14 @@ def _decoder(
             return str(known.hashes[old].decode())
         image = preprocessing.open(records[i].image())
         pixels[i] = preprocessing.resize(image)
-        return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
+        return image_hash(image)
 
     return decode
+
+
+def image_hash(image: Image.Image) -> str:
+    """Give the first 16 hexadecimal digits of the SHA-256 of a decoded image: its size and its pixels."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def _decode_all(records: list[Record], decode: Decode, problems: list[str], progress: Progress | None) -> list[str]:

@@ -34,11 +34,13 @@ class ZipMember:
             ImageError: If it is too large or the archive is damaged at this place.
         """
         if self.info.file_size > MAX_FILE_BYTES:
-            raise ImageError(f"has {self.info.file_size / 2**20:.0f} MiB; the limit is {MAX_FILE_BYTES // 2**20} MiB")
+            raise ImageError(
+                f"has {self.info.file_size / 2**20:.0f} MiB; the limit is {MAX_FILE_BYTES // 2**20} MiB", "too-large"
+            )
         try:
             return self.archive.read(self.info)
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-            raise ImageError(f"cannot be read from the archive: {error}") from error
+            raise ImageError(f"cannot be read from the archive: {error}", "unreadable") from error
 
     def __str__(self) -> str:
         return f"{self.archive.filename}/{self.info.filename}"

@@ -86,6 +86,14 @@ def choose_images(dataset: Dataset, count: int, seed: int) -> Split:
     return images
 
 
+def random_images(like: Split, count: int, seed: int) -> Split:
+    """Give seeded noise of the size of some images: it says nothing about what the model will see."""
+    shape = (count, *like.pixels.shape[1:])
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    hashes = tuple(hashlib.sha256(p.tobytes()).hexdigest()[:16] for p in pixels)
+    return Split(pixels=pixels, labels=np.zeros(count, np.int64), hashes=hashes)
+
+
 def calibrate(model: onnx.ModelProto, images: Split, seed: int, tick: Tick | None = None) -> Calibration:
     """Run images through a float graph and collect the histogram of each tensor.
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 
 from qdeploy.core.errors import InputError, near_miss
-from qdeploy.core.machine import cpu_flags
-
-FAST_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +76,3 @@ def encoding_for(target: str) -> Encoding:
     if target not in ENCODINGS:
         raise InputError(f"there is no target '{target}'{near_miss(target, ENCODINGS)}; known: {', '.join(ENCODINGS)}")
     return ENCODINGS[target]
-
-
-def native_target() -> str:
-    """Give the target that this machine's CPU runs best."""
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return "arm"
-    return "x86" if cpu_flags() & FAST_INT8_FLAGS else "x86-avx2"

@@ -10,10 +10,11 @@ from typing import Any
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import ArtifactError, MissingDependencyError, VerdictError
 from qdeploy.core.files import sha256_of, write_bytes
+from qdeploy.core.metrics import measure
 from qdeploy.data.places import cache_folder
 from qdeploy.export.engines import build_engine
 from qdeploy.export.made import Made, Work
-from qdeploy.export.parity import measure, run_session
+from qdeploy.export.parity import run_session
 from qdeploy.runtime.session import open_session
 
 SHORT_NAMES = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}

@@ -17,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from qdeploy.core.artifact import Card, read_artifact
 from qdeploy.core.errors import InputError, NoCardError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.metrics import Floats
+from qdeploy.core.metrics import Floats, measure
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qdeploy.data.catalog import load_dataset
+from qdeploy.export.entrance import streamline_entrance
 from qdeploy.export.made import (
     ExportConfig,
     Made,
@@ -30,7 +31,7 @@ from qdeploy.export.made import (
     first_card,
     record_without_run,
 )
-from qdeploy.export.parity import FP32_TOLERANCE, measure, require_equal
+from qdeploy.export.parity import FP32_TOLERANCE, require_equal
 from qdeploy.export.pipeline import FLOAT_GOLDEN_DB, export_source, no_progress, silent
 from qdeploy.export.trace import OPSET
 from qdeploy.export.verdict import ExportReport, Step
@@ -73,7 +74,7 @@ def export_onnx(
     model = _read(file)
     rules = card.preprocessing if card else Preprocessing(size=_size(model, file), mean=mean, std=std)
     dataset = load_dataset(data, rules)
-    source = OnnxSource(file, model, model if card else adopted(model, rules, file))
+    source = OnnxSource(file, model, _streamlined(model) if card else adopted(model, rules, file))
     classes = source.classes(rules.size)
     if classes != len(dataset.classes):
         raise InputError(f"{file} tells {classes} classes apart, {data} has {len(dataset.classes)}; give its own data")
@@ -104,8 +105,8 @@ class OnnxSource:
         rules, pixels = work.dataset.preprocessing, work.parity_pixels
         steps: tuple[Step, ...] = ()
         if self.graph is not self.original:
-            same = "logits" if _final_softmax(self.original) is None else "probabilities"
-            parity = measure(self._outputs(pixels, rules), _run(self.graph, [same], pixels))
+            same, outputs = self._outputs(pixels, rules)
+            parity = measure(outputs, _run(self.graph, [same], pixels))
             require_equal(f"{self.file.name} to fp32", parity, FP32_TOLERANCE)
             work.note(f"fp32: {same} within {parity.max_abs:.1e} of {self.file.name} on {parity.n} images")
             steps = (Step(name=f"{self.file.name} to fp32", parity=parity),)
@@ -116,15 +117,18 @@ class OnnxSource:
     def finetuned(self, work: Work) -> None:
         """Give nothing: a graph cannot be trained here."""
 
-    def _outputs(self, pixels: NDArray[np.uint8], rules: Preprocessing) -> Floats:
-        """Run the file as it came, on normalised floats."""
+    def _outputs(self, pixels: NDArray[np.uint8], rules: Preprocessing) -> tuple[str, Floats]:
+        """Run the file as it came; a foreign one takes normalised floats and has one output. Tells which."""
         (image,) = _inputs(self.original)
+        if image.type.tensor_type.elem_type == TensorProto.UINT8:
+            return "logits", _run(self.original, ["logits"], pixels)
+        same = "logits" if _final_softmax(self.original) is None else "probabilities"
         mean, std = (np.asarray(v, np.float32) for v in (rules.mean, rules.std))
         values = (pixels.astype(np.float32) / 255 - mean) / std
         if _channels_first(image):
             values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
         session = ort.InferenceSession(self.original.SerializeToString(), providers=["CPUExecutionProvider"])
-        return np.asarray(session.run(None, {image.name: values})[0], np.float32)
+        return same, np.asarray(session.run(None, {image.name: values})[0], np.float32)
 
 
 def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.ModelProto:
@@ -168,9 +172,18 @@ def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.Mo
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None]) for name in ("logits", "probabilities")
     )
     del graph.value_info[:]
+    streamline_entrance(copy)
     result = onnx.shape_inference.infer_shapes(copy)
     onnx.checker.check_model(result)
     return result
+
+
+def _streamlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give a graph of qdeploy as a newer version would have made it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    streamline_entrance(copy)
+    return model if copy == model else copy
 
 
 def _own_card(file: Path) -> Card | None:

@@ -24,7 +24,7 @@ from qdeploy.export.made import Note, open_graph
 from qdeploy.export.parity import INT8_MIN_SQNR_DB, run_session
 from qdeploy.export.quantize import quantize
 from qdeploy.export.ranges import Range
-from qdeploy.export.units import Unit, disjoint, nodes_of, units_of
+from qdeploy.export.units import Unit, disjoint, nodes_of, quantizable, units_of
 from qdeploy.runtime.bench import time_rounds
 from qdeploy.runtime.session import Session
 
@@ -34,8 +34,12 @@ BATCH = 8
 """Each open session keeps the memory of its largest batch."""
 TOGETHER = 10
 """Sessions timed in turn; more would only cost memory."""
+TIMING_SECONDS = 15.0
+"""Of sessions timed in turn: slow models get fewer runs."""
 MAX_KEPT = 8
 """Units tried beside each other once the first ones are in float."""
+HARDLY_FASTER = 1.05
+"""Times fp32's speed; below it the search also begins from float."""
 CLOSE = 0.015
 """Speeds that differ by less are equal: then what leaves less in float is taken."""
 
@@ -138,6 +142,8 @@ class Guard:
         if self.timed:
             chosen = self._fastest(self._prefixes(start, (), survey.slow()))
             chosen = self._second_look(survey, start, chosen)
+            if (chosen.speed or 0.0) < HARDLY_FASTER:
+                chosen = self._from_float(survey, start, chosen)
         if not self._sound(chosen):
             chosen = self._repair(survey, start, chosen)
         return Choice(
@@ -206,7 +212,7 @@ class Guard:
 
     def _time(self, sessions: Sequence[Session]) -> list[float]:
         """Give each session's lower quartile in milliseconds: what else runs on the machine only adds time."""
-        rounds = time_rounds(sessions, [self.images] * len(sessions), self.runs, seconds=60.0)
+        rounds = time_rounds(sessions, [self.images] * len(sessions), self.runs, TIMING_SECONDS)
         return [float(np.percentile(mine, 25)) for mine in rounds]
 
     def _prefixes(self, start: frozenset[str], fixed: tuple[Unit, ...], ordered: Sequence[Unit]) -> list[_Tried]:
@@ -228,6 +234,21 @@ class Guard:
         paying = [(mine, u) for mine, u in zip(times, rest, strict=True) if mine < base * (1 - CLOSE)]
         ordered = disjoint(u for _, u in sorted(paying, key=lambda p: p[0]))
         return self._fastest(self._prefixes(start, chosen.units, ordered)) if ordered else chosen
+
+    def _from_float(self, survey: _Survey, start: frozenset[str], chosen: _Tried) -> _Tried:
+        """Try in INT8 only what is faster than fp32 when all else is float, the most rewarding first."""
+        every = quantizable(self.model, self.encoding) | start
+        self.note(f"guard: {chosen.speed or 0.0:.2f}x fp32 so far; trying the other end, everything in float")
+        gains = self._gains(self.session, {u.name: self._make(every - u.nodes)[1] for u in survey.units})
+        paying = disjoint(
+            u for u in sorted(survey.units, key=lambda u: gains[u.name] or 0.0) if (gains[u.name] or 0.0) < -CLOSE
+        )
+        tried = []
+        for k in range(1, min(len(paying), MAX_KEPT) + 1):
+            nodes = every - nodes_of(paying[:k])
+            name = f"all but {', '.join(u.name for u in paying[:k])}"
+            tried.append(self._try((Unit(name=name, nodes=nodes, layers=len(nodes)),), start))
+        return self._fastest([chosen, *tried]) if tried else chosen
 
     def _sound(self, tried: _Tried) -> bool:
         return tried.sqnr >= INT8_MIN_SQNR_DB and self.budget.allows(tried.difference)

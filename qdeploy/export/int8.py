@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import onnx
 
 from qdeploy.core.artifact import Card
 from qdeploy.core.files import sha256_of
+from qdeploy.core.machine import native_target
 from qdeploy.core.metrics import Floats, PairedDifference, sqnr_db, topk_percent
+from qdeploy.data.dataset import Split
 from qdeploy.export.bias_correction import biases_of, channel_means, correct_biases
-from qdeploy.export.calibrate import Calibration, calibrate, choose_images
-from qdeploy.export.encodings import Encoding, encoding_for, native_target
+from qdeploy.export.calibrate import Calibration, calibrate, choose_images, random_images
+from qdeploy.export.encodings import Encoding, encoding_for
 from qdeploy.export.guard import ERROR_IMAGES, Budget, Choice, Guard, GuardTrial, UnitCost
 from qdeploy.export.made import Made, Work, finish, open_graph
 from qdeploy.export.parity import require_sound, run_session
@@ -74,13 +78,30 @@ def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) 
         VerdictError: If one of them is broken.
     """
     graph = finetuned or fp32.model
-    images = choose_images(work.dataset, work.config.calibration_images, CALIBRATION_SEED)
+    images = _images(work)
     calibration = calibrate(graph, images, CALIBRATION_SEED, work.tick("calibrating"))
-    work.note(f"calibrated on {len(images)} training images, none of which is in validation or test")
     epochs = work.config.qat_epochs if finetuned else 0
     means = {} if finetuned else channel_means(graph, images.pixels)  # tuned biases expect the rounding already
     made = [_one(work, fp32, graph, epochs, means, calibration, target) for target in work.config.targets]
     return made, calibration
+
+
+def _images(work: Work) -> Split:
+    """Give the images to calibrate on, and say what they are."""
+    config, dataset = work.config, work.dataset
+    if config.random_calibration:
+        work.note("calibrating on noise: the INT8 file is only good for trying, and its card says so")
+        return random_images(dataset.splits["train"], config.calibration_images, CALIBRATION_SEED)
+    images = choose_images(dataset, config.calibration_images, CALIBRATION_SEED)
+    work.note(f"calibrating on {len(images)} training images, none of which is in validation or test")
+    counts = np.bincount(images.labels, minlength=len(dataset.classes))
+    fewest = int(counts.argmin())
+    if counts[fewest] < counts.max() - 1:  # a balanced choice differs by one at most
+        work.note(
+            f"only {counts[fewest]} of them are of the class '{dataset.classes[fewest]}', which has no more, against "
+            f"{counts.max()} of others: INT8 may be worse for it"
+        )
+    return images
 
 
 def float_for_tensorrt(model: onnx.ModelProto) -> frozenset[str]:
@@ -162,7 +183,9 @@ def _one(
 def _finished(
     work: Work, fp32: Made, card: Card, choice: Choice, calibration: Calibration, method: str, native: bool
 ) -> Made:
-    images = {"method": method, "images": list(calibration.image_hashes), "seed": calibration.seed}
+    images: dict[str, Any] = {"method": method, "images": list(calibration.image_hashes), "seed": calibration.seed}
+    if work.config.random_calibration:
+        images["random"] = True
     card = replace(card, float_layers=choice.float_nodes, lineage={**card.lineage, "calibration": images})
     file = "model.int8.onnx" if native else f"model.int8.{card.target}.onnx"
     fixed = [FLOAT_FOR_TENSORRT] if card.target == "tensorrt" else []

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from qdeploy.core.artifact import Artifact, Card, Goldens
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.lineage import git_commit
-from qdeploy.core.machine import versions
-from qdeploy.core.metrics import Floats, topk_percent, wilson_interval
+from qdeploy.core.machine import native_target, versions
+from qdeploy.core.metrics import Floats, Parity, measure, topk_percent, wilson_interval
 from qdeploy.data.dataset import Dataset, Split
 from qdeploy.export.calibrate import Tick
-from qdeploy.export.encodings import encoding_for, native_target
-from qdeploy.export.parity import Parity, measure, require_same_in_batches, run_session
+from qdeploy.export.encodings import encoding_for
+from qdeploy.export.parity import require_same_in_batches, run_session
 from qdeploy.export.ranges import METHODS
 from qdeploy.export.seal import sealed_bytes
 from qdeploy.runtime.session import Session, open_session
@@ -42,6 +42,8 @@ class ExportConfig:
     """Encodings of the INT8 files: keys of ``ENCODINGS`` between commas; auto is what this machine runs best."""
     calibration_images: int = 256
     """Images of the training split whose values set the ranges."""
+    random_calibration: bool = False
+    """Set the ranges with noise instead: only to try a graph. The card says so, and ``qdeploy verify`` refuses it."""
     calibration: str = "auto"
     """How: minmax, percentile, entropy, mse, mixed (the best for each tensor); auto tries all."""
     max_drop: float = 1.0

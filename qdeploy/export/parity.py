@@ -5,14 +5,11 @@ Array names: N images, S size, K classes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import VerdictError
-from qdeploy.core.metrics import Floats, agreement, sqnr_db
+from qdeploy.core.metrics import Floats, Parity, sqnr_db
 from qdeploy.runtime.session import Session
 
 BATCH = 64
@@ -22,49 +19,6 @@ INT8_MIN_SQNR_DB = 10.0
 """Below this an INT8 graph is broken rather than coarse; sound ones reach 20 to 35 dB."""
 BATCH_MIN_SQNR_DB = 30.0
 """Other kernels round a float differently, and so an integer now and then; a wrong batch axis gives about 0 dB."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """Agreement of a step's result with the step before."""
-
-    max_abs: float
-    """Largest difference of a logit."""
-    mean_abs: float
-    cosine: float
-    """Of all logits as one vector; 1 if they point the same way."""
-    sqnr_db: float
-    top1_agreement: float
-    """In [0, 1]."""
-    flips: int
-    """Images whose largest logit is another one."""
-    n: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give JSON-ready values; an exact match has an sqnr_db of None."""
-        values = asdict(self)
-        return {**values, "sqnr_db": values["sqnr_db"] if np.isfinite(values["sqnr_db"]) else None}
-
-
-def measure(reference_NK: Floats, result_NK: Floats) -> Parity:
-    """Compare logits."""
-    difference = np.abs(reference_NK - result_NK)
-    same = agreement(reference_NK, result_NK)
-    n = len(reference_NK)
-    return Parity(
-        max_abs=float(difference.max()),
-        mean_abs=float(difference.mean()),
-        cosine=_cosine(reference_NK, result_NK),
-        sqnr_db=sqnr_db(reference_NK, result_NK),
-        top1_agreement=same,
-        flips=round((1 - same) * n),
-        n=n,
-    )
-
-
-def _cosine(a: Floats, b: Floats) -> float:
-    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-30))
 
 
 def require_equal(step: str, parity: Parity, tolerance: float) -> None:

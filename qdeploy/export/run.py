@@ -17,14 +17,14 @@ from torch import nn
 from qdeploy.core.artifact import EXPORTS
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.metrics import Floats
+from qdeploy.core.metrics import Floats, measure
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.run_folder import newest_run, read_run
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.finetune import FinetuneConfig, finetune
 from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish, first_card
-from qdeploy.export.parity import FOLD_TOLERANCE, FP32_TOLERANCE, measure, require_equal
+from qdeploy.export.parity import FOLD_TOLERANCE, FP32_TOLERANCE, require_equal
 from qdeploy.export.pipeline import FLOAT_GOLDEN_DB, export_source, no_progress, silent
 from qdeploy.export.trace import trace
 from qdeploy.export.verdict import ExportReport, Step

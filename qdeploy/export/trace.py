@@ -11,6 +11,8 @@ import onnx
 import torch
 from torch import nn
 
+from qdeploy.export.entrance import streamline_entrance
+
 OPSET = 20
 """The first with a native Gelu: at 18 it becomes five operators, 12 % slower and worse in INT8."""
 MAX_BATCH = 4096
@@ -46,6 +48,7 @@ def trace(model: nn.Module, size: int) -> onnx.ModelProto:
     graph: onnx.ModelProto = program.model_proto
     _name_nodes(graph)
     _strip(graph)
+    streamline_entrance(graph)
     onnx.checker.check_model(graph, full_check=True)
     return graph
 

@@ -41,10 +41,11 @@ def units_of(model: onnx.ModelProto, encoding: Encoding) -> list[Unit]:
     without children is split into its layers. A role is every module of one name, such as ``*.excite``, or every
     ``Gelu``. Nodes are named ``module.child/Operator`` (``qdeploy.export.trace``).
     """
+    may = quantizable(model, encoding)
     nodes = [
         _Node(n.name, (*_modules(n.name), n.name), n.op_type in MATRIX_OPERATORS)
         for n in model.graph.node
-        if n.op_type in encoding.operators or n.op_type == "Gelu"
+        if n.name in may
     ]
     units: list[Unit] = []
     level = _parts((), nodes)
@@ -54,6 +55,11 @@ def units_of(model: onnx.ModelProto, encoding: Encoding) -> list[Unit]:
         level = {p: inside for parts in splits if len(parts) > 1 for p, inside in parts.items()}
     units += _largest([_unit(p, inside) for p, inside in level.items()], MAX_MODULES - len(units))
     return units + _largest(_roles(model, nodes, {u.nodes for u in units}), MAX_ROLES)
+
+
+def quantizable(model: onnx.ModelProto, encoding: Encoding) -> frozenset[str]:
+    """Give the names of the nodes that an encoding can write as INT8."""
+    return frozenset(n.name for n in model.graph.node if n.op_type in encoding.operators or n.op_type == "Gelu")
 
 
 def disjoint(units: Iterable[Unit]) -> list[Unit]:

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from qdeploy.core.files import sha256_of
 from qdeploy.core.machine import environment
-from qdeploy.core.metrics import PairedDifference, paired_difference
+from qdeploy.core.metrics import PairedDifference, Parity, paired_difference
 from qdeploy.data.dataset import Split
 from qdeploy.export.engine_step import EngineReport
 from qdeploy.export.int8 import Int8Made, Int8Report
 from qdeploy.export.layers import LayerRow, layer_table
 from qdeploy.export.made import Made, Work
-from qdeploy.export.parity import Parity
 from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_images, time_rounds
 
 REPORT_RUNS = 500

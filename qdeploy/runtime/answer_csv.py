@@ -10,7 +10,7 @@ from types import TracebackType
 from qdeploy.core.errors import InputError
 from qdeploy.runtime.predict import Answer
 
-COLUMNS = ("image", "label", "index", "probability", "decode_ms", "preprocess_ms", "infer_ms", "error")
+COLUMNS = ("image", "label", "index", "probability", "decode_ms", "preprocess_ms", "infer_ms", "error", "reason")
 FLUSH_ROWS = 256
 
 
@@ -39,10 +39,10 @@ class AnswerCsv:
     def write(self, answer: Answer) -> None:
         """Add a row: the best label, or the error."""
         best = answer.prediction
-        row: tuple[object, ...] = ("", "", "", "", "", "", answer.error)
+        row: tuple[object, ...] = ("", "", "", "", "", "", answer.error, answer.reason)
         if best is not None:
             times = (f"{answer.latency_ms[phase]:.4f}" for phase in ("decode", "preprocess", "infer"))
-            row = (best.label, best.index, f"{best.probability:.6f}", *times, "")
+            row = (best.label, best.index, f"{best.probability:.6f}", *times, "", "")
         self._writer.writerow((answer.image, *row))
         self.rows += 1
         if self.rows % FLUSH_ROWS == 0:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core.errors import ImageError, InputError
+from qdeploy.core.errors import ImageError, ImageReason, InputError
 from qdeploy.core.image import MAX_FILE_BYTES, SUFFIXES
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.classifier import Classifier, Prediction
@@ -39,13 +39,15 @@ class Answer:
     image: str
     prediction: Prediction | None
     error: str | None
+    reason: ImageReason | None
+    """The error's code."""
     latency_ms: dict[str, float]
     """decode, preprocess and infer, in milliseconds; infer is the batch's time divided by its images."""
 
     def to_dict(self, top: int) -> dict[str, Any]:
         """Give the JSON line of ``qdeploy predict``."""
         if self.prediction is None:
-            return {"image": self.image, "error": self.error}
+            return {"image": self.image, "error": self.error, "reason": self.reason}
         best = [
             {"label": r.label, "index": r.index, "probability": round(r.probability, 6)}
             for r in self.prediction.top(top)
@@ -173,7 +175,8 @@ def answer(classifier: Classifier, images: list[str]) -> list[Answer]:
         Answer(
             image=r.image,
             prediction=next(predictions) if r.pixels is not None else None,
-            error=r.error,
+            error=str(r.error) if r.error else None,
+            reason=r.error.reason if r.error else None,
             latency_ms={"decode": r.decode_ms, "preprocess": r.preprocess_ms, "infer": infer_ms},
         )
         for r in ready
@@ -184,7 +187,7 @@ def answer(classifier: Classifier, images: list[str]) -> list[Answer]:
 class _Ready:
     image: str
     pixels: NDArray[np.uint8] | None
-    error: str | None
+    error: ImageError | None
     decode_ms: float = 0.0
     preprocess_ms: float = 0.0
 
@@ -195,7 +198,7 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
     try:
         decoded = rules.open(_stdin() if image == STDIN else _listable(Path(image)))
     except ImageError as error:
-        return _Ready(image, None, str(error))
+        return _Ready(image, None, error)
     middle = time.perf_counter_ns()
     pixels = rules.resize(decoded)
     return _Ready(image, pixels, None, (middle - begin) / 1e6, (time.perf_counter_ns() - middle) / 1e6)
@@ -207,14 +210,14 @@ def _listable(path: Path) -> Path:
         try:
             os.scandir(path).close()
         except OSError as error:
-            raise ImageError(f"cannot be read: {error.strerror or error}") from error
+            raise ImageError(f"cannot be read: {error.strerror or error}", "unreadable") from error
     return path
 
 
 def _stdin() -> bytes:
     if sys.stdin is None:
-        raise ImageError("standard input is closed")
+        raise ImageError("standard input is closed", "unreadable")
     data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"standard input exceeds {MAX_FILE_BYTES // 2**20} MiB")
+        raise ImageError(f"standard input exceeds {MAX_FILE_BYTES // 2**20} MiB", "too-large")
     return data

@@ -55,12 +55,13 @@ class Worker:
         self.classifier = Classifier(artifact, config.engine, config.threads, config.selftest)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Answer a batch of paths with columns: probabilities ``[B, K]`` (zeros for an error), error, latency_ms."""
+        """Answer a batch of paths with columns: probabilities ``[B, K]`` (zeros: none), error, reason, latency_ms."""
         answers = answer(self.classifier, [os.fsdecode(p) for p in batch["path"]])
         nothing = np.zeros(len(self.classifier.card.labels), np.float32)
         return {
             "probabilities": np.stack([a.prediction.probabilities if a.prediction else nothing for a in answers]),
             "error": np.array([a.error or "" for a in answers], object),
+            "reason": np.array([a.reason or "" for a in answers], object),
             "latency_ms": np.array([[a.latency_ms[p] for p in PHASES] for a in answers]),
         }
 
@@ -133,13 +134,13 @@ def _dataset(artifact: Artifact, names: list[str], config: RayConfig) -> ray.dat
 
 def _rows(dataset: ray.data.Dataset, labels: tuple[str, ...]) -> Iterator[Answer]:
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        for probabilities, error, times in zip(
-            batch["probabilities"], batch["error"], batch["latency_ms"], strict=True
-        ):
+        columns = (batch[name] for name in ("probabilities", "error", "reason", "latency_ms"))
+        for probabilities, error, reason, times in zip(*columns, strict=True):
             yield Answer(
                 image="",
                 prediction=None if error else Prediction(labels, probabilities),
                 error=str(error) or None,
+                reason=reason or None,
                 latency_ms=dict(zip(PHASES, map(float, times), strict=True)),
             )
 

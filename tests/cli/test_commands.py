@@ -141,7 +141,7 @@ def test_predict_goes_on_after_a_bad_image_and_exits_2(
     bad.write_text("no image")
     assert run(["predict", str(bad), str(EXAMPLES / "bag.png"), "--json"]) == 2
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert set(lines[0]) == {"image", "error"}
+    assert set(lines[0]) == {"image", "error", "reason"}
     assert "predictions" in lines[1]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, Card, Goldens, read_artifact, sealed
+import qdeploy
+from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, SHIPPED, Card, Goldens, read_artifact, sealed
 from qdeploy.core.errors import ArtifactError
+from qdeploy.core.onnx_bytes import operator_counts
+from qdeploy.runtime import classifier
 
 
 def test_the_card_survives_json(int8_file: Path) -> None:
@@ -36,16 +40,50 @@ def test_the_card_says_everything_a_user_needs(int8_file: Path, fp32_file: Path)
     assert card.goldens.images.shape == (4, 64, 64, 3)
 
 
-def test_one_flipped_bit_anywhere_is_found(int8_file: Path, tmp_path: Path) -> None:
-    data = bytearray(int8_file.read_bytes())
+@pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx"])
+def test_one_flipped_bit_anywhere_is_found_before_any_engine_sees_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: object) -> None:
+        raise AssertionError("the engine was asked")
+
+    monkeypatch.setattr(classifier, "open_session", opened)
+    sound = (SHIPPED / name).read_bytes()
     copy = tmp_path / "model.onnx"
     rng = np.random.default_rng(0)
-    for at in rng.integers(0, len(data), 200):
+    for at in [*range(40), *rng.integers(0, len(sound), 130)]:
+        data = bytearray(sound)
         data[at] ^= 1 << int(rng.integers(8))
         copy.write_bytes(data)
-        with pytest.raises(ArtifactError):
-            read_artifact(copy)
-        data[:] = int8_file.read_bytes()
+        with pytest.raises(ArtifactError) as caught:
+            qdeploy.load(copy)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["weights.bin", "../weights.bin", "/etc/hostname", "*/_ORT_MEM_ADDR_/*"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_in_another_file_are_refused(where: str, nested: bool, tmp_path: Path) -> None:
+    model = onnx.load(str(SHIPPED / "model.fp32.onnx"))
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    (tmp_path / "weights.bin").write_bytes(tensor.raw_data)
+    onnx.external_data_helper.set_external_data(tensor, where, 0, len(tensor.raw_data))
+    tensor.ClearField("raw_data")
+    if nested:  # a constant inside a branch
+        model.graph.initializer.remove(tensor)
+        constant = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
+        branch = onnx.helper.make_graph([constant], "branch", [], [])
+        model.graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch))
+    card = read_artifact(SHIPPED / "model.fp32.onnx").card.to_dict()
+    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card), CHECKSUM_KEY: BLANK})
+    (tmp_path / "m.onnx").write_bytes(sealed(model.SerializeToString()))
+    with pytest.raises(ArtifactError, match="keeps weights in another file"):
+        read_artifact(tmp_path / "m.onnx")
+
+
+def test_operators_are_counted_as_by_onnx() -> None:
+    file = SHIPPED / "model.int8.onnx"
+    graph = onnx.load(str(file)).graph
+    assert operator_counts(file.read_bytes()) == Counter(node.op_type for node in graph.node)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
@@ -76,6 +114,8 @@ def test_it_is_a_plain_valid_onnx_file_without_local_paths(fp32_file: Path, int8
     "change",
     [
         {"schema": 99},
+        {"labels": None},
+        {"labels": []},
         {"labels": ["only one"]},
         {"labels": [1] * 10},
         {"model": {"name": "nano"}},

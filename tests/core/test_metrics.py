@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 from qdeploy.core.metrics import (
     MIN_SAMPLES,
     agreement,
+    label_ranks,
+    mcnemar_p,
     paired_difference,
     percentile,
     sqnr_db,
@@ -21,6 +26,19 @@ def test_topk() -> None:
     assert topk_percent(LOGITS, labels, 1) == 50.0
     assert topk_percent(LOGITS, labels, 2) == 75.0
     assert topk_percent(LOGITS, labels, 9) == 100.0
+
+
+def test_of_equal_logits_the_lower_index_comes_first_and_nonsense_is_never_right() -> None:
+    nan = float("nan")
+    logits = np.array([[2, 2, 1], [2, 2, 1], [nan, 5, 1], [nan, 5, 1]], np.float32)
+    assert label_ranks(logits, np.array([0, 1, 0, 1])).tolist() == [0, 1, 3, 1]
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 6), (3, 3), (1, 9), (400, 480)])
+def test_mcnemar_is_the_binomial_test(lost: int, gained: int) -> None:
+    n, few = lost + gained, min(lost, gained)
+    tail = float(Fraction(sum(math.comb(n, k) for k in range(few + 1)), 2**n))
+    assert mcnemar_p(lost, gained) == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
 
 
 def test_sqnr_of_a_tenth_is_twenty_decibels() -> None:

@@ -52,6 +52,13 @@ def test_an_extreme_shape_costs_no_memory() -> None:
     assert peak_memory_bytes() - before < 20e6
 
 
+def test_an_array_of_the_models_size_is_taken_as_it_is() -> None:
+    rules = Preprocessing()
+    pixels = np.random.default_rng(0).integers(0, 256, (rules.size, rules.size, 3), dtype=np.uint8)
+    assert rules(pixels) is pixels
+    assert np.array_equal(rules(Image.fromarray(pixels)), pixels)
+
+
 def test_grey_array_becomes_three_equal_channels() -> None:
     pixels = Preprocessing()(np.full((28, 28), 77, np.uint8))
     assert np.array_equal(pixels, np.full((64, 64, 3), 77))

@@ -20,6 +20,7 @@ DOCUMENTS = [
     *(
         ROOT / "docs" / f"{n}.md"
         for n in (
+            "checking",
             "data",
             "training",
             "models",

@@ -61,6 +61,15 @@ def test_bench_data_and_inspect_run(python: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_eval_verify_diff_and_doctor_run(python: Path, tmp_path: Path) -> None:
+    fp32, int8 = (str(ROOT / "qdeploy" / "shipped" / f"model.{p}.onnx") for p in ("fp32", "int8"))
+    for arguments in (["eval"], ["verify"], ["diff", fp32, int8], ["doctor"]):
+        done = call(python, tmp_path, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        assert isinstance(json.loads(done.stdout), dict)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("verb", ["train", "export", "models", "sweep"])
 def test_what_needs_torch_says_what_to_install(python: Path, tmp_path: Path, verb: str) -> None:
     done = call(python, tmp_path, verb)

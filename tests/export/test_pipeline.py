@@ -16,9 +16,10 @@ from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.metrics import PairedDifference, agreement, sqnr_db, topk_percent
 from qdeploy.data.catalog import load_dataset
-from qdeploy.export import guard, verdict
+from qdeploy.export import guard, int8, units, verdict
 from qdeploy.export import run as trained_runs
-from qdeploy.export.made import ExportConfig
+from qdeploy.export.made import ExportConfig, Work
+from qdeploy.export.pipeline import no_progress
 from qdeploy.export.quantize import int8_of_portable
 from qdeploy.export.run import export
 from qdeploy.export.verdict import ExportReport
@@ -216,6 +217,27 @@ def test_several_targets_come_from_one_calibration(trained: TrainResult, tmp_pat
     pixels = load_dataset().splits["val"].pixels
     session = ort.InferenceSession(rewritten.SerializeToString(), providers=["CPUExecutionProvider"])
     assert np.array_equal(session.run(["logits"], {"image": pixels})[0], logits_of(Path(portable.path), pixels))
+
+
+def test_calibration_on_noise_is_stamped_and_few_images_of_a_class_are_told(
+    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "MAX_MODULES", 2)
+    lines: list[str] = []
+    config = replace(QUICK, random_calibration=True, calibration_images=16)
+    report = export(Path(trained.run), config, tmp_path / "noise", lines.append)
+    record = read_artifact(Path(report.artifacts[1].path)).card.lineage["calibration"]
+    train = load_dataset().splits["train"]
+    assert record["random"] is True
+    assert len(record["images"]) == 16
+    assert not set(record["images"]) & set(train.hashes)
+    assert any("noise" in line for line in lines)
+    few = np.concatenate([np.flatnonzero(train.labels > 0), np.flatnonzero(train.labels == 0)[:3]])
+    poor = replace(load_dataset(), splits={**load_dataset().splits, "train": train.take(few)})
+    lines.clear()
+    work = Work(record={}, dataset=poor, name="", config=QUICK, note=lines.append, tick=no_progress)
+    assert np.bincount(int8._images(work).labels)[0] == 3
+    assert "only 3 of them are of the class 'T-shirt/top'" in lines[1]
 
 
 def test_changed_data_is_noticed(trained: TrainResult, tmp_path: Path) -> None:

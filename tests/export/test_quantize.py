@@ -16,10 +16,11 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
 from qdeploy.core.errors import InputError
+from qdeploy.core.machine import native_target
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export.calibrate import calibrate, choose_images
-from qdeploy.export.encodings import ENCODINGS, Encoding, encoding_for, native_target
+from qdeploy.export.encodings import ENCODINGS, Encoding, encoding_for
 from qdeploy.export.quantize import GELU_SLOPE, int8_of_portable, quantize
 from qdeploy.export.ranges import Range
 from qdeploy.export.trace import trace
@@ -161,10 +162,10 @@ def test_unknown_targets_name_the_near_ones() -> None:
 def test_native_is_what_the_cpu_runs_best(
     machine: str, flags: set[str], target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qdeploy.export import encodings
+    from qdeploy.core import machine as this
 
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr(encodings, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(this, "cpu_flags", lambda: frozenset(flags))
     assert native_target() == target
 
 

@@ -52,7 +52,7 @@ def test_bad_images_are_answered_in_place_and_stop_nothing(
             assert answer.prediction.label == classifier(answer.image).label
             assert set(answer.latency_ms) == {"decode", "preprocess", "infer"}
         else:
-            assert set(answer.to_dict(3)) == {"image", "error"}
+            assert set(answer.to_dict(3)) == {"image", "error", "reason"}
 
 
 def test_folders_are_walked_by_name_at_every_level(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_csv_rows_are_whole_at_any_time_and_the_file_is_named_at_the_end(int8_fi
     assert [good["image"], bad["image"]] == names
     assert (good["label"], good["error"]) == ("Bag", "")
     assert 0.0 < float(good["probability"]) <= 1.0
-    assert (bad["label"], bad["error"]) == ("", "no such file")
+    assert (bad["label"], bad["error"], bad["reason"]) == ("", "no such file", "unreadable")
     assert not file.part.exists()
     with pytest.raises(InputError, match="is a folder"):
         AnswerCsv(tmp_path)

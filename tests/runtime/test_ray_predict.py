@@ -25,7 +25,7 @@ artifact, images = read_artifact(Path(sys.argv[1])), list(expand(sys.argv[2:]))
 config = RayConfig(batch_size=3, actors=2)
 there = list(predict_on_ray(artifact, iter(images), config))
 here = list(predict_files(Classifier(artifact, threads=1), images, batch_size=3))
-assert [(a.image, a.error) for a in there] == [(a.image, a.error) for a in here]
+assert [(a.image, a.error, a.reason) for a in there] == [(a.image, a.error, a.reason) for a in here]
 assert sum(a.error is not None for a in there) == 2
 for a, b in zip(there, here):
     if a.prediction:

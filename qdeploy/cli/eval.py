@@ -1,0 +1,130 @@
+"""``qdeploy eval``"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qdeploy.cli.output import Bar, emit_json, note, show_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qdeploy.runtime.evaluate import Evaluation, Scored
+
+
+@click.command("eval")
+@click.argument("artifact", required=False)
+@click.argument("data", required=False)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "val", "train", "all"]),
+    default="test",
+    help="As training cuts them; all: every image.",
+)
+@click.option("--batch-size", type=int, default=32, help="Images per inference.")
+@click.option("--engine", default="ort", help="Inference engine.")
+@click.option("--threads", type=int, help="Threads of one inference. Default: 1 for small models, else all cores.")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every image's answer to this file.")
+@click.option("--json", is_flag=True, help="Print the result as one JSON document.")
+def eval_command(
+    artifact: str | None,
+    data: str | None,
+    split: str,
+    batch_size: int,
+    engine: str,
+    threads: int | None,
+    csv_file: Path | None,
+    json: bool,
+) -> None:
+    """Measure the accuracy of a model file on a data set.
+
+    ARTIFACT is a model file or an export's folder; default: as for predict. DATA is what `qdeploy data` takes; default:
+    the embedded set. A single argument that is no model is DATA.
+    """
+    from qdeploy.data.catalog import READERS
+    from qdeploy.data.embedded import NAME as EMBEDDED
+    from qdeploy.runtime.classifier import find_artifact
+    from qdeploy.runtime.evaluate import EvalConfig, evaluate
+
+    if artifact is not None and data is None and (artifact in READERS or _is_plain_folder(Path(artifact))):
+        artifact, data = None, artifact
+    path = find_artifact(Path(artifact) if artifact else None)
+    config = EvalConfig(data=data or EMBEDDED, split=split, batch_size=batch_size, engine=engine, threads=threads)
+    note(f"model: {path}, data: {config.data}, split: {split}")
+    with Bar("evaluating") as bar, _rows(csv_file) as each:
+        result = evaluate(path, config, bar.update, each)
+    for problem in result.problems:
+        note(f"left out: {problem}")
+    if json:
+        emit_json(result.to_dict())
+    else:
+        _show(result)
+
+
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not (path / "report.json").is_file()
+
+
+@contextmanager
+def _rows(file: Path | None) -> Iterator[Callable[[Scored], None] | None]:
+    """Give what writes a row for an image; the file appears when all are written."""
+    if file is None:
+        yield None
+        return
+    from qdeploy.core.files import file_made_whole, require_writable
+    from qdeploy.runtime.evaluate import Scored
+
+    require_writable(file.parent)
+    with file_made_whole(file) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", newline="")
+        writer = csv.DictWriter(text, list(Scored.__dataclass_fields__))
+        writer.writeheader()
+        yield lambda answer: writer.writerow(asdict(answer))
+        text.flush()
+        text.detach()
+
+
+def _show(result: Evaluation) -> None:
+    from rich.table import Table
+
+    table = Table("label", "n", "precision", "recall", "F1", "most confused with")
+    for c in result.classes:
+        shares = [f"{v:.1%}" if v is not None else "-" for v in (c.precision, c.recall, c.f1)]
+        table.add_row(c.label, str(c.n), *shares, f"{c.confused_with} ({c.confused})" if c.confused_with else "-")
+    show_table(table)
+    if len(result.labels) <= 20:
+        show_table(_confusion(result))
+    print(
+        f"{result.name} {result.precision} with {result.engine} on {result.n} images of {result.data} ({result.split})"
+    )
+    print(f"top-1 {result.top1:.2f} % (95 % interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})")
+    if result.top5 is not None and result.top5_ci95 is not None:
+        print(f"top-5 {result.top5:.2f} % (95 % interval {result.top5_ci95[0]:.2f} to {result.top5_ci95[1]:.2f})")
+    card = result.card_accuracy
+    if "top1" in card:
+        print(
+            f"the card says {card['top1']} % top-1 on {card['n']} {card['split']} images of the data it was made with"
+        )
+    print(f"{result.images_per_s:.0f} images/s, inference alone")
+    for text in result.notes:
+        print(f"note: {text}")
+
+
+def _confusion(result: Evaluation) -> Table:
+    from rich.table import Table
+
+    table = Table(title="true label (rows), answer (columns)")
+    table.add_column("")
+    for k in range(len(result.labels)):
+        table.add_column(str(k), justify="right")
+    for k, row in enumerate(result.confusion):
+        table.add_row(f"{k} {result.labels[k]}", *(str(v) if v else "." for v in row))
+    return table

@@ -1,0 +1,291 @@
+"""How two artifacts differ: by their cards and graphs, and in numbers on the same real images.
+
+Array names: N images, K labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy.core.artifact import Artifact, read_artifact
+from qdeploy.core.errors import DataError, MissingDependencyError
+from qdeploy.core.files import sha256_of
+from qdeploy.core.metrics import (
+    Floats,
+    PairedDifference,
+    Parity,
+    mcnemar_p,
+    measure,
+    paired_difference,
+)
+from qdeploy.core.onnx_bytes import operator_counts
+from qdeploy.data.embedded import FASHION_CLASSES
+from qdeploy.data.embedded import NAME as EMBEDDED
+from qdeploy.data.labelled import LabelledImages, labelled_images
+from qdeploy.data.source import Progress
+from qdeploy.runtime.session import ENGINES, open_session
+
+BATCH = 64
+SIGNIFICANT = 0.05
+SUBJECTS = (
+    "file",
+    "model",
+    "labels",
+    "preprocessing",
+    "precision",
+    "calibration",
+    "training",
+    "data",
+    "versions",
+    "accuracy",
+    "graph",
+)
+"""In the order in which they are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One field that differs."""
+
+    subject: str
+    """One of ``SUBJECTS``."""
+    field: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFlips:
+    """The images of one label that exactly one of the two gets right."""
+
+    label: str
+    lost: int
+    """Right with A, wrong with B."""
+    gained: int
+    changed: int
+    """Answers that differ, both wrong included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Both models on the same labelled images."""
+
+    data: str
+    split: str
+    engines: tuple[str, str]
+    parity: Parity
+    """B's logits against A's."""
+    top1: tuple[float, float]
+    """Percent."""
+    difference: PairedDifference
+    """Top-1 of B minus A, in points."""
+    lost: int
+    gained: int
+    p_value: float
+    """McNemar, exact, two-sided."""
+    flips: tuple[ClassFlips, ...]
+    """Of the labels with any."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON-ready values."""
+        return {**asdict(self), "parity": self.parity.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The whole comparison."""
+
+    a: str
+    b: str
+    changes: tuple[Change, ...]
+    same: tuple[str, ...]
+    """Subjects in which nothing differs."""
+    meaning: tuple[str, ...]
+    """What it comes down to, in words."""
+    numbers: Numbers | None
+    """None if there are no images for both; ``meaning`` says why."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the JSON document of ``qdeploy diff``."""
+        return {**asdict(self), "numbers": self.numbers.to_dict() if self.numbers else None}
+
+
+def diff(
+    a: Path, b: Path, data: str | None = None, split: str = "test", progress: Progress | None = None
+) -> Difference:
+    """Compare two model files.
+
+    Args:
+        a: The one that the other is compared with.
+        b: The other.
+        data: Images for the numbers, as for ``load_dataset``; by default the embedded set where the labels fit.
+        split: Of these.
+        progress: Called while images are read.
+
+    Raises:
+        ArtifactError: If one is no artifact.
+        DataError: If the given data does not fit both.
+    """
+    first, second = read_artifact(a), read_artifact(b)
+    changes = tuple(_changes(first, second))
+    different = {c.subject for c in changes}
+    meaning = list(_meaning(first, second, different))
+    numbers = None
+    together = set(first.card.labels) == set(second.card.labels)
+    if data is not None or (together and set(first.card.labels) == set(FASHION_CLASSES)):
+        if not together:
+            raise DataError(f"{a} and {b} have different labels, so their answers cannot be compared; leave out --data")
+        try:
+            numbers = _numbers(first, second, data or EMBEDDED, split, progress)
+            meaning.append(_verdict(numbers))
+        except MissingDependencyError as error:
+            meaning.append(f"not run on images: {error}")
+    else:
+        meaning.append("not run on images: " + ("give them with --data" if together else "the labels differ"))
+    return Difference(
+        a=str(a),
+        b=str(b),
+        changes=changes,
+        same=tuple(s for s in SUBJECTS if s not in different),
+        meaning=tuple(meaning),
+        numbers=numbers,
+    )
+
+
+_TOLD_APART = ("training", "calibration", "dataset", "git", "versions", "parent_sha256", "qat_epochs")
+"""Of the lineage."""
+
+
+def _changes(a: Artifact, b: Artifact) -> Iterator[Change]:
+    """Compare subject by subject and field by field; what one lacks is None there."""
+    first, second = _facts(a), _facts(b)
+    for subject in SUBJECTS:
+        left, right = first[subject], second[subject]
+        for field in dict.fromkeys([*left, *right]):
+            if left.get(field) != right.get(field):
+                yield Change(subject=subject, field=field, a=left.get(field), b=right.get(field))
+
+
+def _facts(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
+    """Give everything that an artifact says, by subject and field."""
+    card = artifact.card
+    lineage = card.lineage
+    calibration = dict(lineage.get("calibration") or {})
+    images = calibration.pop("images", None)
+    if isinstance(images, list):
+        calibration |= {"images": len(images), "images_sha256": sha256_of("\n".join(sorted(images)).encode())}
+    made = {"commit": (lineage.get("git") or {}).get("commit"), **lineage["versions"]}
+    precision = {
+        "precision": card.precision,
+        "target": card.target,
+        "layers in float": sorted(card.float_layers),
+        "engine": artifact.engine.describe() if artifact.engine else None,
+    }
+    rules = {k: v for k, v in card.preprocessing.to_dict().items() if k != "sha256"}
+    config = {k: v for k, v in card.model.items() if k != "config"}
+    return {
+        "file": {"size_bytes": len(artifact.data), "sha256": artifact.sha256, "name": card.name},
+        "model": {**config, **{f"config.{k}": v for k, v in card.model.get("config", {}).items()}},
+        "labels": {"labels": list(card.labels)},
+        "preprocessing": rules,
+        "precision": precision,
+        "calibration": {**calibration, "qat_epochs": lineage.get("qat_epochs")},
+        "training": {**lineage["training"], **{k: v for k, v in lineage.items() if k not in _TOLD_APART}},
+        "data": lineage["dataset"],
+        "versions": made,
+        "accuracy": card.accuracy,
+        "graph": {} if artifact.engine else operator_counts(artifact.data),
+    }
+
+
+def _meaning(a: Artifact, b: Artifact, different: set[str]) -> Iterator[str]:
+    yield _relation(a, b, different)
+    if "labels" in different:
+        same = set(a.card.labels) == set(b.card.labels)
+        yield (
+            "the labels are the same in another order: an index means another class"
+            if same
+            else "the labels differ: the answers cannot be compared"
+        )
+    if "preprocessing" in different:
+        yield "images are prepared differently: the same image is another input"
+    if {"training", "data"} & different and a.card.model.get("name") == b.card.model.get("name"):
+        yield "trained apart: " + ", ".join(sorted({"training", "data"} & different)) + " differ"
+
+
+def _relation(a: Artifact, b: Artifact, different: set[str]) -> str:
+    """Say in one sentence what the two are to each other."""
+    parents = [x.engine.source_sha256 if x.engine else x.card.lineage.get("parent_sha256") for x in (a, b)]
+    if a.sha256 == b.sha256:
+        return "A and B are the same file"
+    if parents[1] == a.sha256:
+        return f"B was made from A: its {b.card.precision} form"
+    if parents[0] == b.sha256:
+        return f"A was made from B: its {a.card.precision} form"
+    if parents[0] == parents[1] and parents[0]:
+        return "A and B were made from the same weights"
+    if "model" in different:
+        return f"A and B are different models: {a.card.model['name']} and {b.card.model['name']}"
+    return f"A and B are the same architecture, {a.card.model['name']}, with different weights"
+
+
+def _numbers(a: Artifact, b: Artifact, data: str, split: str, progress: Progress | None) -> Numbers:
+    labels, rules = a.card.labels, (a.card.preprocessing, b.card.preprocessing)
+    images = labelled_images(data, split, rules[0], labels, progress)
+    first, answers, engine_a = _logits(a, images)
+    if rules[0] != rules[1]:
+        images = labelled_images(data, split, rules[1], labels, progress)
+    second, _, engine_b = _logits(b, images)
+    second = second[:, [b.card.labels.index(label) for label in labels]]
+    before, after = (logits.argmax(axis=1) for logits in (first, second))
+    lost = (before == answers) & (after != answers)
+    gained = (before != answers) & (after == answers)
+    counts = [np.bincount(answers[mask], minlength=len(labels)) for mask in (lost, gained, before != after)]
+    return Numbers(
+        data=data,
+        split=split,
+        engines=(engine_a, engine_b),
+        parity=measure(first, second),
+        top1=(round(100 * float((before == answers).mean()), 4), round(100 * float((after == answers).mean()), 4)),
+        difference=paired_difference(second, first, answers),
+        lost=int(lost.sum()),
+        gained=int(gained.sum()),
+        p_value=mcnemar_p(int(lost.sum()), int(gained.sum())),
+        flips=tuple(
+            ClassFlips(label=label, lost=int(down), gained=int(up), changed=int(changed))
+            for label, down, up, changed in zip(labels, *counts, strict=True)
+            if changed
+        ),
+    )
+
+
+def _logits(artifact: Artifact, images: LabelledImages) -> tuple[Floats, NDArray[np.int64], str]:
+    """Run a model and give its logits ``[N, K]``, the true labels ``[N]``, and the engine."""
+    builder = artifact.engine.builder if artifact.engine else None
+    engine = next((name for name, e in ENGINES.items() if e.builder == builder), "ort")
+    logits, answers = [], []
+    with open_session(artifact, engine) as session:
+        for batch in images.batches(BATCH):
+            logits.append(session.infer(batch.pixels)[0])
+            answers.append(batch.labels)
+    if not logits:
+        raise DataError(f"{images.name} has no usable image in {images.split}")
+    return np.concatenate(logits), np.concatenate(answers), session.engine
+
+
+def _verdict(numbers: Numbers) -> str:
+    """Say what the numbers prove."""
+    d, n = numbers.difference, numbers.parity.n
+    change = f"top-1 {numbers.top1[0]:.2f} % -> {numbers.top1[1]:.2f} % on {n} images of {numbers.data}"
+    if numbers.parity.flips == 0:
+        return f"{change}: every answer is the same"
+    interval = f"{d.points:+.2f} +- {d.margin95:.2f} points, McNemar p = {numbers.p_value:.3f}"
+    if numbers.p_value >= SIGNIFICANT:
+        return f"{change}: {interval}: no difference in accuracy that these images could show"
+    return f"{change}: {interval}: B is {'better' if d.points > 0 else 'worse'}"

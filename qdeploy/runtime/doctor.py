@@ -1,0 +1,250 @@
+"""What this machine can run, and what is missing: nothing is changed, no GPU library is loaded that no engine needs."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from ctypes.util import find_library
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from qdeploy.core.artifact import EXPORTS, SHIPPED, Artifact, read_artifact
+from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
+from qdeploy.core.files import require_writable
+from qdeploy.core.machine import (
+    FAST_INT8_FLAGS,
+    SPEED_FLAGS,
+    affine_cores,
+    cpu_flags,
+    cpu_name,
+    cpu_quota,
+    memory_bytes,
+    native_target,
+    usable_cores,
+)
+from qdeploy.core.run_folder import RUNS
+from qdeploy.data.places import cache_folder
+from qdeploy.runtime.classifier import recommended_file
+from qdeploy.runtime.engines.tensorrt_library import find_gpu, load_package
+from qdeploy.runtime.session import ENGINES, Engine, open_session
+
+LEAST_FREE_BYTES = 200 * 2**20
+"""Of memory: predict takes 100 MB. Of disk: a run and its export take 20 MB, the cache 12 KiB an image."""
+BASE = ("numpy", "pillow", "onnxruntime", "click", "rich")
+FOR_DEVELOPERS = "dev"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    status: Literal["ok", "missing", "problem"]
+    """missing: not here and not needed by everyone; problem: broken."""
+    detail: str
+    fix: str = ""
+    """What to run or do, if anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """All findings."""
+
+    checks: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is broken."""
+        return all(c.status != "problem" for c in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the JSON document of ``qdeploy doctor``."""
+        return {"ok": self.ok, "checks": [asdict(c) for c in self.checks]}
+
+
+def diagnose() -> Diagnosis:
+    """Look at Python, CPU, memory, folders, the shipped model, engines, GPU and extras."""
+    return Diagnosis(checks=tuple(_findings()))
+
+
+def _findings() -> Iterator[Finding]:
+    found = f"{platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"
+    yield Finding(name="python", status="ok", detail=f"{found} at {sys.executable}")
+    yield _base()
+    yield int8_finding()
+    yield _cores()
+    yield _memory()
+    for what, folder in (("runs", RUNS), ("exports", EXPORTS), ("cache", cache_folder())):
+        yield folder_finding(what, folder)
+    yield gpu_finding()
+    try:
+        artifact = read_artifact(recommended_file(SHIPPED))
+    except QdeployError as error:
+        yield Finding(name="shipped model", status="problem", detail=str(error), fix=_REINSTALL)
+    else:
+        yield Finding(name="shipped model", status="ok", detail=f"{artifact.card.name}, checksum verified")
+        for name, engine in ENGINES.items():
+            yield engine_finding(name, engine, artifact)
+    yield from _extras()
+
+
+_REINSTALL = "pip install --force-reinstall --no-deps qdeploy"
+
+
+def _base() -> Finding:
+    versions = {name: _version(name) for name in BASE}
+    absent = [name for name, version in versions.items() if version is None]
+    if absent:
+        missing = ", ".join(absent)
+        return Finding(name="base", status="problem", detail=f"not installed: {missing}", fix="pip install qdeploy")
+    return Finding(name="base", status="ok", detail=", ".join(f"{k} {v}" for k, v in versions.items()))
+
+
+def int8_finding() -> Finding:
+    """Say what this CPU makes of INT8, and which target to export."""
+    flags, target = cpu_flags(), native_target()
+    known = ", ".join(f for f in SPEED_FLAGS if f in flags) or "flags unknown"
+    detail = f"{cpu_name()} ({known}); "
+    if target == "arm":
+        products = "i8mm" if "i8mm" in flags else "dot products" if "asimddp" in flags else ""
+        if products:
+            return Finding(name="cpu", status="ok", detail=f"{detail}{products}: fast INT8, target arm")
+        detail += "no dot products: INT8 may be no faster than float; compare with `qdeploy bench`"
+    elif target == "x86":
+        fast = ", ".join(sorted(flags & FAST_INT8_FLAGS))
+        return Finding(name="cpu", status="ok", detail=f"{detail}{fast}: fast INT8, target x86")
+    elif "avx2" in flags:
+        detail += "AVX2 without VNNI: INT8 gains less, and 8-bit weights overflow: use files of target x86-avx2"
+    else:
+        detail += "neither VNNI nor AVX2: INT8 may be no faster than float; compare with `qdeploy bench`"
+    return Finding(name="cpu", status="missing", detail=detail, fix=f"qdeploy export --int8 --target {target}")
+
+
+def _cores() -> Finding:
+    quota = cpu_quota()
+    limit = "no quota" if quota is None else f"a quota of {quota:g}"
+    detail = f"{usable_cores()} usable: {affine_cores()} by affinity, {limit}"
+    return Finding(name="cores", status="ok", detail=detail)
+
+
+def _memory() -> Finding:
+    found = memory_bytes()
+    if found is None:
+        return Finding(name="memory", status="ok", detail="unknown on this system")
+    total, free = found
+    detail = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    if free < LEAST_FREE_BYTES:
+        return Finding(name="memory", status="problem", detail=detail, fix="free some: predict takes 100 MB")
+    return Finding(name="memory", status="ok", detail=detail)
+
+
+def folder_finding(name: str, folder: Path) -> Finding:
+    """Tell whether a folder can be written to, and the free space of its disk; nothing is created."""
+    where = {"cache": "set QDEPLOY_CACHE to a folder that you may write to"}.get(name, "work in another folder")
+    try:
+        require_writable(folder)
+    except InputError as error:
+        return Finding(name=name, status="problem", detail=str(error).partition(";")[0], fix=where)
+    nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(nearest).free
+    detail = f"{folder} can be written, {free / 2**30:.1f} GiB free"
+    if free < LEAST_FREE_BYTES:
+        return Finding(name=name, status="problem", detail=detail, fix=f"free some space, or {where}")
+    return Finding(name=name, status="ok", detail=detail)
+
+
+def gpu_finding() -> Finding:
+    """Ask nvidia-smi, or look for the driver's libraries."""
+    tool = shutil.which("nvidia-smi")
+    if tool:
+        fields = "name,driver_version,memory.total,compute_cap"
+        try:
+            done = subprocess.run(
+                [tool, f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return Finding(name="gpu", status="problem", detail=f"nvidia-smi: {error}", fix="install the driver again")
+        text = "; ".join((done.stdout if done.returncode == 0 else done.stderr or done.stdout).split("\n")).strip("; ")
+        if done.returncode == 0 and text:
+            return Finding(name="gpu", status="ok", detail=text)
+        return Finding(name="gpu", status="problem", detail=f"nvidia-smi: {text}", fix="install the driver again")
+    library = find_library("nvidia-ml") or find_library("cuda")
+    if library:
+        return Finding(name="gpu", status="ok", detail=f"the driver's {library} is here, nvidia-smi is not")
+    return Finding(name="gpu", status="missing", detail="no NVIDIA driver: everything runs on the CPU")
+
+
+def engine_finding(name: str, engine: Engine, artifact: Artifact) -> Finding:
+    """Open the shipped model with an engine and compare with its goldens, or say what is lacking."""
+    subject = f"engine {name}"
+    if engine.builder:
+        return _builder_finding(subject, engine, engine.builder)
+    try:
+        with open_session(artifact, name) as session:
+            return Finding(name=subject, status="ok", detail=f"{session.engine}: goldens of the shipped model agree")
+    except MissingDependencyError as error:
+        return _missing(subject, error)
+    except QdeployError as error:
+        return Finding(name=subject, status="problem", detail=str(error), fix=f"pip install -U '{engine.install}'")
+
+
+def _builder_finding(subject: str, engine: Engine, builder: str) -> Finding:
+    """Look for the package and a GPU: no plan ships with the package, so nothing is run."""
+    try:
+        package = f"{builder} {load_package(builder).__version__}"
+    except MissingDependencyError as error:
+        return _missing(subject, error)
+    try:
+        gpu = find_gpu()
+    except MissingDependencyError as error:
+        return _missing(subject, error, f"{package} is installed, but no GPU runs its engines here: ")
+    return Finding(
+        name=subject, status="ok", detail=f"{package} on {gpu.name}, compute capability {gpu.compute_capability}"
+    )
+
+
+def _missing(subject: str, error: MissingDependencyError, before: str = "") -> Finding:
+    detail, _, fix = str(error).partition("; run: ")
+    return Finding(name=subject, status="missing", detail=before + detail, fix=fix)
+
+
+def _extras() -> Iterator[Finding]:
+    """Compare what each extra of the installed package asks for with what is installed."""
+    try:
+        lines = metadata.requires("qdeploy") or []
+    except metadata.PackageNotFoundError:
+        yield Finding(
+            name="extras", status="missing", detail="qdeploy itself is not installed", fix="pip install qdeploy"
+        )
+        return
+    for extra, packages in _by_extra(lines).items():
+        versions = {name: _version(name) for name in packages}
+        absent = [name for name, version in versions.items() if version is None]
+        here = ", ".join(f"{k} {v}" for k, v in versions.items() if v)
+        if absent:
+            detail = f"not installed: {', '.join(absent)}" + (f" (here: {here})" if here else "")
+            yield Finding(name=f"extra {extra}", status="missing", detail=detail, fix=f"pip install 'qdeploy[{extra}]'")
+        else:
+            yield Finding(name=f"extra {extra}", status="ok", detail=here)
+
+
+def _by_extra(lines: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        match = re.match(r"""([\w.-]+).*\bextra == ['"]([\w-]+)['"]""", line)
+        if match and match[2] != FOR_DEVELOPERS:
+            found.setdefault(match[2], []).append(match[1])
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

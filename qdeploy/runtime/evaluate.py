@@ -1,0 +1,267 @@
+"""Accuracy of an artifact on a labelled data set, streamed in batches; labels are matched by name.
+
+Array names: B images of a batch, S height and width, K labels of the artifact.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy.core.artifact import Card, read_artifact
+from qdeploy.core.errors import DataError, InputError
+from qdeploy.core.metrics import Floats, label_ranks, wilson_interval
+from qdeploy.data.embedded import NAME as EMBEDDED
+from qdeploy.data.labelled import ALL, Batch, LabelledImages, labelled_images
+from qdeploy.data.source import Progress
+from qdeploy.runtime.session import Session, open_session
+
+Integers = NDArray[np.int64]
+TOP5 = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What to measure on, and how."""
+
+    data: str = EMBEDDED
+    """A data set's name, or its folder or archive."""
+    split: str = "test"
+    """train, val or test as training cuts them, or all."""
+    batch_size: int = 32
+    """Images of one inference; larger ones gain nothing on a CPU."""
+    engine: str = "ort"
+    threads: int | None = None
+    """Of one inference; by default 1 for small models, else the usable cores."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= 4096:
+            raise InputError(f"--batch-size must be between 1 and 4096, found {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One label's row; a share is None where it would divide by zero."""
+
+    label: str
+    n: int
+    precision: float | None
+    """Share, in [0, 1], of the answers with this label that are right."""
+    recall: float | None
+    """Share of this label's images that are recognised."""
+    f1: float | None
+    confused_with: str | None
+    """The wrong answer that its images get most often."""
+    confused: int
+    """How often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One image's answer."""
+
+    image: str
+    sha256: str
+    """First 16 digits, of the decoded image."""
+    label: str
+    predicted: str
+    probability: float
+    """Of the predicted label."""
+    rank: int
+    """Of the true label, 1 for a right answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The whole result; top-1, top-5 and their 95 % Wilson intervals are in percent."""
+
+    path: str
+    name: str
+    precision: str
+    engine: str
+    data: str
+    split: str
+    n: int
+    top1: float
+    ci95: tuple[float, float]
+    top5: float | None
+    """None for models of five labels or fewer."""
+    top5_ci95: tuple[float, float] | None
+    labels: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """A row for each true label, a column for each answer."""
+    classes: tuple[ClassScore, ...]
+    images_per_s: float
+    """Of inference alone."""
+    card_accuracy: dict[str, Any]
+    """What the artifact's card says."""
+    notes: tuple[str, ...]
+    """What a reader of the numbers has to know."""
+    problems: tuple[str, ...]
+    """Images left out, and why."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the JSON document of ``qdeploy eval``."""
+        return asdict(self)
+
+
+def evaluate(
+    path: Path,
+    config: EvalConfig | None = None,
+    progress: Progress | None = None,
+    each: Callable[[Scored], None] | None = None,
+) -> Evaluation:
+    """Measure an artifact's accuracy in constant memory.
+
+    An image counts as right in top-k if fewer than k labels come before its own; of equal logits the label with the
+    lower index comes first.
+
+    Args:
+        path: A model file.
+        config: What to measure on.
+        progress: Called with images done and their total, first of reading, then of inference.
+        each: Called with every image's answer.
+
+    Raises:
+        DataError: If the data set has no usable image, or a class that the artifact has not.
+    """
+    config = config or EvalConfig()
+    artifact = read_artifact(path)
+    card = artifact.card
+    images = labelled_images(config.data, config.split, card.preprocessing, card.labels, progress)
+    tally = _Tally(card.labels, frozenset(_calibration_hashes(card)))
+    with open_session(artifact, config.engine, config.threads) as session:
+        for batch, logits, probabilities, seconds in _inferred(session, images.batches(config.batch_size)):
+            tally.add(batch, logits, seconds)
+            if each:
+                for answer in _scored(batch, logits, probabilities, card.labels):
+                    each(answer)
+            if progress:
+                progress(tally.n, images.count)
+        engine = session.engine
+    if tally.n == 0:
+        raise DataError(f"{images.name} has no usable image in {images.split}")
+    top1, ci95 = _share(tally.within[0], tally.n)
+    top5, top5_ci95 = _share(tally.within[1], tally.n) if len(card.labels) > TOP5 else (None, None)
+    return Evaluation(
+        path=str(path),
+        name=card.name,
+        precision=card.precision,
+        engine=engine,
+        data=images.name,
+        split=images.split,
+        n=tally.n,
+        top1=top1,
+        ci95=ci95,
+        top5=top5,
+        top5_ci95=top5_ci95,
+        labels=card.labels,
+        confusion=tuple(map(tuple, tally.confusion.tolist())),
+        classes=_class_scores(card.labels, tally.confusion),
+        images_per_s=tally.n / tally.seconds,
+        card_accuracy=card.accuracy,
+        notes=(*images.notes, *_lineage_notes(card, images, tally.calibrated)),
+        problems=tuple(images.problems),
+    )
+
+
+class _Tally:
+    """What is counted while the images stream."""
+
+    def __init__(self, labels: tuple[str, ...], calibration: frozenset[str]) -> None:
+        self.confusion = np.zeros((len(labels), len(labels)), np.int64)
+        self.within = [0, 0]
+        """Right in top-1, in top-5."""
+        self.n = 0
+        self.seconds = 0.0
+        self.calibrated = 0
+        self._calibration = calibration
+
+    def add(self, batch: Batch, logits_BK: Floats, seconds: float) -> None:
+        ranks = label_ranks(logits_BK, batch.labels)
+        np.add.at(self.confusion, (batch.labels, logits_BK.argmax(axis=1)), 1)
+        self.within = [w + int((ranks < k).sum()) for w, k in zip(self.within, (1, TOP5), strict=True)]
+        self.n += len(ranks)
+        self.seconds += seconds
+        self.calibrated += sum(h in self._calibration for h in batch.hashes)
+
+
+def _inferred(session: Session, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Floats, Floats, float]]:
+    """Give each batch with its logits and probabilities ``[B, K]`` and the seconds that they took."""
+    for batch in batches:
+        begin = time.perf_counter()
+        logits, probabilities = session.infer(batch.pixels)
+        yield batch, logits, probabilities, time.perf_counter() - begin
+
+
+def _scored(batch: Batch, logits_BK: Floats, probabilities_BK: Floats, labels: tuple[str, ...]) -> Iterator[Scored]:
+    answers, ranks = logits_BK.argmax(axis=1), label_ranks(logits_BK, batch.labels)
+    for i, name in enumerate(batch.names):
+        yield Scored(
+            image=name,
+            sha256=batch.hashes[i],
+            label=labels[batch.labels[i]],
+            predicted=labels[answers[i]],
+            probability=float(probabilities_BK[i, answers[i]]),
+            rank=int(ranks[i]) + 1,
+        )
+
+
+def _share(right: int, n: int) -> tuple[float, tuple[float, float]]:
+    """Give a share and its interval in percent."""
+    low, high = wilson_interval(right / n, n)
+    return round(100 * right / n, 4), (round(100 * low, 2), round(100 * high, 2))
+
+
+def _class_scores(labels: tuple[str, ...], confusion: Integers) -> tuple[ClassScore, ...]:
+    scores = []
+    for k, label in enumerate(labels):
+        right, n, answered = (int(v) for v in (confusion[k, k], confusion[k].sum(), confusion[:, k].sum()))
+        wrong = np.where(np.arange(len(labels)) == k, 0, confusion[k])
+        most = int(wrong.argmax())
+        scores.append(
+            ClassScore(
+                label=label,
+                n=n,
+                precision=right / answered if answered else None,
+                recall=right / n if n else None,
+                f1=2 * right / (n + answered) if n + answered else None,
+                confused_with=labels[most] if wrong[most] else None,
+                confused=int(wrong[most]),
+            )
+        )
+    return tuple(scores)
+
+
+def _calibration_hashes(card: Card) -> list[str]:
+    images = card.lineage.get("calibration", {}).get("images")
+    return images if isinstance(images, list) else []
+
+
+def _lineage_notes(card: Card, images: LabelledImages, calibrated: int) -> list[str]:
+    """Say whether the model knew these images before."""
+    trained = card.lineage["dataset"]
+    notes = []
+    if images.sha256 is not None and images.sha256 == trained.get("sha256"):
+        notes.append(f"{images.name} is the data set that the model was trained on; {_KNOWN[images.split]}")
+    elif images.split == ALL and images.name == trained.get("name"):
+        notes.append(
+            f"the model was trained on a data set of this name, {images.name}: if it is the same, most of these images "
+            "were trained on, and the accuracy says little; use --split test"
+        )
+    if calibrated:
+        notes.append(f"{calibrated} of these images calibrated this INT8 file, so it was fitted to them")
+    return notes
+
+
+_KNOWN = {
+    "train": "these are its TRAINING images: the accuracy says nothing about new ones",
+    "val": "its validation images chose the weights and the INT8 layers: the accuracy is a little too good",
+    "test": "its test images took no part in training or calibration",
+}

@@ -1,0 +1,259 @@
+"""Everything about an artifact that can be checked again: hashes, card, lineage, goldens, and data if it is at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qdeploy.core.artifact import CHECKSUM_KEY, Artifact, read_artifact
+from qdeploy.core.engine_file import is_engine
+from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
+from qdeploy.core.files import read_json, sha256_of
+from qdeploy.core.metrics import sqnr_db
+from qdeploy.core.run_folder import RECORD, RUNS, read_run
+from qdeploy.data.catalog import load_dataset
+from qdeploy.data.dataset import Dataset
+from qdeploy.data.source import Progress
+from qdeploy.runtime.session import ENGINES, open_session
+
+PATTERNS = ("model*.onnx", "model*.engine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    """File and subject, e.g. ``model.int8.onnx: goldens``."""
+    ok: bool | None
+    """None: it cannot be checked here; the detail says why."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The whole result."""
+
+    path: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that could be checked failed."""
+        return all(c.ok is not False for c in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the JSON document of ``qdeploy verify``."""
+        return {"path": self.path, "ok": self.ok, "checks": [asdict(c) for c in self.checks]}
+
+
+def verify(path: Path, data: str | None = None, progress: Progress | None = None) -> Verification:
+    """Check a model file, or every file of an export's folder.
+
+    A model file inside an export's folder is also checked against the folder's report and its parent.
+
+    Args:
+        path: The file or folder.
+        data: The data set it was made with, as for ``load_dataset``; given, its hash and splits are checked too.
+        progress: Called while the data set is read.
+
+    Raises:
+        InputError: If it is neither a model file nor an export.
+        DataError: If the data set cannot be read.
+    """
+    folder = path if path.is_dir() else path.parent
+    files = _model_files(path) if path.is_dir() else [path]
+    checks: list[Check] = []
+    artifacts: list[Artifact] = []
+    for file in files:
+        found = _opened(file, lone=not path.is_dir())
+        checks.append(found if isinstance(found, Check) else _whole(found))
+        if isinstance(found, Artifact):
+            artifacts.append(found)
+    checks += _report_checks(folder, files, required=path.is_dir())
+    for artifact in artifacts:
+        checks += [_card(artifact), _calibration(artifact, folder), _parent(artifact, folder), _goldens(artifact)]
+    if data is not None:
+        for artifact in artifacts:
+            checks += _data_checks(artifact, load_dataset(data, artifact.card.preprocessing, progress))
+    return Verification(path=str(path), checks=tuple(checks))
+
+
+def _model_files(folder: Path) -> list[Path]:
+    files = sorted(p for pattern in PATTERNS for p in folder.glob(pattern))
+    if not files:
+        raise InputError(f"{folder} holds no model file; give a file or folder that `qdeploy export` wrote")
+    return files
+
+
+def _opened(file: Path, *, lone: bool) -> Artifact | Check:
+    """Read a file; what qdeploy once wrote and is damaged is a failed check, anything else given alone no artifact."""
+    try:
+        return read_artifact(file)
+    except ArtifactError as error:
+        data = file.read_bytes() if file.is_file() else b""
+        if lone and CHECKSUM_KEY.encode() not in data and not is_engine(data):
+            raise
+        return Check(name=f"{file.name}: checksum", ok=False, detail=str(error))
+
+
+def _whole(artifact: Artifact) -> Check:
+    detail = f"{len(artifact.data):,} bytes, sha256 {artifact.sha256}"
+    return Check(name=f"{artifact.path.name}: checksum", ok=True, detail=detail)
+
+
+def _report_checks(folder: Path, files: list[Path], *, required: bool) -> Iterator[Check]:
+    """Compare files with the report: every one is in it with its SHA-256, and none of it is missing."""
+    report = folder / "report.json"
+    if not report.is_file():
+        if required:
+            yield Check(name="report.json", ok=False, detail="is missing: not a whole export")
+        return
+    try:
+        rows = _rows(read_json(report))
+    except (InputError, LookupError, TypeError, AttributeError) as error:
+        yield Check(name="report.json", ok=False, detail=f"is damaged: {error}")
+        return
+    for file in files:
+        name = f"{file.name}: report.json"
+        if file.name not in rows:
+            yield Check(name=name, ok=False, detail="the report does not know this file")
+            continue
+        same = sha256_of(file.read_bytes()) == rows[file.name]
+        text = (
+            "sha256 as reported" if same else f"sha256 is not the reported {rows[file.name]}: another or changed file"
+        )
+        yield Check(name=name, ok=same, detail=text)
+    for missing in sorted(set(rows) - {f.name for f in folder.iterdir()}):
+        yield Check(name=f"{missing}: report.json", ok=False, detail="is in the report and missing")
+
+
+def _rows(report: Any) -> dict[str, str]:
+    """Give the SHA-256 of each reported file by its name."""
+    reported = [*report["artifacts"], *report.get("engines", ())]
+    return {str(row["path"]).replace("\\", "/").rpartition("/")[2]: row["sha256"] for row in reported}
+
+
+def _card(artifact: Artifact) -> Check:
+    """Check what must agree within a card; reading it has checked schema, fields and the hash of the preprocessing."""
+    card = artifact.card
+    wrong = []
+    if len(set(card.labels)) < len(card.labels) or not card.labels:
+        wrong.append("its labels are not all different")
+    for key, found in (("num_classes", len(card.labels)), ("input_size", card.preprocessing.size)):
+        if card.model.get(key, found) != found:
+            wrong.append(f"{key} is {card.model[key]}, found {found}")
+    if artifact.engine and artifact.engine.precision != card.precision:
+        wrong.append(f"the engine is {artifact.engine.precision}, its card says {card.precision}")
+    rules = card.preprocessing.to_dict()["sha256"][:12]
+    detail = "; ".join(wrong) or f"schema {card.schema}, {len(card.labels)} labels, preprocessing {rules}"
+    return Check(name=f"{artifact.path.name}: card", ok=not wrong, detail=detail)
+
+
+def _calibration(artifact: Artifact, folder: Path) -> Check:
+    """Check that INT8 was calibrated on real images, the ones that calibration.json lists."""
+    name = f"{artifact.path.name}: calibration"
+    record = artifact.card.lineage.get("calibration")
+    if artifact.card.precision != "int8":
+        return Check(name=name, ok=True, detail=f"{artifact.card.precision} needs none")
+    if not isinstance(record, dict):
+        return Check(name=name, ok=False, detail="the card of this INT8 file does not say how it was calibrated")
+    if record.get("random") is True:
+        return Check(
+            name=name, ok=False, detail="its ranges come from RANDOM inputs, so its accuracy is not that of real use"
+        )
+    own = record.get("images")
+    if not (folder / "calibration.json").is_file():
+        return Check(name=name, ok=None, detail=f"{_count(own)} real images; no calibration.json beside it to compare")
+    try:
+        listed = read_json(folder / "calibration.json")
+        images, digest = list(listed["images"]), listed["images_sha256"]
+        same = hashlib.sha256("\n".join(sorted(images)).encode()).hexdigest() == digest
+    except (InputError, LookupError, TypeError) as error:
+        return Check(name=name, ok=False, detail=f"calibration.json is damaged: {error}")
+    if not same:
+        return Check(name=name, ok=False, detail="calibration.json is damaged: its images have another hash")
+    if (sorted(own) != sorted(images)) if isinstance(own, list) else (own != len(images)):
+        return Check(name=name, ok=False, detail="calibration.json lists other images than the card")
+    return Check(name=name, ok=True, detail=f"{len(images)} images, as in calibration.json ({digest[:12]})")
+
+
+def _count(images: Any) -> int:
+    return len(images) if isinstance(images, list) else int(images or 0)
+
+
+def _parent(artifact: Artifact, folder: Path) -> Check:
+    """Look for the file or the run's weights that an artifact was made from, by its SHA-256."""
+    name = f"{artifact.path.name}: parent"
+    parent = artifact.engine.source_sha256 if artifact.engine else artifact.card.lineage.get("parent_sha256")
+    if not isinstance(parent, str) or len(parent) != 64:
+        return Check(name=name, ok=False, detail="the card does not name what it was made from")
+    if artifact.engine is None and artifact.card.precision == "fp32":
+        return _weights(name, parent)
+    for file in sorted(folder.glob("model*.onnx")):
+        if file.name != artifact.path.name and sha256_of(file.read_bytes()) == parent:
+            return Check(name=name, ok=True, detail=f"made from {file.name}")
+    if (folder / "report.json").is_file():
+        return Check(name=name, ok=False, detail=f"no file in {folder} is its parent {parent[:12]}")
+    return Check(name=name, ok=None, detail=f"its parent {parent[:12]} is not here")
+
+
+def _weights(name: str, digest: str) -> Check:
+    for record in sorted(RUNS.glob(f"*/{RECORD}")):
+        try:
+            fields = read_json(record)
+            if not isinstance(fields, dict) or fields.get("weights_sha256") != digest:
+                continue
+            read_run(record.parent)
+        except InputError as error:
+            return Check(name=name, ok=False, detail=str(error))
+        return Check(name=name, ok=True, detail=f"exported from {record.parent}, whose weights have this hash")
+    return Check(name=name, ok=None, detail=f"the run with the weights {digest[:12]} is not below ./{RUNS}")
+
+
+def _goldens(artifact: Artifact) -> Check:
+    """Run the goldens with the first engine that opens such files here."""
+    name = f"{artifact.path.name}: goldens"
+    builder = artifact.engine.builder if artifact.engine else None
+    goldens = artifact.card.goldens
+    reasons = []
+    for engine in (n for n, e in ENGINES.items() if e.builder == builder):
+        try:
+            with open_session(artifact, engine, selftest=False) as session:
+                found, what = sqnr_db(goldens.logits, session.infer(goldens.images)[0]), session.engine
+        except MissingDependencyError as error:
+            reasons.append(str(error))
+            continue
+        except ArtifactError as error:
+            return Check(name=name, ok=False, detail=str(error))
+        detail = (
+            f"{found:.1f} dB on {len(goldens.images)} images with {what}, at least {goldens.min_sqnr_db:.0f} needed"
+        )
+        return Check(name=name, ok=bool(len(goldens.images)) and found >= goldens.min_sqnr_db, detail=detail)
+    return Check(name=name, ok=None, detail=reasons[0] if reasons else f"no engine here opens a {builder} file")
+
+
+def _data_checks(artifact: Artifact, dataset: Dataset) -> Iterator[Check]:
+    """Compare with the data set: its content, the labels, and that no image calibrated and measured."""
+    file, card = artifact.path.name, artifact.card
+    trained = card.lineage["dataset"]
+    same = dataset.sha256 == trained.get("sha256")
+    detail = f"{dataset.name} {dataset.sha256[:12]}" + (
+        "" if same else f" is not the data set of the card, {trained.get('name')} {str(trained.get('sha256'))[:12]}"
+    )
+    yield Check(name=f"{file}: data", ok=same, detail=detail)
+    ordered = dataset.classes == card.labels
+    yield Check(
+        name=f"{file}: labels",
+        ok=ordered,
+        detail="those of the data set, in its order" if ordered else "are not the classes of the data set",
+    )
+    images = card.lineage.get("calibration", {}).get("images")
+    if isinstance(images, list):
+        measured = {h for split in ("val", "test") for h in dataset.splits[split].hashes}
+        shared = len(measured & set(images))
+        detail = f"{shared} of {len(images)} calibration images are validation or test images"
+        yield Check(name=f"{file}: calibration apart from evaluation", ok=shared == 0, detail=detail)

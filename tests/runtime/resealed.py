@@ -1,0 +1,60 @@
+"""Model files that were changed by somebody who knows how: the checksum is right again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, read_artifact, sealed
+from qdeploy.core.metrics import Floats
+
+
+def reseal(source: Path, target: Path, change: Callable[[dict[str, Any]], object], model: Any = None) -> Path:
+    """Write a copy of a model file, or another graph, with a changed card."""
+    card = read_artifact(source).card.to_dict()
+    change(card)
+    model = model or onnx.load(str(source))
+    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card), CHECKSUM_KEY: BLANK})
+    target.write_bytes(sealed(model.SerializeToString()))
+    return target
+
+
+def with_head(
+    source: Path, target: Path, turn: Callable[[Floats], Floats], change: Callable[[dict[str, Any]], object]
+) -> Path:
+    """Write a copy of a model file whose last layer's weights and biases ``[K, ...]`` are turned into others."""
+    model = onnx.load(str(source))
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    for name in gemm.input[1:]:
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        turned = np.ascontiguousarray(turn(numpy_helper.to_array(tensor)))
+        tensor.CopyFrom(numpy_helper.from_array(turned, name))
+    return reseal(source, target, change, model)
+
+
+def with_reversed_labels(source: Path, target: Path) -> Path:
+    """Write the same model with its outputs, and their labels, the other way round."""
+
+    def change(card: dict[str, Any]) -> None:
+        card["labels"].reverse()
+        for row in card["goldens"]["logits"]:
+            row.reverse()
+
+    return with_head(source, target, lambda values: values[::-1], change)
+
+
+def with_noise(source: Path, target: Path) -> Path:
+    """Write a worse model whose goldens ask for nothing."""
+    rng = np.random.default_rng(0)
+    return with_head(
+        source,
+        target,
+        lambda values: values + rng.normal(0, 5.0, values.shape).astype(np.float32) * values.std(),
+        lambda card: card["goldens"].update(min_sqnr_db=-100),
+    )
