@@ -124,7 +124,7 @@ def test_csv_rows_are_whole_at_any_time_and_the_file_is_named_at_the_end(int8_fi
     assert [good["image"], bad["image"]] == names
     assert (good["label"], good["error"]) == ("Bag", "")
     assert 0.0 < float(good["probability"]) <= 1.0
-    assert (bad["label"], bad["error"], bad["reason"]) == ("", "no such file", "unreadable")
+    assert (bad["label"], bad["error"], bad["reason"]) == ("", "no such file", "not-found")
     assert not file.part.exists()
     with pytest.raises(InputError, match="is a folder"):
         AnswerCsv(tmp_path)
