@@ -10,7 +10,7 @@ demo: .venv/train.done
 	$(BIN)/qdeploy predict examples/*.png
 	$(BIN)/qdeploy bench
 
-test: .venv/dev.done
+test: .venv/dev.done .venv/include/onnxruntime_c_api.h
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev.done
@@ -25,6 +25,13 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "qdeploy needs Python 3.10 or newer: make PYTHON=python3.12 demo")'
 	$(PYTHON) -m venv .venv
+
+# the C kit's test compiles against this header, which ONNX Runtime's own wheel lacks and this small one (MIT) brings
+.venv/include/onnxruntime_c_api.h: .venv/bin/python
+	-$(BIN)/python -m pip download --quiet --no-deps --ignore-requires-python --dest .venv/header amd-quark==0.13
+	-$(BIN)/python -m zipfile -e .venv/header/*.whl .venv/header
+	-cp .venv/header/quark/onnx/operators/custom_ops/include/onnxruntime-*/onnxruntime/core/session/$(@F) $@
+	-rm -r .venv/header
 
 .venv/%.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'

@@ -41,6 +41,7 @@ def int8_options(command: Command) -> Command:
         click.option("--fp16", is_flag=True, help="Also make an fp16 model, for GPUs."),
         click.option("--tensorrt", is_flag=True, help="Also build TensorRT engines, for the GPU of this machine."),
         click.option("--tensorrt-rtx", is_flag=True, help="Also build TensorRT-RTX engines; needs no GPU."),
+        click.option("--kit", type=click.Choice(["c"]), help="Also write a C program for devices without Python."),
         click.option("--out", type=click.Path(path_type=Path), help="The export's folder. Default: ./exports/<name>."),
         click.option("--json", is_flag=True, help="Print the report as one JSON document."),
     )
@@ -68,7 +69,7 @@ def export_command(run: Path | None, out: Path | None, json: bool, **fields: Any
     with Bar("exporting") as bar:
         bar.line(f"exporting {run}")
         report = export(run, config, out, bar.line, ticks(bar))
-    return show(report, json)
+    return show(report, json, config.kit)
 
 
 @click.command("quantize")
@@ -94,7 +95,7 @@ def quantize_command(
     with Bar("quantizing") as bar:
         out = out or EXPORTS / file.stem
         report = export_onnx(file, data, out, mean=means, std=stds, config=config, note=bar.line, tick=ticks(bar))
-    return show(report, json)
+    return show(report, json, config.kit)
 
 
 def channels(option: str, text: str | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -113,7 +114,7 @@ def ticks(bar: Bar) -> Ticks:
     return lambda name: lambda done, total: bar.update(done, total, name)
 
 
-def show(report: ExportReport, json: bool) -> int:
+def show(report: ExportReport, json: bool, kit: str | None) -> int:
     """Print a report, and give the exit code: 1 if INT8 was rejected."""
     if json:
         emit_json(report.to_dict())
@@ -126,6 +127,8 @@ def show(report: ExportReport, json: bool) -> int:
     for e in report.engines:
         checked = "run and compared" if e.ran else "not run here"
         print(f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {checked}")
+    if kit:
+        print(f"{report.out}/kit-c: a C program with these models; its README.md says how to build it")
     print(report.verdict)
     print(f"report: {report.out}/report.html; next: qdeploy predict IMAGE, qdeploy bench")
     return int(not report.accepted)

@@ -21,6 +21,9 @@ EXTRAS = {
     "matplotlib": "train",
     "onnx": "train",
     "onnxscript": "train",
+    "ray": "ray",
+    "pyarrow": "ray",
+    "pandas": "ray",
 }
 """Which extra installs a library."""
 
@@ -69,7 +72,11 @@ class Bar:
             from rich.console import Console
             from rich.progress import Progress
 
-            self._progress = Progress(console=Console(stderr=True), transient=True)
+            self._progress = Progress(
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),  # what is piped must not go to the terminal
+            )
             self._progress.start()
         return self
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from qdeploy.cli.output import emit_json, note
+from qdeploy.cli.output import emit_json, extra_needed, note
+
+if TYPE_CHECKING:
+    from qdeploy.cli.volume import Watch
+    from qdeploy.runtime.answer_csv import AnswerCsv
+    from qdeploy.runtime.predict import Answer
 
 
 @click.command("predict")
@@ -17,11 +27,16 @@ from qdeploy.cli.output import emit_json, note
 @click.option(
     "--threads",
     type=int,
-    help="Threads of one inference. Default: as tuned for this machine, else 1 for small models, else all cores.",
+    help="Threads of one inference. Default: as tuned for this machine, else 1 for small models, else all cores; "
+    "1 for many images.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per inference. Default: as tuned, else 1.")
+@click.option("--batch-size", type=int, help="Images per inference. Default: as tuned, else 16, or all if fewer.")
+@click.option("--workers", type=int, help="Batches decoded and classified at a time. Default: one a core.")
 @click.option("--selftest/--no-selftest", default=True, help="Check the model's golden inputs first.")
 @click.option("--json", is_flag=True, help="Print one JSON document per image.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Write a row per image to this file, and print none.")
+@click.option("--ray", is_flag=True, help="Spread the batches with Ray: over RAY_ADDRESS, or this machine.")
+@click.option("--ray-address", help="The Ray cluster to use.")
 def predict_command(
     images: tuple[str, ...],
     model: Path | None,
@@ -29,32 +44,93 @@ def predict_command(
     engine: str | None,
     threads: int | None,
     batch_size: int | None,
+    workers: int | None,
     selftest: bool,
     json: bool,
+    csv: Path | None,
+    ray: bool,
+    ray_address: str | None,
 ) -> int:
     """Classify images.
 
     IMAGES are files, folders, globs, or - for standard input. The model is the newest export below ./exports, else
-    the one that ships in the package.
+    the one that ships in the package. The exit code is 2 if an image cannot be read; the others are classified.
     """
     from qdeploy.core.artifact import read_artifact
     from qdeploy.runtime.classifier import Classifier, find_setup
     from qdeploy.runtime.predict import expand, predict_files
 
+    found = expand(images)
+    two = list(islice(found, 2))
+    many = len(two) == 2
     setup = find_setup(model, engine, threads)
     if model is None:
         note(f"model: {setup.path}")
     if setup.note:
         note(setup.note)
-    classifier = Classifier(read_artifact(setup.path), setup.engine, setup.threads, selftest)
+    own_cores = many and workers != 1  # each worker has its core
+    classifier = Classifier(
+        read_artifact(setup.path), setup.engine, threads or 1 if own_cores else setup.threads, selftest
+    )
+    if setup.batch is not None and setup.batch > 1:
+        batch_size = batch_size or setup.batch
+    with ExitStack() as stack:
+        file = stack.enter_context(_csv_file(csv)) if csv else None
+        if ray or ray_address:
+            with extra_needed():
+                from qdeploy.runtime.ray_predict import RayConfig, predict_on_ray
+            spread = RayConfig(
+                address=ray_address,
+                batch_size=batch_size,
+                actors=workers,
+                engine=setup.engine,
+                threads=threads or 1,
+                selftest=selftest,
+            )
+            answers = predict_on_ray(classifier.artifact, chain(two, found), spread)
+        else:
+            answers = predict_files(classifier, chain(two, found), batch_size, workers)
+        watch = stack.enter_context(_watch(images, file is None)) if many else None
+        return _emit(answers, top, json, file, watch)
+
+
+def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | None, watch: Watch | None) -> int:
+    """Print and write answers as they come; gives the exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be text
     failed = 0
-    for answer in predict_files(classifier, expand(images), batch_size or setup.batch or 1):
+    for answer in answers:
+        if file is not None:
+            file.write(answer)
         if json:
             emit_json(answer.to_dict(top))
-        elif answer.prediction is not None:
+        elif answer.prediction is not None and file is None:
             ranked = "  ".join(f"{r.label} {r.probability:.1%}" for r in answer.prediction.top(top))
             print(f"{answer.image}: {ranked}  ({answer.latency_ms['infer']:.2f} ms)", flush=True)
         if answer.error is not None:
             failed += 1
-            note("qdeploy: " + " ".join(f"{answer.image}: {answer.error}".split()))
+            line = "qdeploy: " + " ".join(f"{answer.image}: {answer.error}".split())
+            note(line) if watch is None else watch.line(line)
+        if watch is not None:
+            watch.see(answer)
     return 2 if failed else 0
+
+
+def _watch(images: tuple[str, ...], printing: bool) -> Watch:
+    from qdeploy.cli.volume import Watch
+
+    return Watch(images, printing)
+
+
+@contextmanager
+def _csv_file(path: Path) -> Iterator[AnswerCsv]:
+    """Write a CSV file; where that is stopped, say what is left."""
+    from qdeploy.runtime.answer_csv import AnswerCsv
+
+    file = AnswerCsv(path)
+    try:
+        with file:
+            yield file
+    except BaseException:
+        note(f"stopped: {file.part} holds the first {file.rows} answers")
+        raise

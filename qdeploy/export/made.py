@@ -62,6 +62,8 @@ class ExportConfig:
     """Also build TensorRT engines, for the GPU of this machine."""
     tensorrt_rtx: bool = False
     """Also build TensorRT-RTX engines, which needs no GPU."""
+    kit: str | None = None
+    """Also write a folder for devices without Python: ``c``, a C program against ONNX Runtime."""
     choice_runs: int = 200
     """Timed runs of each of the guard's trials."""
 
@@ -81,6 +83,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         for target in self.targets:
             encoding_for(target)
+        if self.kit not in (None, "c"):
+            raise InputError(f"there is no kit '{self.kit}'; known: c")
         known = (*METHODS, "mixed", "auto")
         if self.calibration not in known:
             raise InputError(

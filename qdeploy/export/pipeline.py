@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import onnx
 
+from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json
 from qdeploy.data.dataset import Dataset
@@ -18,6 +19,7 @@ from qdeploy.export.engine_step import build_engines
 from qdeploy.export.engines import require_builder
 from qdeploy.export.half import to_fp16
 from qdeploy.export.int8 import Int8Made, int8_step
+from qdeploy.export.kit import FOLDER, is_unchanged_kit, write_c_kit
 from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish
 from qdeploy.export.parity import require_sound
 from qdeploy.export.report import html_report
@@ -81,6 +83,9 @@ def export_source(
         report = replace(judged.report, engines=build_engines(work, judged.kept, folder, out))
         write_json(folder / "report.json", report.to_dict())
         write_bytes(folder / "report.html", html_report(report.to_dict(), judged.flips).encode())
+        if config.kit:
+            kept = [Artifact(Path(m.file), m.data, m.card) for m in judged.kept]
+            write_c_kit(folder / FOLDER, kept, report.recommended)
     return report
 
 
@@ -90,9 +95,15 @@ def _require_own(out: Path) -> None:
         raise InputError(f"cannot export to {out}, the folder you are in; give a new folder with --out")
     if not out.is_dir():
         return
-    others = [p.name for p in out.iterdir() if not (p.is_file() and OWN_FILES.fullmatch(p.name))]
+    others = [p.name for p in out.iterdir() if not _is_own(p)]
     if others:
         raise InputError(f"{out} holds '{others[0]}' and would be replaced; give an empty or new folder with --out")
+
+
+def _is_own(path: Path) -> bool:
+    if path.name == FOLDER:
+        return is_unchanged_kit(path)
+    return path.is_file() and OWN_FILES.fullmatch(path.name) is not None
 
 
 def _half_step(work: Work, fp32: Made) -> Made:

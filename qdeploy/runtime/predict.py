@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import ImageError, ImageReason, InputError
 from qdeploy.core.image import MAX_FILE_BYTES, SUFFIXES
+from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.classifier import Classifier, Prediction
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 STDIN = "-"
+VOLUME_BATCH = 16
+"""Images of one inference where there are many: one by one, a third of the time goes into handing over, and more
+than 16 gain nothing (benchmarks/volume.py)."""
+LOOK_AHEAD = 2
+"""Batches that wait for each worker, so that none idles while answers are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,45 +59,128 @@ class Answer:
 def expand(words: Iterable[str]) -> Iterator[str]:
     """Turn files, folders, globs and ``-`` into single images, folders and globs in sorted order.
 
+    Folders are walked while the images are used: of 100,000 only the names of one folder are in memory. Links to
+    folders are not followed.
+
     Raises:
-        InputError: If a folder or a glob holds no image.
+        InputError: If a folder or a glob holds no image; found before any image is given.
     """
-    for word in words:
-        path = Path(word)
-        if word == STDIN or path.is_file():
-            yield word
-        elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not found:
-                raise InputError(f"the folder {word} holds no image ({', '.join(sorted(SUFFIXES))})")
-            yield from map(str, found)
-        elif glob.has_magic(word):
-            matches = sorted(glob.glob(word, recursive=True))
-            if not matches:
-                raise InputError(f"no file matches '{word}'")
-            yield from matches
+    return chain.from_iterable([_expanded(word) for word in words])
+
+
+def _expanded(word: str) -> Iterable[str]:
+    path = Path(word)
+    if word == STDIN or path.is_file():
+        return (word,)
+    if path.is_dir():
+        if next(_walk(str(path)), None) is None:
+            raise InputError(f"the folder {word} holds no image ({', '.join(sorted(SUFFIXES))})")
+        return _walk(str(path))
+    if not glob.has_magic(word):
+        return (word,)
+    matches = sorted(glob.glob(word, recursive=True))
+    if not matches:
+        raise InputError(f"no file matches '{word}'")
+    return matches
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Give the images below a folder, and the folders that cannot be listed."""
+    levels = [iter([(folder, True)])]
+    while levels:
+        path, is_folder = next(levels[-1], ("", False))
+        if is_folder:
+            try:
+                levels.append(_listed(path))
+            except OSError:
+                yield path
+        elif path:
+            yield path
         else:
-            yield word
+            levels.pop()
 
 
-def predict_files(classifier: Classifier, images: Iterable[str], batch_size: int = 1) -> Iterator[Answer]:
-    """Classify images one batch at a time; a bad image gives an answer with its error and stops nothing.
+def _listed(folder: str) -> Iterator[tuple[str, bool]]:
+    """Give a folder's images and folders by name, each with whether it is a folder."""
+    names, folders = [], set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.add(entry.name)
+            elif not (_is_image(entry.name) and entry.is_file()):
+                continue
+            names.append(entry.name)
+    names.sort()
+    return ((os.path.join(folder, name), name in folders) for name in names)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def predict_files(
+    classifier: Classifier, images: Iterable[str], batch_size: int | None = None, workers: int | None = None
+) -> Iterator[Answer]:
+    """Classify images as a stream in their order; a bad image gives an answer with its error and stops nothing.
+
+    Each worker decodes a batch of images and classifies it; images are asked for as they are needed. A classifier
+    opened with ``threads=1`` is the fastest for many images.
 
     Args:
         classifier: The opened model.
         images: Paths, or ``-`` for standard input.
-        batch_size: Images of one inference.
+        batch_size: Images of one inference; by default ``VOLUME_BATCH``.
+        workers: Threads; by default as many as usable cores. Where one batch holds all images none is started.
+
+    Raises:
+        InputError: If ``batch_size`` or ``workers`` is out of range.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, found {batch_size}")
-    waiting: list[_Ready] = []
-    for image in images:
-        waiting.append(_prepare(classifier, image))
-        if len(waiting) == batch_size:
-            yield from _answers(classifier, waiting)
-            waiting = []
-    if waiting:
-        yield from _answers(classifier, waiting)
+    for name, value in (("--batch-size", batch_size), ("--workers", workers)):
+        if value is not None and not 1 <= value <= 1024:
+            raise InputError(f"{name} must be between 1 and 1024, found {value}")
+    return _stream(classifier, iter(images), batch_size or VOLUME_BATCH, workers or usable_cores())
+
+
+def _stream(classifier: Classifier, images: Iterator[str], batch_size: int, workers: int) -> Iterator[Answer]:
+    first, second = list(islice(images, batch_size)), list(islice(images, batch_size))
+    if not second:
+        yield from answer(classifier, first)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # costs milliseconds, which one image does not have
+
+    waiting: deque[Future[list[Answer]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting.append(pool.submit(answer, classifier, first))
+        batch = second
+        while batch:
+            waiting.append(pool.submit(answer, classifier, batch))
+            if len(waiting) > workers * LOOK_AHEAD:
+                yield from waiting.popleft().result()
+            batch = list(islice(images, batch_size))
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def answer(classifier: Classifier, images: list[str]) -> list[Answer]:
+    """Decode some images and classify them with one inference."""
+    ready = [_prepare(classifier, image) for image in images]
+    good = [r.pixels for r in ready if r.pixels is not None]
+    begin = time.perf_counter_ns()
+    predictions = iter(classifier.classify(np.stack(good)) if good else [])
+    infer_ms = (time.perf_counter_ns() - begin) / 1e6 / max(1, len(good))
+    return [
+        Answer(
+            image=r.image,
+            prediction=next(predictions) if r.pixels is not None else None,
+            error=str(r.error) if r.error else None,
+            reason=r.error.reason if r.error else None,
+            latency_ms={"decode": r.decode_ms, "preprocess": r.preprocess_ms, "infer": infer_ms},
+        )
+        for r in ready
+    ]
 
 
 @dataclass(frozen=True)
@@ -101,12 +196,22 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
     rules = classifier.card.preprocessing
     begin = time.perf_counter_ns()
     try:
-        decoded = rules.open(_stdin() if image == STDIN else Path(image))
+        decoded = rules.open(_stdin() if image == STDIN else _listable(Path(image)))
     except ImageError as error:
         return _Ready(image, None, error)
     middle = time.perf_counter_ns()
     pixels = rules.resize(decoded)
     return _Ready(image, pixels, None, (middle - begin) / 1e6, (time.perf_counter_ns() - middle) / 1e6)
+
+
+def _listable(path: Path) -> Path:
+    """Say of a folder that could not be walked why; the decoder only says that it is no image."""
+    if path.is_dir():
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}", "unreadable") from error
+    return path
 
 
 def _stdin() -> bytes:
@@ -116,19 +221,3 @@ def _stdin() -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"standard input exceeds {MAX_FILE_BYTES // 2**20} MiB", "too-large")
     return data
-
-
-def _answers(classifier: Classifier, ready: list[_Ready]) -> Iterator[Answer]:
-    good = [r.pixels for r in ready if r.pixels is not None]
-    begin = time.perf_counter_ns()
-    predictions = iter(classifier.classify(np.stack(good)) if good else [])
-    infer_ms = (time.perf_counter_ns() - begin) / 1e6 / max(1, len(good))
-    for r in ready:
-        times = {"decode": r.decode_ms, "preprocess": r.preprocess_ms, "infer": infer_ms}
-        yield Answer(
-            image=r.image,
-            prediction=next(predictions) if r.pixels is not None else None,
-            error=str(r.error) if r.error else None,
-            reason=r.error.reason if r.error else None,
-            latency_ms=times,
-        )

@@ -27,9 +27,10 @@ DOCUMENTS = [
             "export",
             "lint",
             "tensorrt",
-            "predict_and_bench",
+            "predict",
             "bench",
             "engines",
+            "c_kit",
             "choosing_a_model",
             "mobilevit",
         )

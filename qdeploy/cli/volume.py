@@ -1,0 +1,73 @@
+"""How the classification of many images shows itself: a progress bar, and a line at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from qdeploy.cli.output import Bar, note
+
+if TYPE_CHECKING:
+    from qdeploy.runtime.predict import Answer
+
+REDRAW_S = 0.1
+SHOWN_LABELS = 5
+
+
+class Watch:
+    """Counts answers. The bar is shown where no answers are printed on the same terminal."""
+
+    def __init__(self, images: tuple[str, ...], printing: bool) -> None:
+        """Begin.
+
+        Args:
+            images: The words of the command line; counted if there is a bar.
+            printing: Whether a line per image goes to stdout.
+        """
+        self.total = 0
+        self.done = self.failed = 0
+        self.labels: Counter[str] = Counter()
+        self.bar = Bar("classifying")
+        self._shown = sys.stderr.isatty() and not (printing and sys.stdout.isatty())
+        self._images = images
+        self._next = self._begin = time.perf_counter()
+
+    def __enter__(self) -> Watch:
+        if self._shown:
+            from qdeploy.runtime.predict import expand
+
+            self.total = sum(1 for _ in expand(self._images))
+            self.bar.__enter__()
+        self._next = self._begin = time.perf_counter()
+        return self
+
+    def see(self, answer: Answer) -> None:
+        """Count an answer."""
+        self.done += 1
+        if answer.prediction is None:
+            self.failed += 1
+        else:
+            self.labels[answer.prediction.label] += 1
+        if self._shown and (now := time.perf_counter()) >= self._next:
+            self._next = now + REDRAW_S
+            text = f"{self.done:,} of {self.total:,} images, {self.done / (now - self._begin):,.0f}/s"
+            self.bar.update(self.done, self.total, text)
+
+    def line(self, text: str) -> None:
+        """Print a line on stderr, above the bar."""
+        self.bar.line(text)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = time.perf_counter() - self._begin
+        if self._shown:
+            self.bar.__exit__(kind, error, trace)
+        if kind is None:
+            best = ", ".join(f"{label} {n:,}" for label, n in self.labels.most_common(SHOWN_LABELS))
+            others = f" and {len(self.labels) - SHOWN_LABELS} labels more" if len(self.labels) > SHOWN_LABELS else ""
+            failed = f", {self.failed:,} of them not readable" if self.failed else ""
+            note(f"{self.done:,} images{failed}, {self.done / seconds:,.0f} a second: {best or 'no answer'}{others}")
