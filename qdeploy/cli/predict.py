@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
@@ -96,8 +95,6 @@ def predict_command(
 
 def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | None, watch: Watch | None) -> int:
     """Print and write answers as they come; gives the exit code."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be text
     failed = 0
     for answer in answers:
         if file is not None:
