@@ -102,5 +102,5 @@ def _fail(text: str, code: int) -> int:
 def main() -> None:
     """Entry point of the ``qdeploy`` script."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
     sys.exit(run(sys.argv[1:]))

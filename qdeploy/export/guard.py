@@ -8,6 +8,7 @@ error for the time they save follow, as few as the budget needs, found by bisect
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,8 +220,11 @@ class Guard:
         return [self._try((*fixed, *ordered[:k]), start) for k in range(min(len(ordered), MAX_KEPT) + 1)]
 
     def _fastest(self, tried: Sequence[_Tried]) -> _Tried:
-        """Time trials in turn with fp32, and give the fastest; of equal ones that with least in float."""
-        tried = list(dict.fromkeys(tried))
+        """Time trials in turn with fp32, and give the fastest; of equal ones that with least in float.
+
+        One that has nothing in INT8, and so no error at all, is fp32 by another name: it counts only if all are.
+        """
+        tried = [t for t in dict.fromkeys(tried) if math.isfinite(t.sqnr)] or list(tried)
         fp32, *times = self._time([self.session, *(t.session for t in tried)])
         for one, mine in zip(tried, times, strict=True):
             one.speed = fp32 / mine

@@ -69,13 +69,13 @@ def expand(words: Iterable[str]) -> Iterator[str]:
 
 
 def _expanded(word: str) -> Iterable[str]:
-    path = Path(word)
-    if word == STDIN or path.is_file():
+    if word == STDIN or os.path.isfile(word):  # unlike pathlib's they take any name, however long
         return (word,)
-    if path.is_dir():
-        if next(_walk(str(path)), None) is None:
+    if os.path.isdir(word):
+        folder = str(Path(word))
+        if next(_walk(folder), None) is None:
             raise InputError(f"the folder {word} holds no image ({', '.join(sorted(SUFFIXES))})")
-        return _walk(str(path))
+        return _walk(folder)
     if not glob.has_magic(word):
         return (word,)
     matches = sorted(glob.glob(word, recursive=True))
@@ -206,7 +206,7 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
 
 def _listable(path: Path) -> Path:
     """Say of a folder that could not be walked why; the decoder only says that it is no image."""
-    if path.is_dir():
+    if os.path.isdir(path):
         try:
             os.scandir(path).close()
         except OSError as error:

@@ -99,3 +99,23 @@ print([m for m in sys.modules if "telemetry" in m or "tools.ovc" in m])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "[]\n"
     assert list(tmp_path.iterdir()) == []
+
+
+CTRL_C = """
+import signal, sys
+from qdeploy.core.artifact import SHIPPED, read_artifact
+from qdeploy.runtime.session import open_session
+artifact = read_artifact(SHIPPED / "model.int8.onnx")
+sessions = [open_session(artifact, "openvino", threads=1) for _ in range(3)]
+while sessions:
+    sessions.pop(0).close()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_still_interrupts_after_sessions_were_closed() -> None:
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n")

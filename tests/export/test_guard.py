@@ -152,6 +152,28 @@ def test_where_integers_are_slow_the_search_begins_from_float(
     assert next(t for t in choice.trials if t.chosen).times_fp32_speed == pytest.approx(40 / 32)
 
 
+def test_what_has_nothing_in_int8_is_no_int8(
+    fp32: onnx.ModelProto, make: MakeGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks that are told: every layer is slower in INT8, so that all of them in float would be the fastest."""
+    guard = make(fp32, timed=True)
+    every = quantizable(fp32, X86)
+    times = {id(guard.session): 40.0}
+    real, kept = guard._make, []
+
+    def make_and_time(nodes: frozenset[str]) -> tuple[onnx.ModelProto, Session]:
+        model, session = real(nodes)
+        times[id(session)] = 40.0 + len(every - nodes)
+        kept.append(session)  # an id is not given twice
+        return model, session
+
+    monkeypatch.setattr(guard, "_make", make_and_time)
+    monkeypatch.setattr(Guard, "_time", lambda _, sessions: [times[id(s)] for s in sessions])
+    choice = guard.search()
+    assert any(n.op_type == "QuantizeLinear" for n in choice.model.graph.node)
+    assert any(np.isinf(t.sqnr_db) for t in choice.trials)
+
+
 @pytest.mark.usefixtures("few_units")
 def test_the_real_clock_orders_what_it_times_and_no_graph_is_made_twice(
     fp32: onnx.ModelProto, make: MakeGuard, monkeypatch: pytest.MonkeyPatch

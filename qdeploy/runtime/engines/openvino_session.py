@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +32,16 @@ PARTS = (8, 1)
 Floats = NDArray[np.float32]
 
 
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    """Give the one core of this process.
+
+    A core's CPU plugin gives the thread that opens it a stack for signal handlers, and frees it with the core: with a
+    second core, or after the last one, Ctrl-C would end the process by a segmentation fault (OpenVINO 2026.4).
+    """
+    return ov.Core()
+
+
 class OpenVinoSession:
     """A session of OpenVINO; see ``qdeploy.runtime.session.Session``.
 
@@ -41,7 +52,7 @@ class OpenVinoSession:
     precision = "f32"
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        self._core = ov.Core()
+        self._core = _core()
         if self.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise MissingDependencyError(
                 "this CPU computes no bfloat16 (it needs AVX512-BF16 or AMX); use --engine openvino or ort"
