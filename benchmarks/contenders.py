@@ -155,20 +155,22 @@ def peak_memory_bytes() -> int:
 
 
 def main(name: str, folder: Path, once: bool) -> None:
+    answers_to = sys.stdout
+    sys.stdout = sys.stderr  # some libraries print
     images = [p.read_bytes() for p in sorted((folder / "images").glob("*.jpg"))]
     classify = CONTENDERS[name](folder)
     classify(images[0])
     ready = time.perf_counter() - BEGIN
     answers = [] if once else [classify(i) for i in images]
     line = {"ready_s": ready, "peak_bytes": peak_memory_bytes(), "answers": answers}
-    print(json.dumps(line), flush=True)
+    print(json.dumps(line), file=answers_to, flush=True)
     for text in () if once else sys.stdin:
         times = []
         for i in range(int(text)):
             begin = time.perf_counter_ns()
             classify(images[i % len(images)])
             times.append((time.perf_counter_ns() - begin) / 1e6)
-        print(json.dumps(times), flush=True)
+        print(json.dumps(times), file=answers_to, flush=True)
 
 
 if __name__ == "__main__":

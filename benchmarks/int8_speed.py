@@ -1,6 +1,6 @@
 """INT8 over fp32 in ONNX Runtime: batch 1, one thread, interleaved, by the default command.
 
-    python benchmarks/int8_speed.py [MODEL ...]
+    python benchmarks/int8_speed.py [--out NAME] [MODEL ...]
 
 Each model is trained for one epoch on the embedded data (speed does not depend on the weights' quality), exported
 with `--int8 --allow-slower --allow-drop` and measured three times; a row gives the ratio of medians of each
@@ -10,7 +10,7 @@ is calibrated and judged on 100 images of each split.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -43,15 +43,19 @@ REPEATS = 3
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    parser.add_argument("--out", default="int8_speed", help="name of the results")
+    given = parser.parse_args()
     rows = []
-    for name in sys.argv[1:] or MODELS:
+    for name in given.models:
         with tempfile.TemporaryDirectory() as folder:
             report = exported(name, Path(folder))
             files = [Path(a.path) for a in report.artifacts]
             reports = [bench(files, BenchConfig(runs=1000, seconds=60, details=False)) for _ in range(REPEATS)]
         rows.append(row(name, reports, report))
         print(rows[-1], flush=True)
-    keep("int8_speed", rows, threads=1, batch=1)
+    keep(given.out, rows, threads=1, batch=1)
 
 
 def exported(name: str, folder: Path) -> ExportReport:

@@ -183,15 +183,13 @@ def start(name: str, folder: Path) -> Contender:
         env={k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     )
     assert process.stdout
-    assert process.stderr
     line = process.stdout.readline()
     if not line.startswith("{"):
-        process.wait()
-        sys.exit(f"{name} does not run: {line}{process.stderr.read()[-2000:]}")
+        sys.exit(f"{name} does not run; see: {' '.join(map(str, process.args))}")
     print(f"{name}: ready after {json.loads(line)['ready_s']:.2f} s", flush=True)
     return Contender(name=name, process=process, ready=json.loads(line), rounds=[])
 

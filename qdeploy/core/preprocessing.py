@@ -79,6 +79,8 @@ class Preprocessing:
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Cut the centre square of an RGB image and resize it."""
         width, height = image.size
+        if width == height == self.size:
+            return np.asarray(image)
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
