@@ -21,7 +21,7 @@ openvino = pytest.importorskip("qdeploy.runtime.engines.openvino_session", reaso
 
 
 def computes_bf16() -> bool:
-    return "BF16" in openvino.ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class Shipped(EngineContract):
@@ -63,7 +63,7 @@ def test_a_cpu_without_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(openvino.ov, "Core", OldCore)
+    monkeypatch.setattr(openvino, "_core", OldCore)
     with pytest.raises(MissingDependencyError, match="this CPU computes no bfloat16 .* use --engine openvino or ort"):
         open_session(read_artifact(SHIPPED / "model.int8.onnx"), "openvino-bf16")
 
