@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import QdeployError
 from qdeploy.core.metrics import MIN_SAMPLES, percentile
 from qdeploy.runtime.bench import compare, sample_images
+from qdeploy.runtime.bench.fresh import Fresh
+from qdeploy.runtime.bench.rounds import queries_of, time_ms
 from qdeploy.runtime.session import Session
 from qdeploy.runtime.tune.limits import Limits
 
@@ -97,9 +93,20 @@ class Trial:
         return found.ratio, *found.ci95
 
     def measure_memory(self) -> None:
-        """Take the peak of a fresh process, once."""
+        """Take the peak of a fresh process that opens the file and runs one batch, once.
+
+        Raises:
+            QdeployError: If it fails there.
+        """
         if self.peak_rss_bytes is None:
-            self.peak_rss_bytes = peak_bytes(self)
+            fresh = Fresh(
+                path=self.artifact.path.absolute(),
+                engine=self.engine,
+                threads=self.threads,
+                batch=self.batch,
+                quick=True,
+            )
+            self.peak_rss_bytes = int(fresh.probe()["peak_rss_bytes"])
 
     def close(self) -> None:
         """Close the session."""
@@ -146,23 +153,14 @@ def _call(trial: Trial) -> Callable[[], float]:
     session, images = trial.session, sample_images(trial.artifact.card.preprocessing)
     if session is None:
         raise ValueError("the candidate is not open")
-    batches = [_rolled(images, i * trial.batch, trial.batch) for i in range(-(-len(images) // trial.batch))]
-    at = 0
+    query, numbers = queries_of(session, images, trial.batch, trial.batch), itertools.count()
 
     def run() -> float:
-        nonlocal at
-        at = (at + 1) % len(batches)
-        begin = time.perf_counter_ns()
-        session.infer(batches[at])
-        return (time.perf_counter_ns() - begin) / 1e6
+        return time_ms(query(next(numbers)))
 
     for _ in range(WARMUP):
         run()
     return run
-
-
-def _rolled(images: NDArray[np.uint8], start: int, size: int) -> NDArray[np.uint8]:
-    return images[(start + np.arange(size)) % len(images)]
 
 
 def _block(run: Callable[[], float]) -> list[float]:
@@ -170,23 +168,3 @@ def _block(run: Callable[[], float]) -> list[float]:
     while len(times) < BLOCK and sum(times) < BLOCK_MS:
         times.append(run())
     return times
-
-
-def peak_bytes(trial: Trial) -> int:
-    """Open and run one batch in a fresh process and give its peak.
-
-    Raises:
-        QdeployError: If it fails there.
-    """
-    # not -m: that would let a file of the user's folder, a numpy.py say, be imported
-    code = (
-        "import sys; sys.path.remove(''); from qdeploy.runtime.probe import main; "
-        "main(*sys.argv[1:4], batch=sys.argv[4])"
-    )
-    path = trial.artifact.path.absolute()
-    words = (str(path), str(trial.threads), trial.engine, str(trial.batch))
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
-        raise QdeployError(f"measuring {path} in a fresh process failed: {last}")
-    return int(json.loads(done.stdout)["peak_rss_bytes"])
