@@ -8,7 +8,8 @@
 #   accuracy          5.9 with the full recipe on Fashion-MNIST
 #   precision         5.9 with amp auto, bf16, fp16, off; channels-last and torch.compile on and off
 #   presets           nano, nano-a and micro on Fashion-MNIST, longer than a CPU allows
-#   engines           nano as TensorRT and TensorRT-RTX engines, where such a tool is installed
+#   engines           nano as TensorRT and TensorRT-RTX engines, and with ONNX Runtime's CUDA and TensorRT providers,
+#                     where such is installed
 #   ablation-recipes  benchmarks/ablation.py recipes
 #   ablation-without  benchmarks/ablation.py without
 #

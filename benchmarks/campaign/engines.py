@@ -1,4 +1,4 @@
-"""The piece engines: nano as TensorRT engines, where such a tool is installed."""
+"""The piece engines: nano as TensorRT engines and with ONNX Runtime's GPU providers, where such is installed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def engine_cells(size: Size, work: Path) -> dict[str, Cell]:
         "tensorrt": partial(build_with_library, "tensorrt"),
         "tensorrt_rtx": partial(build_with_library, "tensorrt_rtx"),
         "trtexec": build_with_trtexec,
+        "ort-cuda": partial(run_with_provider, "ort-cuda"),
+        "ort-tensorrt": partial(run_with_provider, "ort-tensorrt"),
     }
     return {
         f"{name}, {file}": partial(engine_row, build, file, size, work)
@@ -67,6 +69,18 @@ def build_with_library(name: str, file: Path) -> Row:
             return row | measured(artifact, session)
     except (MissingDependencyError, ArtifactError) as error:
         return row | {"not_run": str(error).replace(str(path), path.name)}
+
+
+def run_with_provider(name: str, file: Path) -> Row:
+    """Open an ONNX file with one of ONNX Runtime's GPU providers, compare and time it."""
+    artifact = read_artifact(file)
+    try:
+        with open_session(artifact, name) as session:
+            return measured(artifact, session)
+    except MissingDependencyError as error:
+        return {"unavailable": str(error)}
+    except ArtifactError as error:
+        return {"refused": str(error).replace(str(file), file.name)}
 
 
 def measured(artifact: Artifact, session: Session) -> Row:

@@ -107,8 +107,7 @@ def _show(report: BenchReport) -> None:
 
 
 def _model_files(given: Sequence[Path]) -> tuple[list[Path], Path | None]:
-    from qdeploy.core.artifact import SHIPPED, newest_export
-    from qdeploy.core.errors import ArtifactError
+    from qdeploy.core.artifact import ONNX_FILES, SHIPPED, model_files, newest_export
 
     folder = None
     if not given:
@@ -117,10 +116,7 @@ def _model_files(given: Sequence[Path]) -> tuple[list[Path], Path | None]:
         given = [folder or SHIPPED]
     files: list[Path] = []
     for path in given:
-        found = sorted(path.glob("model*.onnx")) if path.is_dir() else [path]
-        if not found:
-            raise ArtifactError(f"{path} holds no model file; give a file or folder that `qdeploy export` wrote")
-        files += found
+        files += model_files(path, [ONNX_FILES])
     page = folder / "report.html" if folder else None
     return files, page if page and page.is_file() else None
 

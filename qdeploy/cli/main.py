@@ -1,7 +1,8 @@
-"""The ``qdeploy`` command: one verb a file, heavy rooms imported only inside a verb."""
+"""The ``qdeploy`` command: one verb a file, imported when called, and heavy rooms only inside it."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
@@ -9,36 +10,34 @@ import sys
 import click
 
 from qdeploy import __version__
-from qdeploy.cli.bench import bench_command
-from qdeploy.cli.data import data_command
-from qdeploy.cli.diff import diff_command
-from qdeploy.cli.doctor import doctor_command
-from qdeploy.cli.eval import eval_command
-from qdeploy.cli.export import export_command, quantize_command
-from qdeploy.cli.inspect import inspect_command
-from qdeploy.cli.lint import lint_command
-from qdeploy.cli.models import models_command
-from qdeploy.cli.predict import predict_command
-from qdeploy.cli.sweep import sweep_command
-from qdeploy.cli.train import train_command
-from qdeploy.cli.tune import tune_command
-from qdeploy.cli.verify import verify_command
 from qdeploy.core.errors import QdeployError, near_miss
 
 INTERRUPTED = 130
 
 
+VERBS = (
+    *("train", "export", "quantize", "predict", "bench", "eval", "tune", "sweep"),
+    *("models", "data", "inspect", "verify", "diff", "lint", "doctor"),
+)
+"""In the order of the help; each is a module of this package, imported when it is asked for."""
+
+
 class _Verbs(click.Group):
-    """Keeps the order of the verbs and suggests the nearest for an unknown one."""
+    """Imports the one verb that is called, keeps their order, and suggests the nearest for an unknown one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        return getattr(importlib.import_module(f"qdeploy.cli.{cmd_name}"), f"{cmd_name}_command")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise click.UsageError(f"there is no command '{args[0]}'{near_miss(args[0], self.commands)}")
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no command '{args[0]}'{near_miss(args[0], VERBS)}")
         return super().resolve_command(ctx, args)
 
 
@@ -46,26 +45,6 @@ class _Verbs(click.Group):
 @click.version_option(__version__, message="qdeploy %(version)s")
 def app() -> None:
     """Small image classifiers, from a folder of images to a verified INT8 model on a device."""
-
-
-for _verb in (
-    train_command,
-    export_command,
-    quantize_command,
-    predict_command,
-    bench_command,
-    eval_command,
-    tune_command,
-    sweep_command,
-    models_command,
-    data_command,
-    inspect_command,
-    verify_command,
-    diff_command,
-    lint_command,
-    doctor_command,
-):
-    app.add_command(_verb)
 
 
 def run(arguments: list[str]) -> int:

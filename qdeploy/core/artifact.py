@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ CARD_KEY = "qdeploy"
 CHECKSUM_KEY = "qdeploy_sha256"
 BLANK = "0" * 64
 EXPORTS = Path("exports")
+ONNX_FILES = "model*.onnx"
+ENGINE_FILES = "model*.engine"
 SHIPPED = Path(__file__).parents[1] / "shipped"
 """The small pretrained model inside the package: an export's folder."""
 
@@ -209,6 +212,18 @@ def sealed(data: bytes) -> bytes:
     entry = next(e for e in metadata_entries(data) if e.key == CHECKSUM_KEY)
     blank = _blanked(data, entry)
     return blank[: entry.start] + sha256_of(blank).encode() + blank[entry.start + len(BLANK) :]
+
+
+def model_files(path: Path, patterns: Sequence[str] = (ONNX_FILES, ENGINE_FILES)) -> list[Path]:
+    """List an export folder's model files, by pattern and name; of a file's path, the file.
+
+    Raises:
+        ArtifactError: If the folder holds none.
+    """
+    files = [f for pattern in patterns for f in sorted(path.glob(pattern))] if path.is_dir() else [path]
+    if not files:
+        raise ArtifactError(f"{path} holds no model file; give a file or folder that `qdeploy export` wrote")
+    return files
 
 
 def newest_export() -> Path | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qdeploy.core.artifact import CHECKSUM_KEY, Artifact, read_artifact
+from qdeploy.core.artifact import CHECKSUM_KEY, Artifact, model_files, read_artifact
 from qdeploy.core.engine_file import is_engine
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
 from qdeploy.core.files import read_json, sha256_of
@@ -18,8 +18,6 @@ from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.data.source import Progress
 from qdeploy.runtime.session import ENGINES, open_session
-
-PATTERNS = ("model*.onnx", "model*.engine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ def verify(path: Path, data: str | None = None, progress: Progress | None = None
         DataError: If the data set cannot be read.
     """
     folder = path if path.is_dir() else path.parent
-    files = _model_files(path) if path.is_dir() else [path]
+    files = model_files(path)
     checks: list[Check] = []
     artifacts: list[Artifact] = []
     for file in files:
@@ -80,13 +78,6 @@ def verify(path: Path, data: str | None = None, progress: Progress | None = None
         for artifact in artifacts:
             checks += _data_checks(artifact, load_dataset(data, artifact.card.preprocessing, progress))
     return Verification(path=str(path), checks=tuple(checks))
-
-
-def _model_files(folder: Path) -> list[Path]:
-    files = sorted(p for pattern in PATTERNS for p in folder.glob(pattern))
-    if not files:
-        raise InputError(f"{folder} holds no model file; give a file or folder that `qdeploy export` wrote")
-    return files
 
 
 def _opened(file: Path, *, lone: bool) -> Artifact | Check:

@@ -111,7 +111,7 @@ def test_the_choice_is_kept_and_predict_uses_it_and_says_so(folder: Path, capsys
 @pytest.mark.usefixtures("few")
 def test_int8_that_does_not_pay_gives_way_to_fp32_with_the_reason(folder: Path) -> None:
     shutil.copy(folder / "model.fp32.onnx", folder / "model.int8.onnx")
-    artifacts = tuning.model_files(folder)
+    artifacts = tuning.read_all(folder)
     disguised = replace(artifacts[1], card=replace(artifacts[1].card, precision="int8"))
     trials = [trial(artifacts[0], 1.0), trial(disguised, 1.3)]
     chosen = tuning.choose(trials, Limits())
@@ -135,7 +135,7 @@ def test_wrong_answers_are_listed_and_never_chosen(folder: Path, monkeypatch: py
     int8 = read_artifact(folder / "model.int8.onnx")
     goldens = replace(int8.card.goldens, logits=-int8.card.goldens.logits)
     wrong = replace(int8, card=replace(int8.card, goldens=goldens))
-    monkeypatch.setattr(tuning, "model_files", lambda _: [read_artifact(folder / "model.fp32.onnx"), wrong])
+    monkeypatch.setattr(tuning, "read_all", lambda _: [read_artifact(folder / "model.fp32.onnx"), wrong])
     report = tune(folder, TuneConfig(seconds=1))
     assert report.chosen is not None
     assert report.chosen.precision == "fp32"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
-from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError, QdeployError
+from qdeploy.core.artifact import SHIPPED, Artifact, model_files, read_artifact
+from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
 from qdeploy.core.files import write_json
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.device import DEVICE_FILE
@@ -58,7 +58,7 @@ def tune(model: Path, config: TuneConfig | None = None, tick: Tick | None = None
     """
     config = config or TuneConfig()
     tick = tick or (lambda done, total, text: None)
-    trials, not_tried = opened(model_files(model), config.limits, tick)
+    trials, not_tried = opened(read_all(model), config.limits, tick)
     try:
         reference = next((t.artifact.card.accuracy.get("top1") for t in trials if t.precision == "fp32"), None)
         for trial in trials:
@@ -84,17 +84,13 @@ def _rejection(trial: Trial, limits: Limits) -> str | None:
     return limits.broken_before_timing(trial)
 
 
-def model_files(model: Path) -> list[Artifact]:
-    """Read the model files of a folder, ONNX and engines, fp32 first; or the one file given.
+def read_all(model: Path) -> list[Artifact]:
+    """Read the model files of a folder, fp32 first; or the one file given.
 
     Raises:
         ArtifactError: If there is none, or one is damaged.
     """
-    patterns = ("model*.onnx", "model*.engine")
-    files = [f for p in patterns for f in sorted(model.glob(p))] if model.is_dir() else [model]
-    if not files:
-        raise ArtifactError(f"{model} holds no model file; give a file or folder that `qdeploy export` wrote")
-    return sorted((read_artifact(f) for f in files), key=lambda a: a.card.precision != "fp32")
+    return sorted((read_artifact(f) for f in model_files(model)), key=lambda a: a.card.precision != "fp32")
 
 
 def drop(artifact: Artifact, reference: float | None) -> float | None:
