@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from qdeploy import export as room
 from qdeploy.cli.lint import RUNTIMES
 from qdeploy.cli.main import run
-from qdeploy.export import lint
 
 SHIPPED = Path(__file__).parents[2] / "qdeploy" / "shipped"
 INT8 = str(SHIPPED / "model.int8.onnx")
@@ -46,4 +48,17 @@ def test_the_runtimes_are_those_of_the_report() -> None:
     from qdeploy.export.lint import RUNTIMES as REPORTED
 
     assert tuple(REPORTED) == RUNTIMES
-    assert callable(lint)
+
+
+def test_it_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from qdeploy.cli.main import run; "
+        f"sys.exit(run(['lint', {INT8!r}, '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_names_of_the_room_are_there() -> None:
+    assert [name for name in room.__all__ if not hasattr(room, name)] == []
+    assert not hasattr(room, "nothing")
