@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qdeploy.data.embedded import FASHION_CLASSES, embedded_source
+from qdeploy.export import units
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.run import export
 from qdeploy.export.verdict import ExportReport
@@ -32,6 +33,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("QDEPLOY_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_search() -> Iterator[None]:
+    """Exports within the tests' process try six parts of a model; test_guard.py has the whole search."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "MAX_MODULES", 4)
+        patch.setattr(units, "MAX_ROLES", 2)
+        yield
 
 
 @pytest.fixture(scope="session")

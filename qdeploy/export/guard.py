@@ -27,6 +27,7 @@ from qdeploy.export.quantize import quantize
 from qdeploy.export.ranges import Range
 from qdeploy.export.units import Unit, disjoint, nodes_of, quantizable, units_of
 from qdeploy.runtime.bench import time_rounds
+from qdeploy.runtime.bench.rounds import Rounds
 from qdeploy.runtime.session import Session
 
 ERROR_IMAGES = 128
@@ -37,12 +38,14 @@ TOGETHER = 10
 """Sessions timed in turn; more would only cost memory."""
 TIMING_SECONDS = 15.0
 """Of sessions timed in turn: slow models get fewer runs."""
+TIMINGS = 3
+"""On a noisy machine they are timed so many times."""
 MAX_KEPT = 8
 """Units tried beside each other once the first ones are in float."""
 HARDLY_FASTER = 1.05
 """Times fp32's speed; below it the search also begins from float."""
 CLOSE = 0.015
-"""Speeds that differ by less are equal: then what leaves less in float is taken."""
+"""Speeds that differ by less, or by less than the noise, are equal: then what leaves less in float is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,8 @@ class Guard:
     """Called with the number of parts measured and their total."""
     _before: Floats = field(init=False)
     _tried: dict[frozenset[str], _Tried] = field(init=False, default_factory=dict)
+    _close: float = field(init=False, default=CLOSE)
+    """Share of a time below which the last timing cannot tell two sessions apart."""
 
     def __post_init__(self) -> None:
         self._before = run_session(self.session, self.pixels)
@@ -174,6 +179,7 @@ class Guard:
             noise=self._noise(whole.session),
             noises={name: self._noise(session) for name, session in sessions.items()},
             gains=self._gains(whole.session, sessions) if self.timed else dict.fromkeys(sessions),
+            close=self._close,
         )
 
     def _try(self, float_units: Sequence[Unit], start: frozenset[str]) -> _Tried:
@@ -204,16 +210,24 @@ class Guard:
     def _gains(self, whole: Session, sessions: Mapping[str, Session]) -> dict[str, float | None]:
         """Give the share of the whole's time that each unit's integers save."""
         gains: dict[str, float | None] = {}
-        names = list(sessions)
+        names, close = list(sessions), CLOSE
         for i in range(0, len(names), TOGETHER):
             some = names[i : i + TOGETHER]
             base, *times = self._time([whole, *(sessions[n] for n in some)])
             gains.update((name, mine / base - 1) for name, mine in zip(some, times, strict=True))
+            close = max(close, self._close)
+        self._close = close
         return gains
 
     def _time(self, sessions: Sequence[Session]) -> list[float]:
         """Give each session's lower quartile in milliseconds: what else runs on the machine only adds time."""
-        rounds = time_rounds(sessions, [self.images] * len(sessions), self.runs, TIMING_SECONDS)
+        rounds: list[Rounds] = [[] for _ in sessions]
+        for _ in range(TIMINGS):
+            more = time_rounds(sessions, [self.images] * len(sessions), self.runs, TIMING_SECONDS)
+            rounds = [[*mine, *new] for mine, new in zip(rounds, more, strict=True)]
+            self._close = max(CLOSE, noise_of(rounds))
+            if self._close < 2 * CLOSE:
+                break
         return [float(np.percentile(mine, 25)) for mine in rounds]
 
     def _prefixes(self, start: frozenset[str], fixed: tuple[Unit, ...], ordered: Sequence[Unit]) -> list[_Tried]:
@@ -229,13 +243,13 @@ class Guard:
         for one, mine in zip(tried, times, strict=True):
             one.speed = fp32 / mine
         best = max(t.speed or 0.0 for t in tried)
-        return min((t for t in tried if (t.speed or 0.0) >= best * (1 - CLOSE)), key=lambda t: len(t.nodes))
+        return min((t for t in tried if (t.speed or 0.0) >= best * (1 - self._close)), key=lambda t: len(t.nodes))
 
     def _second_look(self, survey: _Survey, start: frozenset[str], chosen: _Tried) -> _Tried:
         """Try what was next in line beside what is in float now: neighbours in float save conversions."""
         rest = sorted((u for u in survey.units if u.nodes - chosen.nodes), key=survey.gain)[:MAX_KEPT]
         base, *times = self._time([chosen.session, *(self._make(chosen.nodes | u.nodes)[1] for u in rest)])
-        paying = [(mine, u) for mine, u in zip(times, rest, strict=True) if mine < base * (1 - CLOSE)]
+        paying = [(mine, u) for mine, u in zip(times, rest, strict=True) if mine < base * (1 - self._close)]
         ordered = disjoint(u for _, u in sorted(paying, key=lambda p: p[0]))
         return self._fastest(self._prefixes(start, chosen.units, ordered)) if ordered else chosen
 
@@ -245,7 +259,7 @@ class Guard:
         self.note(f"guard: {chosen.speed or 0.0:.2f}x fp32 so far; trying the other end, everything in float")
         gains = self._gains(self.session, {u.name: self._make(every - u.nodes)[1] for u in survey.units})
         paying = disjoint(
-            u for u in sorted(survey.units, key=lambda u: gains[u.name] or 0.0) if (gains[u.name] or 0.0) < -CLOSE
+            u for u in sorted(survey.units, key=lambda u: gains[u.name] or 0.0) if (gains[u.name] or 0.0) < -self._close
         )
         tried = []
         for k in range(1, min(len(paying), MAX_KEPT) + 1):
@@ -270,6 +284,18 @@ class Guard:
         repaired = self._try((*chosen.units, *ordered[:many]), start)
         self.note(f"guard: left {many} more parts in float for accuracy")
         return self._fastest([repaired]) if self.timed else repaired
+
+
+def noise_of(rounds: Sequence[Rounds]) -> float:
+    """Give twice the standard error of sessions' times against the first's, as a share, from rounds in turn.
+
+    The even and the odd rounds give each ratio of lower quartiles twice; the root of the mean squared difference of
+    their logarithms is twice the standard error of the ratio over all rounds.
+    """
+    if len(rounds) < 2:
+        return 0.0
+    even, odd = (np.log([np.percentile(mine[half::2], 25) for mine in rounds]) for half in (0, 1))
+    return float(np.sqrt(np.mean(np.square((even - even[0]) - (odd - odd[0]))[1:])))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -303,6 +329,8 @@ class _Survey:
     noises: dict[str, float]
     """The same with one unit in float."""
     gains: dict[str, float | None]
+    close: float
+    """Gains nearer to 0 are noise."""
 
     def gain(self, unit: Unit) -> float:
         """Give the share of the time that a unit's integers save; 0 if nothing was timed."""
@@ -310,7 +338,7 @@ class _Survey:
 
     def slow(self) -> list[Unit]:
         """Give the units whose floats are faster, the one that loses most first; of overlapping ones the first."""
-        return disjoint(sorted((u for u in self.units if self.gain(u) < -CLOSE), key=self.gain))
+        return disjoint(sorted((u for u in self.units if self.gain(u) < -self.close), key=self.gain))
 
     def worth_in_float(self, unit: Unit) -> float:
         """Give the error that a unit causes for the time that its integers save."""

@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training.test_run import same_run
 
@@ -58,13 +60,26 @@ def wait_for_rows(run: Path, count: int, process: subprocess.Popen[str]) -> None
     raise AssertionError("the run does not go on")
 
 
-QUICK = ["--model", "nano-ar", "--epochs", "5", "--batch-size", "128", "--device", "cpu"]
+QUICK = ["--model", "nano-ar", "--epochs", "5", "--batch-size", "64", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of 540 images in three classes: an epoch takes a second."""
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("data") / "photos"
+    for shade, label in enumerate(("apple", "leaf", "stone")):
+        (root / label).mkdir(parents=True)
+        for i in range(180):
+            pixels = rng.integers(80 * shade, 80 * shade + 90, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{i}.png")
+    return str(root)
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path, photos: str) -> None:
     """SIGKILL within the first epoch and again after some epochs, wherever it falls."""
-    arguments = ["train", *QUICK, "--recipe", "qonstraint-5.9", "--set", "checkpoint_seconds=0"]
+    arguments = ["train", photos, *QUICK, "--recipe", "qonstraint-5.9", "--set", "checkpoint_seconds=0"]
     assert finished(tmp_path, *arguments, "--out", "whole").returncode == 0
     cut = tmp_path / "cut"
     call = command(*arguments, "--out", "cut")
@@ -91,7 +106,19 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     """The same global batch: what differs is that each process normalises and drops out its own half."""
-    arguments = ["train", *QUICK, "--batch-size", "256", "--lr", "1e-3", "--set", "augmentation=none", "--json"]
+    arguments = [
+        "train",
+        *QUICK,
+        "--epochs",
+        "3",
+        "--batch-size",
+        "256",
+        "--lr",
+        "1e-3",
+        "--set",
+        "augmentation=none",
+        "--json",
+    ]
     one = finished(tmp_path, *arguments, "--out", "one")
     two = finished(tmp_path, *arguments, "--out", "two", processes=2)
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
@@ -107,8 +134,8 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path: Path) -> None:
-    arguments = ["train", *QUICK, "--set", "checkpoint_seconds=0"]
+def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path: Path, photos: str) -> None:
+    arguments = ["train", photos, *QUICK, "--set", "checkpoint_seconds=0"]
     run = tmp_path / "run"
     process = started(command(*arguments, "--out", "run", processes=2), tmp_path)
     wait_for_rows(run, 2, process)
@@ -145,16 +172,17 @@ def test_too_little_memory_names_a_smaller_batch(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").glob("*")) == []
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, photos: str) -> None:
     """A real limit on the size of files: less than a checkpoint, more than everything else."""
     code = (
         "import resource, sys\n"
         "from qdeploy.cli.main import run\n"
         "import qdeploy.training\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))\n"
-        "sys.exit(run(['train', '--model', 'nano-ar', '--epochs', '2', '--batch-size', '500', '--out', 'run']))\n"
+        "options = ['--model', 'nano-ar', '--epochs', '2', '--batch-size', '200', '--out', 'run']\n"
+        "sys.exit(run(['train', sys.argv[1], *options]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, photos], cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "could not be written" in done.stderr
     assert "Traceback" not in done.stderr

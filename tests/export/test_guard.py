@@ -29,6 +29,13 @@ X86 = encoding_for("x86")
 MakeGuard = Callable[..., Guard]
 
 
+@pytest.fixture(autouse=True)
+def all_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have them, whatever other tests need."""
+    monkeypatch.setattr(parts, "MAX_MODULES", MAX_MODULES)
+    monkeypatch.setattr(parts, "MAX_ROLES", MAX_ROLES)
+
+
 @pytest.fixture
 def few_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is not the number of parts that is tested, ten are enough."""
@@ -241,3 +248,34 @@ def test_what_must_stay_in_float_does(fp32: onnx.ModelProto, make: MakeGuard) ->
 )
 def test_the_budget_counts_losses_that_are_more_than_noise(points: float, margin: float, allowed: bool) -> None:
     assert Budget(points=1.0).allows(PairedDifference(points=points, margin95=margin, n=500)) is allowed
+
+
+def test_noise_is_twice_the_standard_error_of_a_ratio() -> None:
+    """Rounds whose lower quartile scatters by a known share: the estimate is twice that share's error."""
+    rng = np.random.default_rng(0)
+    found, ratios = [], []
+    for _ in range(200):
+        rounds = [[list(10 * np.exp(rng.normal(0, 0.05, 10))) for _ in range(20)] for _ in range(8)]
+        found.append(room.noise_of(rounds))
+        ratios += [np.log(np.percentile(r, 25) / np.percentile(rounds[0], 25)) for r in rounds[1:]]
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(2 * np.std(ratios), rel=0.1)
+    assert room.noise_of([[[1.0], [2.0]]]) == 0.0
+
+
+def test_on_a_noisy_machine_what_cannot_be_told_apart_stays_in_int8(
+    fp32: onnx.ModelProto, make: MakeGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks that scatter by 30 %: nothing pays surely, and everything is timed three times."""
+    rng = np.random.default_rng(0)
+    calls = []
+
+    def noisy(sessions: list[Session], *_: Any) -> list[list[list[float]]]:
+        calls.append(len(sessions))
+        base = [2.0 if i == 0 and len(sessions) < 3 else 1.0 for i in range(len(sessions))]
+        return [[[b * float(rng.uniform(0.7, 1.3))] for _ in range(10)] for b in base]
+
+    monkeypatch.setattr(room, "time_rounds", noisy)
+    monkeypatch.setattr(parts, "MAX_MODULES", 6)
+    choice = make(fp32, timed=True).search()
+    assert choice.float_units == ()
+    assert calls[:3] == [calls[0]] * room.TIMINGS
