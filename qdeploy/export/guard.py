@@ -287,15 +287,15 @@ class Guard:
 
 
 def noise_of(rounds: Sequence[Rounds]) -> float:
-    """Give twice the standard error of sessions' times against the first's, as a share, from rounds in turn.
+    """Give three standard errors of sessions' times against the first's, as a share, from rounds in turn.
 
     The even and the odd rounds give each ratio of lower quartiles twice; the root of the mean squared difference of
-    their logarithms is twice the standard error of the ratio over all rounds.
+    their logarithms is twice the standard error of the ratio over all rounds. Three, because thirty are compared.
     """
     if len(rounds) < 2:
         return 0.0
     even, odd = (np.log([np.percentile(mine[half::2], 25) for mine in rounds]) for half in (0, 1))
-    return float(np.sqrt(np.mean(np.square((even - even[0]) - (odd - odd[0]))[1:])))
+    return 1.5 * float(np.sqrt(np.mean(np.square((even - even[0]) - (odd - odd[0]))[1:])))
 
 
 @dataclass(kw_only=True, eq=False)

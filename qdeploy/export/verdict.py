@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdeploy.core.artifact import Artifact
 from qdeploy.core.files import sha256_of
 from qdeploy.core.machine import environment
 from qdeploy.core.metrics import PairedDifference, Parity, paired_difference
@@ -17,7 +18,9 @@ from qdeploy.export.engine_step import EngineReport
 from qdeploy.export.int8 import Int8Made, Int8Report
 from qdeploy.export.layers import LayerRow, layer_table
 from qdeploy.export.made import Made, Work
-from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_images, time_rounds
+from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_images
+from qdeploy.runtime.bench.launches import time_launches
+from qdeploy.runtime.bench.rounds import Rounds
 
 REPORT_RUNS = 500
 MAX_FLIPS = 24
@@ -125,9 +128,9 @@ def judge(work: Work, floats: list[Made], int8: list[Int8Made], steps: tuple[Ste
     fp32 = floats[0]
     made = [*floats, *(i.made for i in int8)]
     images = sample_images(fp32.card.preprocessing)
-    rounds = time_rounds([m.session for m in made], [images] * len(made), runs=REPORT_RUNS, seconds=60.0)
+    launches = time_launches([Artifact(out / m.file, m.data, m.card) for m in made], images, REPORT_RUNS, seconds=60.0)
     verdicts = [
-        _verdict(work, fp32, item, mine, rounds[0]) for item, mine in zip(int8, rounds[len(floats) :], strict=True)
+        _verdict(work, fp32, item, mine, launches[0]) for item, mine in zip(int8, launches[len(floats) :], strict=True)
     ]
     kept = [*floats, *(v.item.made for v in verdicts if v.keep)]
     first = verdicts[0] if verdicts else None
@@ -137,7 +140,7 @@ def judge(work: Work, floats: list[Made], int8: list[Int8Made], steps: tuple[Ste
     report = ExportReport(
         name=work.name,
         out=str(out),
-        artifacts=tuple(_artifact(out, m, r) for m, r in zip(made, rounds, strict=True) if m in kept),
+        artifacts=tuple(_artifact(out, m, joined(t)) for m, t in zip(made, launches, strict=True) if m in kept),
         accepted=all(v.keep for v in verdicts),
         verdict="; ".join(v.text for v in verdicts) or "fp32 exported; its logits are those of the trained model",
         recommended=fastest.item.made.file if fastest else fp32.file,
@@ -153,10 +156,16 @@ def judge(work: Work, floats: list[Made], int8: list[Int8Made], steps: tuple[Ste
     return Judged(report=report, kept=kept, flips=flips)
 
 
-def _verdict(work: Work, fp32: Made, item: Int8Made, mine: list[list[float]], base: list[list[float]]) -> _Verdict:
+def joined(launches: list[Rounds]) -> Rounds:
+    """Give the rounds of all openings."""
+    return [block for rounds in launches for block in rounds]
+
+
+def _verdict(work: Work, fp32: Made, item: Int8Made, mine: list[Rounds], base: list[Rounds]) -> _Verdict:
     config, report, test = work.config, item.report, work.dataset.splits["test"]
     difference = paired_difference(item.made.test_logits, fp32.test_logits, test.labels)
-    comparison = compare("int8", "fp32", mine, base) if report.native else None
+    openings = [len(rounds) for rounds in base]
+    comparison = compare("int8", "fp32", joined(mine), joined(base), 1, openings) if report.native else None
     val = report.val_difference
     accuracy = f"{difference.points:+.2f} +- {difference.margin95:.2f} points of top-1 on {difference.n} test images"
     too_coarse = not report.within_budget and not config.allow_drop

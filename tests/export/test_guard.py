@@ -250,15 +250,15 @@ def test_the_budget_counts_losses_that_are_more_than_noise(points: float, margin
     assert Budget(points=1.0).allows(PairedDifference(points=points, margin95=margin, n=500)) is allowed
 
 
-def test_noise_is_twice_the_standard_error_of_a_ratio() -> None:
-    """Rounds whose lower quartile scatters by a known share: the estimate is twice that share's error."""
+def test_noise_is_three_standard_errors_of_a_ratio() -> None:
+    """Rounds whose lower quartile scatters by a known share: the estimate is three of the ratio's errors."""
     rng = np.random.default_rng(0)
     found, ratios = [], []
     for _ in range(200):
         rounds = [[list(10 * np.exp(rng.normal(0, 0.05, 10))) for _ in range(20)] for _ in range(8)]
         found.append(room.noise_of(rounds))
         ratios += [np.log(np.percentile(r, 25) / np.percentile(rounds[0], 25)) for r in rounds[1:]]
-    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(2 * np.std(ratios), rel=0.1)
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(3 * np.std(ratios), rel=0.1)
     assert room.noise_of([[[1.0], [2.0]]]) == 0.0
 
 

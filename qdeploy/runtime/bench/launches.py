@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.runtime.bench.config import BenchConfig
-from qdeploy.runtime.bench.rounds import BLOCK, Query, Rounds, Tick, queries_of, time_queries, warm_up
+from qdeploy.runtime.bench.config import LAUNCHES, BenchConfig
+from qdeploy.runtime.bench.rounds import BLOCK, Query, Rounds, Tick, queries_of, time_queries, time_rounds, warm_up
 from qdeploy.runtime.bench.server import Served, Stretch, arrivals, highest_rate, serve, served_of
 from qdeploy.runtime.bench.watch import Watch
 from qdeploy.runtime.session import Session, open_session
@@ -71,6 +71,31 @@ def run_scenario(subjects: Sequence[Subject], config: BenchConfig, watch: Watch,
     if config.rate is not None:
         for s in subjects:
             s.served = served_of(stretches[s.name], config.rate, config.latency_percentile, config.latency_ms)
+
+
+def time_launches(
+    artifacts: Sequence[Artifact], images_NSSC: NDArray[np.uint8], runs: int, seconds: float
+) -> list[list[Rounds]]:
+    """Time models of one input size, batch 1 and their default threads, opened anew ten times and in turn.
+
+    Args:
+        artifacts: The models.
+        images_NSSC: What they are given.
+        runs: Timed calls of each, over all openings; rounded up to whole rounds.
+        seconds: About the time limit of all.
+
+    Returns:
+        For each model, its rounds of latencies in milliseconds by opening.
+    """
+    launches: list[list[Rounds]] = [[] for _ in artifacts]
+    for launch in range(LAUNCHES):
+        turns = list(zip(artifacts, launches, strict=True))[:: 1 if launch % 2 == 0 else -1]
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(open_session(a, selftest=False)) for a, _ in turns]
+            found = time_rounds(sessions, [images_NSSC] * len(turns), math.ceil(runs / LAUNCHES), seconds / LAUNCHES)
+        for (_, mine), rounds in zip(turns, found, strict=True):
+            mine.append(rounds)
+    return launches
 
 
 def _ready(subject: Subject, session: Session, config: BenchConfig, first: bool) -> Query:
