@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
 from qdeploy.core.errors import InputError
+from qdeploy.runtime.bench import launches, sample_images
 from qdeploy.runtime.bench.compare import NO_DIFFERENCE, compare, mean_and_margin, student
+from qdeploy.runtime.session import Session, open_session
 
 LAUNCHES, ROUNDS, BLOCK = 10, 15, 6
 
@@ -83,3 +88,20 @@ def test_student_s_quantiles_are_those_of_the_tables() -> None:
     for freedom, probability, quantile in ((1, 0.975, 12.706), (9, 0.975, 2.262), (9, 0.995, 3.250), (30, 0.95, 1.697)):
         assert student(probability, freedom) == pytest.approx(quantile, abs=6e-4)
     assert mean_and_margin([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.303 / 3**0.5), abs=1e-3)
+
+
+def test_files_are_opened_anew_and_the_order_alternates(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = [read_artifact(SHIPPED / f"model.{p}.onnx") for p in ("fp32", "int8")]
+    opened: list[str] = []
+
+    def noting(artifact: Artifact, **options: Any) -> Session:
+        opened.append(artifact.card.precision)
+        return open_session(artifact, **options)
+
+    monkeypatch.setattr(launches, "open_session", noting)
+    fp32, int8 = launches.time_launches(artifacts, sample_images(artifacts[0].card.preprocessing), 100, 60.0)
+    assert opened == ["fp32", "int8", "int8", "fp32"] * 5
+    assert len(fp32) == len(int8) == LAUNCHES
+    assert [len(rounds) for rounds in fp32] == [len(rounds) for rounds in int8]
+    assert sum(len(block) for rounds in fp32 for block in rounds) >= 100
+    assert all(t > 0 for rounds in (*fp32, *int8) for block in rounds for t in block)
