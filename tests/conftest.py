@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qdeploy.data.embedded import FASHION_CLASSES, embedded_source
-from qdeploy.export import units
+from qdeploy.export import guard, units
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.run import export
 from qdeploy.export.verdict import ExportReport
@@ -37,8 +37,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_search() -> Iterator[None]:
-    """Exports within the tests' process try six parts of a model; test_guard.py has the whole search."""
+    """Exports within the tests' process try six parts of a model, once; test_guard.py has the whole search."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard, "TIMINGS", 1)
         patch.setattr(units, "MAX_MODULES", 4)
         patch.setattr(units, "MAX_ROLES", 2)
         yield

@@ -131,7 +131,7 @@ class Guard:
     _before: Floats = field(init=False)
     _tried: dict[frozenset[str], _Tried] = field(init=False, default_factory=dict)
     _close: float = field(init=False, default=CLOSE)
-    """Share of a time below which the last timing cannot tell two sessions apart."""
+    """Share of a time below which the last timing cannot tell two sessions apart: two standard errors."""
 
     def __post_init__(self) -> None:
         self._before = run_session(self.session, self.pixels)
@@ -179,7 +179,7 @@ class Guard:
             noise=self._noise(whole.session),
             noises={name: self._noise(session) for name, session in sessions.items()},
             gains=self._gains(whole.session, sessions) if self.timed else dict.fromkeys(sessions),
-            close=self._close,
+            worth_a_try=self._worth_a_try,
         )
 
     def _try(self, float_units: Sequence[Unit], start: frozenset[str]) -> _Tried:
@@ -230,6 +230,11 @@ class Guard:
                 break
         return [float(np.percentile(mine, 25)) for mine in rounds]
 
+    @property
+    def _worth_a_try(self) -> float:
+        """One standard error: whoever gets beyond it is timed again, as part of a whole, and by twice of it."""
+        return max(CLOSE, self._close / 2)
+
     def _prefixes(self, start: frozenset[str], fixed: tuple[Unit, ...], ordered: Sequence[Unit]) -> list[_Tried]:
         return [self._try((*fixed, *ordered[:k]), start) for k in range(min(len(ordered), MAX_KEPT) + 1)]
 
@@ -249,7 +254,7 @@ class Guard:
         """Try what was next in line beside what is in float now: neighbours in float save conversions."""
         rest = sorted((u for u in survey.units if u.nodes - chosen.nodes), key=survey.gain)[:MAX_KEPT]
         base, *times = self._time([chosen.session, *(self._make(chosen.nodes | u.nodes)[1] for u in rest)])
-        paying = [(mine, u) for mine, u in zip(times, rest, strict=True) if mine < base * (1 - self._close)]
+        paying = [(mine, u) for mine, u in zip(times, rest, strict=True) if mine < base * (1 - self._worth_a_try)]
         ordered = disjoint(u for _, u in sorted(paying, key=lambda p: p[0]))
         return self._fastest(self._prefixes(start, chosen.units, ordered)) if ordered else chosen
 
@@ -258,9 +263,8 @@ class Guard:
         every = quantizable(self.model, self.encoding) | start
         self.note(f"guard: {chosen.speed or 0.0:.2f}x fp32 so far; trying the other end, everything in float")
         gains = self._gains(self.session, {u.name: self._make(every - u.nodes)[1] for u in survey.units})
-        paying = disjoint(
-            u for u in sorted(survey.units, key=lambda u: gains[u.name] or 0.0) if (gains[u.name] or 0.0) < -self._close
-        )
+        rewarding = [u for u in survey.units if (gains[u.name] or 0.0) < -self._worth_a_try]
+        paying = disjoint(sorted(rewarding, key=lambda u: gains[u.name] or 0.0))
         tried = []
         for k in range(1, min(len(paying), MAX_KEPT) + 1):
             nodes = every - nodes_of(paying[:k])
@@ -287,15 +291,15 @@ class Guard:
 
 
 def noise_of(rounds: Sequence[Rounds]) -> float:
-    """Give three standard errors of sessions' times against the first's, as a share, from rounds in turn.
+    """Give twice the standard error of sessions' times against the first's, as a share, from rounds in turn.
 
     The even and the odd rounds give each ratio of lower quartiles twice; the root of the mean squared difference of
-    their logarithms is twice the standard error of the ratio over all rounds. Three, because thirty are compared.
+    their logarithms is twice the standard error of the ratio over all rounds.
     """
     if len(rounds) < 2:
         return 0.0
     even, odd = (np.log([np.percentile(mine[half::2], 25) for mine in rounds]) for half in (0, 1))
-    return 1.5 * float(np.sqrt(np.mean(np.square((even - even[0]) - (odd - odd[0]))[1:])))
+    return float(np.sqrt(np.mean(np.square((even - even[0]) - (odd - odd[0]))[1:])))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -329,8 +333,8 @@ class _Survey:
     noises: dict[str, float]
     """The same with one unit in float."""
     gains: dict[str, float | None]
-    close: float
-    """Gains nearer to 0 are noise."""
+    worth_a_try: float
+    """A loss by integers beyond this is looked at again."""
 
     def gain(self, unit: Unit) -> float:
         """Give the share of the time that a unit's integers save; 0 if nothing was timed."""
@@ -338,7 +342,7 @@ class _Survey:
 
     def slow(self) -> list[Unit]:
         """Give the units whose floats are faster, the one that loses most first; of overlapping ones the first."""
-        return disjoint(sorted((u for u in self.units if self.gain(u) < -self.close), key=self.gain))
+        return disjoint(sorted((u for u in self.units if self.gain(u) < -self.worth_a_try), key=self.gain))
 
     def worth_in_float(self, unit: Unit) -> float:
         """Give the error that a unit causes for the time that its integers save."""
