@@ -19,7 +19,7 @@ from qdeploy.export.int8 import Int8Made, Int8Report
 from qdeploy.export.layers import LayerRow, layer_table
 from qdeploy.export.made import Made, Work
 from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_images
-from qdeploy.runtime.bench.launches import time_launches
+from qdeploy.runtime.bench.launches import joined, time_launches
 from qdeploy.runtime.bench.rounds import Rounds
 
 REPORT_RUNS = 500
@@ -154,11 +154,6 @@ def judge(work: Work, floats: list[Made], int8: list[Int8Made], steps: tuple[Ste
     )
     flips = _flips(work.dataset.classes, work.dataset.splits["test"], fp32, first.item.made) if first else ()
     return Judged(report=report, kept=kept, flips=flips)
-
-
-def joined(launches: list[Rounds]) -> Rounds:
-    """Give the rounds of all openings."""
-    return [block for rounds in launches for block in rounds]
 
 
 def _verdict(work: Work, fp32: Made, item: Int8Made, mine: list[Rounds], base: list[Rounds]) -> _Verdict:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qdeploy.core.artifact import CHECKSUM_KEY, Artifact, model_files, read_artifact
+from qdeploy.core.artifact import CHECKSUM_KEY, ONNX_FILES, Artifact, model_files, read_artifact
 from qdeploy.core.engine_file import is_engine
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
 from qdeploy.core.files import read_json, sha256_of
@@ -184,7 +184,7 @@ def _parent(artifact: Artifact, folder: Path) -> Check:
         return Check(name=name, ok=False, detail="the card does not name what it was made from")
     if artifact.engine is None and artifact.card.precision == "fp32":
         return _weights(name, parent)
-    for file in sorted(folder.glob("model*.onnx")):
+    for file in sorted(folder.glob(ONNX_FILES)):
         if file.name != artifact.path.name and sha256_of(file.read_bytes()) == parent:
             return Check(name=name, ok=True, detail=f"made from {file.name}")
     if (folder / "report.json").is_file():

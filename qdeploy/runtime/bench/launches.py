@@ -43,12 +43,17 @@ class Subject:
     @property
     def rounds(self) -> Rounds:
         """The rounds of all launches."""
-        return [block for launch in self.launches for block in launch]
+        return joined(self.launches)
 
     @property
     def samples(self) -> list[float]:
         """All latencies in milliseconds, in the order of time."""
         return [t for block in self.rounds for t in block]
+
+
+def joined(launches: Sequence[Rounds]) -> Rounds:
+    """Give the rounds of all openings, in the order of time."""
+    return [block for rounds in launches for block in rounds]
 
 
 def run_scenario(subjects: Sequence[Subject], config: BenchConfig, watch: Watch, tick: Tick) -> None:
