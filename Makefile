@@ -11,6 +11,7 @@ demo: .venv/train.done
 	$(BIN)/qdeploy bench
 
 test: .venv/dev.done .venv/include/onnxruntime_c_api.h
+	$(BIN)/python -m compileall -q qdeploy  # the commands under test are short: no time for it in each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev.done

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from machine import keep
 
 from qdeploy.data.catalog import load_dataset
@@ -64,6 +65,7 @@ def exported(name: str, folder: Path) -> ExportReport:
         data = load_dataset()
         few = {name: split.take(np.arange(FEW)) for name, split in data.splits.items()}
         data = replace(data, splits=few)
+        torch.manual_seed(0)
         module = create_model(name, len(data.classes))
         return export_module(module, data.classes, data.preprocessing, data, folder / "export", config=config)
     run = train(config_from_recipe("small", model=name, epochs=1), folder / "run")

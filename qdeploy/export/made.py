@@ -26,7 +26,6 @@ from qdeploy.export.seal import sealed_bytes
 from qdeploy.runtime.session import Session, open_session
 
 GOLDEN_IMAGES = 4
-PARITY_IMAGES = 512
 
 Note = Callable[[str], None]
 Progress = Callable[[str], Tick]
@@ -113,11 +112,8 @@ class Work:
     config: ExportConfig
     note: Note
     tick: Progress
-
-    @property
-    def parity_pixels(self) -> NDArray[np.uint8]:
-        """The validation images that the steps are compared on."""
-        return self.dataset.splits["val"].pixels[:PARITY_IMAGES]
+    parity_pixels: NDArray[np.uint8]
+    """The validation images that the steps are compared on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,7 +164,7 @@ def finish(
     require_same_in_batches(file, session, work.parity_pixels, logits)
     test = work.dataset.splits["test"]
     test_logits = run_session(session, test.pixels)
-    images = work.dataset.splits["val"].pixels[:GOLDEN_IMAGES]
+    images = work.parity_pixels[:GOLDEN_IMAGES]
     goldens = Goldens(images=images, logits=session.infer(images)[0], min_sqnr_db=golden_db)
     card = replace(card, accuracy=_accuracy(test_logits, test), goldens=goldens)
     return Made(

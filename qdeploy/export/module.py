@@ -59,7 +59,8 @@ def export_module(
     _require_logits(model, len(labels), preprocessing.size)
     weights = save_tensors({k: v.clone() for k, v in model.state_dict().items()})
     record = record_without_run(name, "module", *count(model, preprocessing.size), dataset)
-    return export_source(TorchSource(model, sha256_of(weights)), record, lambda: dataset, config, out, note)
+    source = TorchSource(model, sha256_of(weights), preprocessing)
+    return export_source(source, record, lambda: dataset, config, out, note)
 
 
 def _require_logits(model: nn.Module, classes: int, size: int) -> None:

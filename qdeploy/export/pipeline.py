@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import InputError
@@ -23,8 +25,10 @@ from qdeploy.export.kit import FOLDER, is_unchanged_kit, write_c_kit
 from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish
 from qdeploy.export.parity import require_sound
 from qdeploy.export.report import html_report
+from qdeploy.export.ties import without_ties
 from qdeploy.export.verdict import ExportReport, Step, judge
 
+PARITY_IMAGES = 512
 FLOAT_GOLDEN_DB = 80.0
 HALF_GOLDEN_DB = 30.0
 """Least agreement of fp16 with fp32; sound graphs reach 45 to 70."""
@@ -34,6 +38,10 @@ OWN_FILES = re.compile(r"model\.[a-z0-9.-]+\.(onnx|engine)|report\.(json|html)|c
 
 class Source(Protocol):
     """Where the float graph comes from."""
+
+    @property
+    def graph(self) -> onnx.ModelProto:
+        """The float graph: uint8 images in, logits and probabilities out."""
 
     def float_step(self, work: Work) -> tuple[Made, tuple[Step, ...]]:
         """Make the fp32 file, compared with what it comes from."""
@@ -70,7 +78,10 @@ def export_source(
         for text in dataset.notes:
             note(text)
         name = f"{record['model']['name'].replace('/', '-')}-{dataset.name}"
-        work = Work(record=record, dataset=dataset, name=name, config=config, note=note, tick=tick)
+        pixels = _parity_pixels(source.graph, dataset, note)
+        work = Work(
+            record=record, dataset=dataset, name=name, config=config, note=note, tick=tick, parity_pixels=pixels
+        )
         fp32, steps = source.float_step(work)
         half = [_half_step(work, fp32)] if config.fp16 else []
         int8: list[Int8Made] = []
@@ -87,6 +98,14 @@ def export_source(
             kept = [Artifact(Path(m.file), m.data, m.card) for m in judged.kept]
             write_c_kit(folder / FOLDER, kept, report.recommended)
     return report
+
+
+def _parity_pixels(graph: onnx.ModelProto, dataset: Dataset, note: Note) -> NDArray[np.uint8]:
+    images = dataset.splits["val"].pixels[:PARITY_IMAGES]
+    decided = without_ties(graph, images)
+    if ties := len(images) - len(decided):
+        note(f"{ties} of {len(images)} images are not compared: what the model picks is a tie there")
+    return decided
 
 
 def _require_own(out: Path) -> None:

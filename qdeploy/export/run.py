@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ def export(
     """
     run = run or newest_run()
     record, weights = read_run(run)
-    source = TorchSource(_model(record, weights, run), sha256_of(weights))
+    rules = Preprocessing.from_dict(record["preprocessing"])
+    source = TorchSource(_model(record, weights, run), sha256_of(weights), rules)
     return export_source(
-        source, record, lambda: _dataset(record), config, out or EXPORTS / run.resolve().name, note, tick
+        source, record, lambda: _dataset(record, rules), config, out or EXPORTS / run.resolve().name, note, tick
     )
 
 
@@ -71,20 +73,24 @@ class TorchSource:
 
     model: nn.Module
     weights_sha256: str
+    rules: Preprocessing
+
+    @cached_property
+    def graph(self) -> onnx.ModelProto:
+        """The folded model, traced."""
+        return trace(self._deployed, self.rules.size)
 
     def float_step(self, work: Work) -> tuple[Made, tuple[Step, ...]]:
-        """Fold and trace the model; both are compared with it."""
-        rules, pixels = work.dataset.preprocessing, work.parity_pixels
-        reference = _trained_logits(self.model, pixels, rules)
-        deployed = self._deployed(rules)
+        """Compare the folded model and its graph with the model."""
+        pixels = work.parity_pixels
+        reference = _trained_logits(self.model, pixels, self.rules)
         with torch.inference_mode():
-            folded = torch.cat([deployed(p)[0] for p in torch.from_numpy(pixels).split(TORCH_BATCH)]).numpy()
+            folded = torch.cat([self._deployed(p)[0] for p in torch.from_numpy(pixels).split(TORCH_BATCH)]).numpy()
         magnitude = max(1.0, float(np.abs(reference).max()))
         folding = measure(reference, folded)
         require_equal("folding", folding, FOLD_TOLERANCE * magnitude)
-        graph = trace(deployed, rules.size)
         card = first_card(work, self.weights_sha256)
-        made = finish(work, graph, card, reference, "model.fp32.onnx", FLOAT_GOLDEN_DB)
+        made = finish(work, self.graph, card, reference, "model.fp32.onnx", FLOAT_GOLDEN_DB)
         require_equal("torch to ONNX fp32", made.parity, FP32_TOLERANCE)
         work.note(f"fp32: logits within {made.parity.max_abs:.1e} of torch on {made.parity.n} images")
         return made, (Step(name="trained to folded", parity=folding), Step(name="trained to fp32", parity=made.parity))
@@ -92,11 +98,11 @@ class TorchSource:
     def finetuned(self, work: Work) -> onnx.ModelProto:
         """Fine-tune the inference form for INT8, and trace it."""
         config = FinetuneConfig(epochs=work.config.qat_epochs)
-        rules = work.dataset.preprocessing
-        return trace(finetune(self._deployed(rules), work.dataset, config, work.note), rules.size)
+        return trace(finetune(self._deployed, work.dataset, config, work.note), self.rules.size)
 
-    def _deployed(self, rules: Preprocessing) -> nn.Module:
-        return deploy(self.model, rules.mean, rules.std)
+    @cached_property
+    def _deployed(self) -> nn.Module:
+        return deploy(self.model, self.rules.mean, self.rules.std)
 
 
 def _model(record: dict[str, Any], weights: bytes, run: Path) -> nn.Module:
@@ -112,9 +118,9 @@ def _model(record: dict[str, Any], weights: bytes, run: Path) -> nn.Module:
     return model.eval()
 
 
-def _dataset(record: dict[str, Any]) -> Dataset:
+def _dataset(record: dict[str, Any], rules: Preprocessing) -> Dataset:
     trained = record["dataset"]
-    dataset = load_dataset(trained["source"], Preprocessing.from_dict(record["preprocessing"]))
+    dataset = load_dataset(trained["source"], rules)
     if dataset.sha256 != trained["sha256"]:
         raise InputError(
             f"the data set {trained['source']} has changed since training (found {dataset.sha256[:12]}, trained on "

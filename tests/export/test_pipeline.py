@@ -235,7 +235,8 @@ def test_calibration_on_noise_is_stamped_and_few_images_of_a_class_are_told(
     few = np.concatenate([np.flatnonzero(train.labels > 0), np.flatnonzero(train.labels == 0)[:3]])
     poor = replace(load_dataset(), splits={**load_dataset().splits, "train": train.take(few)})
     lines.clear()
-    work = Work(record={}, dataset=poor, name="", config=QUICK, note=lines.append, tick=no_progress)
+    shared: dict[str, Any] = {"record": {}, "name": "", "config": QUICK, "parity_pixels": train.pixels[:0]}
+    work = Work(dataset=poor, note=lines.append, tick=no_progress, **shared)
     assert np.bincount(int8._images(work).labels)[0] == 3
     assert "only 3 of them are of the class 'T-shirt/top'" in lines[1]
 
