@@ -14,6 +14,7 @@ measured if they are installed.
 from __future__ import annotations
 
 import argparse
+import compileall
 import importlib.util
 import io
 import json
@@ -196,6 +197,7 @@ def start(name: str, folder: Path) -> Contender:
 
 def cold_starts(contenders: list[Contender], folder: Path) -> dict[str, list[float]]:
     """Time fresh processes up to the first answer, in turn."""
+    compileall.compile_dir(Path(qdeploy.__file__).parent, quiet=1)  # as installing does
     image = str(next((folder / "images").iterdir()))
     commands = {
         c.name: [sys.executable, str(Path(__file__).with_name("contenders.py")), c.name, str(folder), "--once"]

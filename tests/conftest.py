@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from qdeploy.core.files import locked
 from qdeploy.data.embedded import FASHION_CLASSES, embedded_source
 from qdeploy.export import guard, units
 from qdeploy.export.made import ExportConfig
@@ -18,6 +23,11 @@ from qdeploy.export.verdict import ExportReport
 from qdeploy.training import TrainResult, config_from_recipe, train
 
 MakeImages = Callable[..., Path]
+T = TypeVar("T")
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell's background jobs ignore Ctrl-C, and so would every process that the tests interrupt."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -46,18 +56,37 @@ def short_search() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """nano-ar, three epochs on the embedded data."""
-    out = tmp_path_factory.mktemp("trained") / "runs" / "small-run"
-    return train(config_from_recipe("small", model="nano-ar", epochs=3), out)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all the workers of this run."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def once(folder: Path, name: str, make: Callable[[], T]) -> T:
+    """Make something in a shared folder if no other worker has, or wait until it has."""
+    kept = folder / f"{name}.pickle"
+    with locked(folder / f"{name}.lock", wait=True):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(make()))
+        result: T = pickle.loads(kept.read_bytes())
+        return result
 
 
 @pytest.fixture(scope="session")
-def exported(trained: TrainResult) -> ExportReport:
+def trained(shared: Path) -> TrainResult:
+    """nano-ar, three epochs on the embedded data."""
+    config = config_from_recipe("small", model="nano-ar", epochs=3)
+    return once(shared, "trained", lambda: train(config, shared / "runs" / "small-run"))
+
+
+@pytest.fixture(scope="session")
+def exported(trained: TrainResult, shared: Path) -> ExportReport:
     """The export of that run, fp32 and INT8; its run folder and export folder are below one root."""
-    run = Path(trained.run)
     config = ExportConfig(int8=True, choice_runs=50, allow_drop=True, allow_slower=True)
-    return export(run, config, run.parents[1] / "exports" / "small-run")
+    out = shared / "exports" / "small-run"
+    return once(shared, "exported", lambda: export(Path(trained.run), config, out))
 
 
 @pytest.fixture(scope="session")
