@@ -6,7 +6,7 @@ A nano is trained for two epochs on the embedded data and exported; every conten
 same 64 JPEG files of 96x96 pixels with these weights. Each lives in a process of its own, and the processes work in
 turn, ten images at a time, so that what else runs on the machine hits all alike; a ratio is the median over these
 rounds, with its bootstrapped 95 % interval. Threads are what each takes by itself. Peak memory is that of the process
-after 65 images. Cold start is a fresh process up to its first answer, three times in turn, for qdeploy and Ultralytics
+after 65 images. Cold start is a fresh process up to its first answer, nine times in turn, for qdeploy and Ultralytics
 by their own commands. Installed size is that of the package with all it requires. OpenVINO, timm and Ultralytics are
 measured if they are installed.
 """
@@ -47,7 +47,7 @@ from qdeploy.runtime.bench import compare
 from qdeploy.training import config_from_recipe, train
 
 BLOCK = 10
-COLD_STARTS = 3
+COLD_STARTS = 9
 NUM_IMAGES = 64
 SIDE = 96
 WARMUP = 100

@@ -85,7 +85,7 @@ class TensorRtProviderSession(OnnxRuntimeSession):
 def session_options(threads: int) -> ort.SessionOptions:
     """Give the options of a session whose inferences use so many threads.
 
-    Threads that wait sleep: spinning ones are at best 1.3 times as fast alone, take 1.5 times as long beside a busy
+    Threads that wait sleep: spinning ones are at best 1.5 times as fast alone, take 1.5 times as long beside a busy
     neighbour, and burn a core between inferences (benchmarks/threads.py).
     """
     options = ort.SessionOptions()
