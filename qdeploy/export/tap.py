@@ -9,15 +9,11 @@ import onnxruntime as ort
 
 
 def open_with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> ort.InferenceSession:
-    """Open a copy of a graph that gives some of its float tensors besides its outputs; nothing is fused away."""
+    """Open a copy of a graph that gives some of its tensors besides its outputs; nothing is fused away."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     present = {value.name for value in (*wide.graph.output, *wide.graph.input)}
-    wide.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in dict.fromkeys(names)
-        if name not in present
-    )
+    wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3

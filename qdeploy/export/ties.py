@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -27,18 +29,19 @@ def without_ties(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> NDAr
         for start in range(0, len(pixels_NSSC), BATCH):
             batch = slice(start, start + BATCH)
             values, picked = session.run([node.input[0], node.output[0]], {"image": pixels_NSSC[batch]})
-            clear[batch] &= _decided(node, values, picked)
+            margin = _margin(node, values, picked)
+            each = margin.reshape(len(clear[batch]), -1)  # an image may pick several times, as experts of its tokens
+            clear[batch] &= (each > TIE).all(axis=1)
     return pixels_NSSC[clear] if clear.any() else pixels_NSSC
 
 
-def _decided(node: onnx.NodeProto, values: NDArray[np.float32], picked: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Tell for which images the last value picked and the first left out differ by more than rounding."""
+def _margin(node: onnx.NodeProto, values: NDArray[Any], picked: NDArray[Any]) -> NDArray[np.float64]:
+    """Give by how many standard deviations the last value picked and the first left out differ."""
     given = {a.name: a.i for a in node.attribute}
     axis = given.get("axis", -1)
     size, count = values.shape[axis], picked.shape[axis]
     if count == size:
-        return np.ones(len(values), bool)
+        return np.full(len(values), np.inf)
     first = size - count if given.get("largest", 1) else count  # of the upper part, in rising order
-    ordered = np.sort(values, axis=axis)
-    margin = ordered.take(first, axis) - ordered.take(first - 1, axis)
-    return (margin > TIE * values.std(axis)).reshape(len(values), -1).all(axis=1)
+    ordered = np.sort(values.astype(np.float64), axis=axis)
+    return (ordered.take(first, axis) - ordered.take(first - 1, axis)) / np.maximum(ordered.std(axis), 1e-30)

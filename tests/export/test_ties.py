@@ -41,6 +41,26 @@ def test_rows_whose_last_pick_equals_the_first_left_out_are_ties(k: int, largest
     assert np.array_equal(without_ties(graph, images), images[decided])
 
 
+def test_whole_numbers_and_several_picks_of_an_image() -> None:
+    """Each of the three columns of an image is a row to pick from, as the tokens of an image choose experts."""
+    graph = onnx.parser.parse_model(
+        """
+        <ir_version: 9, opset_import: ["" : 18]>
+        net (uint8[N, 1, 4, 3] image) => (int32[M, 2] logits)
+        <int64[1] k = {2}, int64[2] rows = {-1, 4}>
+        {
+            whole = Cast <to = 6> (image)
+            turned = Transpose <perm = [0, 1, 3, 2]> (whole)
+            values = Reshape (turned, rows)
+            logits, where = TopK (values, k)
+        }
+        """
+    )
+    images = np.repeat(np.repeat(ROWS[:1, None, :, None], 3, axis=3), 3, axis=0)
+    images[1, 0, :, 2] = ROWS[1]
+    assert np.array_equal(without_ties(graph, images), images[[0, 2]])
+
+
 def test_a_graph_that_can_only_tie_keeps_all_images() -> None:
     images = np.full((3, 1, 4, 3), 7, np.uint8)
     assert len(without_ties(onnx.parser.parse_model(PICKS.format(k=2, largest=1)), images)) == 3
