@@ -11,18 +11,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import onnx
 import pytest
 from PIL import Image
-from safetensors.torch import save as save_tensors
-from torch import nn
 
-from qdeploy.core.files import locked, sha256_of
+from qdeploy.core.files import locked
 from qdeploy.data.embedded import FASHION_CLASSES, embedded_source
-from qdeploy.export import guard, run, units
+from qdeploy.export import guard, units
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.run import export
-from qdeploy.export.trace import trace
 from qdeploy.export.verdict import ExportReport
 from qdeploy.training import TrainResult, config_from_recipe, train
 
@@ -56,25 +52,6 @@ def short_search() -> Iterator[None]:
         patch.setattr(guard, "TIMINGS", 1)
         patch.setattr(units, "MAX_MODULES", 4)
         patch.setattr(units, "MAX_ROLES", 2)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def traced_once() -> Iterator[None]:
-    """The same model, exported again, is not traced again: torch takes seconds for it, and gives the same graph."""
-    graphs: dict[tuple[str, str, int], onnx.ModelProto] = {}
-
-    def remembered(model: nn.Module, size: int) -> onnx.ModelProto:
-        tensors = {name: t.clone() for name, t in (*model.named_parameters(), *model.named_buffers())}
-        key = (sha256_of(save_tensors(tensors)), repr(model), size)
-        if key not in graphs:
-            graphs[key] = trace(model, size)
-        graph = onnx.ModelProto()
-        graph.CopyFrom(graphs[key])
-        return graph
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "trace", remembered)
         yield
 
 
