@@ -42,7 +42,7 @@ COMMANDS = {
 
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    compileall.compile_dir(ROOT / "qdeploy", quiet=1)  # as installing does
+    compileall.compile_dir(SHIPPED.parent, quiet=1)  # as installing does
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     peaks: dict[str, int] = {}
     for _ in range(repeats):

@@ -30,8 +30,10 @@ def without_ties(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> NDAr
             batch = slice(start, start + BATCH)
             values, picked = session.run([node.input[0], node.output[0]], {"image": pixels_NSSC[batch]})
             margin = _margin(node, values, picked)
+            if margin.size % len(clear[batch]):  # not picked image by image
+                continue
             each = margin.reshape(len(clear[batch]), -1)  # an image may pick several times, as experts of its tokens
-            clear[batch] &= (each > TIE).all(axis=1)
+            clear[batch] &= ~(each <= TIE).any(axis=1)  # what is no number is compared
     return pixels_NSSC[clear] if clear.any() else pixels_NSSC
 
 

@@ -36,8 +36,8 @@ DOCUMENTS = [
         )
     ),
 ]
-SHORTER = {"qdeploy train": "qdeploy train --epochs 4"}
-"""Typed with more, to take half a minute and not five: the recipe's whole run is what `make demo` does."""
+SHORTER = {"qdeploy train": "qdeploy train --epochs 8"}
+"""Typed with more, to take a minute and not five: the recipe's whole run is what `make demo` does."""
 NOT_HERE = ("make ", "pip install ", "git clone ", "cd ")
 """Set-up commands: CI runs `make test` itself; `make demo` is the README's four commands."""
 
@@ -94,7 +94,7 @@ def check_demo(place: Path) -> None:
     (run,) = (place / "runs").iterdir()
     record = json.loads((run / "run.json").read_text())
     assert record["model"]["name"] == "nano"
-    assert record["results"]["test_top1"] >= 60.0
+    assert record["results"]["test_top1"] >= 75.0
     report = json.loads((place / "exports" / run.name / "report.json").read_text())
     fp32, int8 = report["artifacts"]
     assert fp32["parity"]["max_abs"] <= 1e-4

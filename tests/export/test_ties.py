@@ -61,6 +61,28 @@ def test_whole_numbers_and_several_picks_of_an_image() -> None:
     assert np.array_equal(without_ties(graph, images), images[[0, 2]])
 
 
+def test_what_is_no_number_is_compared_and_what_is_no_image_s_pick_is_ignored() -> None:
+    graph = onnx.parser.parse_model(
+        """
+        <ir_version: 9, opset_import: ["" : 18]>
+        net (uint8[N, 1, 4, 3] image) => (float[N, 2] logits)
+        <int64[1] k = {2}, int64[2] axes = {1, 3}, float five = {5.0}, float[4] same = {7.0, 7.0, 7.0, 7.0}>
+        {
+            x = Cast <to = 1> (image)
+            mean = ReduceMean <keepdims = 0> (x, axes)
+            above = Sub (mean, five)
+            values = Sqrt (above)
+            logits, where = TopK (values, k)
+            fixed = Identity (same)
+            alike, there = TopK (fixed, k)
+        }
+        """
+    )
+    rows = np.array([[9, 8, 7, 6], [9, 7, 7, 6], [9, 8, 7, 1]], np.uint8)  # clear, a tie, the root of -4
+    images = np.repeat(rows[:, None, :, None], 3, axis=3)
+    assert np.array_equal(without_ties(graph, images), images[[0, 2]])
+
+
 def test_a_graph_that_can_only_tie_keeps_all_images() -> None:
     images = np.full((3, 1, 4, 3), 7, np.uint8)
     assert len(without_ties(onnx.parser.parse_model(PICKS.format(k=2, largest=1)), images)) == 3
