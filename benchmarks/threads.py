@@ -27,7 +27,7 @@ from qdeploy.data.catalog import load_dataset
 from qdeploy.export import ExportConfig, export_module
 from qdeploy.models.registry import create_model
 from qdeploy.runtime.bench import sample_images
-from qdeploy.runtime.engines.onnxruntime_session import session_options
+from qdeploy.runtime.engines.onnxruntime_providers import session_options
 
 SETTINGS = ((1, "none"), (2, "asleep"), (2, "spinning"), (2, "stopped"))
 ENTRIES = {

@@ -55,7 +55,7 @@ def _lines(found: Artifact) -> dict[str, str]:
         "commit": f"{git['commit'][:12]}{' and changes' if git['dirty'] else ''}" if git else "unknown",
         "made with": ", ".join(f"{k} {v}" for k, v in lineage["versions"].items()),
         "made from": str(found.engine.source_sha256 if found.engine else lineage.get("parent_sha256")),
-        "goldens": f"{len(goldens.images)} images, at least {goldens.min_sqnr_db:.0f} dB",
+        "goldens": f"{len(goldens.rows)} images, at least {goldens.min_sqnr_db:.0f} dB",
         "sha256": found.sha256,
     }
     if accuracy:

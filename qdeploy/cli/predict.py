@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import click
 
 from qdeploy.cli.output import emit_json, extra_needed, note
+from qdeploy.core.errors import QdeployError
 
 if TYPE_CHECKING:
     from qdeploy.cli.volume import Watch
@@ -55,6 +58,8 @@ def predict_command(
     IMAGES are files, folders, globs, or - for standard input. The model is the newest export below ./exports, else
     the one that ships in the package. The exit code is 2 if an image cannot be read; the others are classified.
     """
+    if engine in (None, "ort"):
+        Thread(target=_load_ahead).start()
     from qdeploy.core.artifact import read_artifact
     from qdeploy.runtime.classifier import Classifier, find_setup
     from qdeploy.runtime.predict import expand, predict_files
@@ -91,6 +96,13 @@ def predict_command(
             answers = predict_files(classifier, chain(two, found), batch_size, workers)
         watch = stack.enter_context(_watch(images, file is None)) if many else None
         return _emit(answers, top, json, file, watch)
+
+
+def _load_ahead() -> None:
+    """Load beside the rest what a first answer needs: ONNX Runtime, and while it opens the model, Pillow's formats."""
+    with suppress(ImportError, QdeployError):  # who needs them says what is wrong
+        importlib.import_module("qdeploy.runtime.engines.onnxruntime_library")
+        importlib.import_module("PIL.Image").preinit()
 
 
 def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | None, watch: Watch | None) -> int:

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from qdeploy.core.engine_file import EngineHeader, is_engine, unpack
 from qdeploy.core.errors import ArtifactError, InputError, NoCardError
 from qdeploy.core.files import newest, sha256_of
 from qdeploy.core.onnx_bytes import Entry, has_external_data, metadata_entries
 from qdeploy.core.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCHEMA = 1
 CARD_KEY = "qdeploy"
@@ -39,30 +42,62 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 class Goldens:
     """A few inputs and the logits that the file gave for them when it was made."""
 
-    images: NDArray[np.uint8]
-    """``[N, S, S, 3]``"""
-    logits: NDArray[np.float32]
-    """``[N, K]``"""
+    pixels: bytes = field(repr=False)
+    """Of all images, one after the other."""
+    shape: tuple[int, ...]
+    """``(N, S, S, 3)``"""
+    rows: tuple[tuple[float, ...], ...] = field(repr=False)
+    """The K logits of each image."""
     min_sqnr_db: float
     """Least agreement, in decibels, that a sound runtime reaches."""
 
+    @classmethod
+    def of(cls, images_NSSC: NDArray[np.uint8], logits_NK: NDArray[np.float32], min_sqnr_db: float) -> Goldens:
+        """Make them from arrays."""
+        rows = tuple(map(tuple, logits_NK.tolist()))
+        return cls(pixels=images_NSSC.tobytes(), shape=images_NSSC.shape, rows=rows, min_sqnr_db=min_sqnr_db)
+
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        """The images, ``[N, S, S, 3]``."""
+        import numpy as np
+
+        return np.frombuffer(self.pixels, np.uint8).reshape(self.shape)
+
+    @cached_property
+    def logits(self) -> NDArray[np.float32]:
+        """The logits, ``[N, K]``."""
+        import numpy as np
+
+        return np.asarray(self.rows, np.float32)
+
+    def sqnr_db(self, rows: Sequence[Sequence[float]]) -> float:
+        """Give the signal-to-quantization-noise ratio of a runtime's logits, in decibels; infinite if equal."""
+        signal = sum(a * a for row in self.rows for a in row)
+        pairs = zip(self.rows, rows, strict=True)
+        noise = sum((a - b) ** 2 for own, other in pairs for a, b in zip(own, other, strict=True))
+        return math.inf if noise == 0.0 else 10.0 * (math.log10(max(signal, 1e-30)) - math.log10(noise))
+
+    def same_classes(self, rows: Sequence[Sequence[float]]) -> bool:
+        """Tell whether a runtime's largest logits are of the same classes."""
+        return all(a.index(max(a)) == b.index(max(b)) for a, b in zip(self.rows, rows, strict=True))
+
     def to_dict(self) -> dict[str, Any]:
         """Give JSON-ready values; the images are compressed."""
-        packed = base64.b64encode(zlib.compress(self.images.tobytes(), 9)).decode()
         return {
-            "shape": list(self.images.shape),
-            "images_zlib_base64": packed,
-            "logits": [[round(float(v), 6) for v in row] for row in self.logits],
+            "shape": list(self.shape),
+            "images_zlib_base64": base64.b64encode(zlib.compress(self.pixels, 9)).decode(),
+            "logits": [[round(v, 6) for v in row] for row in self.rows],
             "min_sqnr_db": self.min_sqnr_db,
         }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Goldens:
         """Rebuild from ``to_dict``."""
-        raw = zlib.decompress(base64.b64decode(fields["images_zlib_base64"]))
         return cls(
-            images=np.frombuffer(raw, np.uint8).reshape(fields["shape"]),
-            logits=np.asarray(fields["logits"], np.float32),
+            pixels=zlib.decompress(base64.b64decode(fields["images_zlib_base64"])),
+            shape=tuple(fields["shape"]),
+            rows=tuple(tuple(float(v) for v in row) for row in fields["logits"]),
             min_sqnr_db=fields["min_sqnr_db"],
         )
 
@@ -136,9 +171,11 @@ class Card:
     def _check(self) -> None:
         """Check what other parts rely on: the checksum proves that a card is unchanged, not that it is right."""
         goldens, size = self.goldens, self.preprocessing.size
-        if goldens.images.shape[1:] != (size, size, 3) or goldens.logits.shape != (
-            len(goldens.images),
-            len(self.labels),
+        count = len(goldens.rows)
+        if (
+            goldens.shape != (count, size, size, 3)
+            or len(goldens.pixels) != math.prod(goldens.shape)
+            or {len(row) for row in goldens.rows} != {len(self.labels)}
         ):
             raise ValueError("labels, preprocessing and goldens do not belong together")
         numbers = (self.model["params"], self.model["macs"], goldens.min_sqnr_db)

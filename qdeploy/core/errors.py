@@ -5,7 +5,6 @@ Every text says what happened, what was found, and what to do next, in one line.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Literal
 
@@ -66,5 +65,7 @@ class VerdictError(QdeployError):
 
 def near_miss(word: str, known: Iterable[str]) -> str:
     """Give ``" (did you mean 'a'?)"`` for the nearest known words, or an empty text."""
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
     return " (did you mean " + " or ".join(f"'{c}'" for c in close) + "?)" if close else ""

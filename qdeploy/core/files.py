@@ -6,9 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -32,6 +30,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextmanager
 def file_made_whole(path: Path) -> Iterator[BinaryIO]:
     """Give a temporary file in the same folder that is flushed and renamed if the block succeeds, else removed."""
+    import tempfile  # costs milliseconds, which reading does not have
+
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -82,6 +82,9 @@ def require_writable(folder: Path) -> None:
 @contextmanager
 def folder_made_whole(target: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes ``target`` if the block succeeds and vanishes if it fails."""
+    import shutil
+    import tempfile
+
     require_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
@@ -98,6 +101,9 @@ def folder_made_whole(target: Path) -> Iterator[Path]:
 
 
 def _swap(work: Path, target: Path) -> None:
+    import shutil
+    import tempfile
+
     old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
     try:
         os.replace(target, old / "previous")

@@ -7,7 +7,6 @@ import struct
 import warnings
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from qdeploy.core.errors import ImageError, ImageReason
@@ -150,6 +149,8 @@ def _to_rgb(image: Image.Image, background: RGB) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Keep the upper 8 of 16 bits: convert() would saturate, every value above 255 is white."""
+    import numpy as np
+
     values = np.asarray(image)
     grey = Image.fromarray((values >> 8).astype(np.uint8))
     clear = image.info.get("transparency")

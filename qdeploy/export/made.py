@@ -165,7 +165,7 @@ def finish(
     test = work.dataset.splits["test"]
     test_logits = run_session(session, test.pixels)
     images = work.parity_pixels[:GOLDEN_IMAGES]
-    goldens = Goldens(images=images, logits=session.infer(images)[0], min_sqnr_db=golden_db)
+    goldens = Goldens.of(images, session.infer(images)[0], golden_db)
     card = replace(card, accuracy=_accuracy(test_logits, test), goldens=goldens)
     return Made(
         model=model,
@@ -185,11 +185,7 @@ def first_card(work: Work, weights_sha256: str) -> Card:
     record, dataset = work.record, work.dataset
     training = {k: v for k, v in record["config"].items() if k != "data"}  # data may be a local path
     size = dataset.preprocessing.size
-    nothing = Goldens(
-        images=np.zeros((0, size, size, 3), np.uint8),
-        logits=np.zeros((0, len(dataset.classes)), np.float32),
-        min_sqnr_db=0.0,
-    )
+    nothing = Goldens(pixels=b"", shape=(0, size, size, 3), rows=(), min_sqnr_db=0.0)
     return Card(
         name=work.name,
         model=record["model"],

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
@@ -16,7 +15,11 @@ from qdeploy.core.files import read_json
 from qdeploy.runtime.device import Setup, setup_for
 from qdeploy.runtime.session import open_session
 
-ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,20 @@ class Prediction:
     """The answer for one image."""
 
     labels: tuple[str, ...]
-    probabilities: NDArray[np.float32]
-    """``[K]``, summing to 1."""
+    scores: Sequence[float]
+    """The probability of each label, in [0, 1], summing to 1."""
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The same as an array ``[K]``."""
+        import numpy as np
+
+        return np.asarray(self.scores, np.float32)
 
     @property
     def index(self) -> int:
         """Class number of the most probable label."""
-        return int(self.probabilities.argmax())
+        return self.scores.index(max(self.scores))
 
     @property
     def label(self) -> str:
@@ -50,12 +60,12 @@ class Prediction:
     @property
     def probability(self) -> float:
         """Probability of the most probable label, in [0, 1]."""
-        return float(self.probabilities[self.index])
+        return max(self.scores)
 
     def top(self, k: int) -> list[Ranked]:
         """Give the k most probable labels, best first."""
-        best = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [Ranked(self.labels[i], int(i), float(self.probabilities[i])) for i in best]
+        best = sorted(range(len(self.scores)), key=self.scores.__getitem__, reverse=True)[:k]
+        return [Ranked(self.labels[i], i, self.scores[i]) for i in best]
 
 
 class Classifier:
@@ -90,16 +100,21 @@ class Classifier:
             ImageError: If an image cannot be read.
         """
         if not isinstance(image, list):
-            return self.classify(self._preprocess(image)[None])[0]
-        return self.classify(np.stack([self._preprocess(i) for i in image])) if image else []
+            return self.classify_bytes(self._preprocess(image), 1)[0]
+        return self.classify_bytes(b"".join([self._preprocess(i) for i in image]), len(image))
 
     def classify(self, images_BSSC: NDArray[np.uint8]) -> list[Prediction]:
         """Classify preprocessed images ``[B, S, S, 3]``."""
         _, probabilities = self.session.infer(images_BSSC)
+        return [Prediction(self.card.labels, row) for row in probabilities.tolist()]
+
+    def classify_bytes(self, images: bytes, count: int) -> list[Prediction]:
+        """Classify so many preprocessed images, whose bytes follow each other; numpy is not needed."""
+        _, probabilities = self.session.infer_bytes(images, count)
         return [Prediction(self.card.labels, row) for row in probabilities]
 
-    def _preprocess(self, image: ImageLike) -> NDArray[np.uint8]:
-        return self.card.preprocessing(Path(image) if isinstance(image, str) else image)
+    def _preprocess(self, image: ImageLike) -> bytes:
+        return self.card.preprocessing.to_bytes(Path(image) if isinstance(image, str) else image)
 
 
 def find_artifact(given: Path | None = None) -> Path:

@@ -13,9 +13,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qdeploy.core.errors import ImageError, ImageReason, InputError
 from qdeploy.core.image import MAX_FILE_BYTES, SUFFIXES
 from qdeploy.core.machine import usable_cores
@@ -169,7 +166,7 @@ def answer(classifier: Classifier, images: list[str]) -> list[Answer]:
     ready = [_prepare(classifier, image) for image in images]
     good = [r.pixels for r in ready if r.pixels is not None]
     begin = time.perf_counter_ns()
-    predictions = iter(classifier.classify(np.stack(good)) if good else [])
+    predictions = iter(classifier.classify_bytes(b"".join(good), len(good)))
     infer_ms = (time.perf_counter_ns() - begin) / 1e6 / max(1, len(good))
     return [
         Answer(
@@ -186,7 +183,7 @@ def answer(classifier: Classifier, images: list[str]) -> list[Answer]:
 @dataclass(frozen=True)
 class _Ready:
     image: str
-    pixels: NDArray[np.uint8] | None
+    pixels: bytes | None
     error: ImageError | None
     decode_ms: float = 0.0
     preprocess_ms: float = 0.0
@@ -200,7 +197,7 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
     except ImageError as error:
         return _Ready(image, None, error)
     middle = time.perf_counter_ns()
-    pixels = rules.resize(decoded)
+    pixels = rules.fit(decoded).tobytes()
     return _Ready(image, pixels, None, (middle - begin) / 1e6, (time.perf_counter_ns() - middle) / 1e6)
 
 

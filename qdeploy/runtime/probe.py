@@ -32,8 +32,6 @@ def main(
         seconds: No further run starts after so much time.
     """
     python = peak_memory_bytes()
-    import numpy as np
-
     from qdeploy.core.artifact import read_artifact
     from qdeploy.runtime.session import engine_class, open_session
 
@@ -47,12 +45,13 @@ def main(
     loaded = time.perf_counter_ns()
     model = peak_memory_bytes()
     size = artifact.card.preprocessing.size
-    images = np.zeros((int(batch), size, size, 3), np.uint8)
+    count = int(batch)
+    images = bytes(count * size * size * 3)
     first = time.perf_counter_ns()
-    session.infer(images)
+    session.infer_bytes(images, count)
     done = time.perf_counter_ns()
     peak = peak_memory_bytes()
-    readings = resident_over(lambda: session.infer(images), int(runs), float(seconds))
+    readings = resident_over(lambda: session.infer_bytes(images, count), int(runs), float(seconds))
     print(
         json.dumps(
             {

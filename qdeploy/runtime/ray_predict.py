@@ -138,7 +138,7 @@ def _rows(dataset: ray.data.Dataset, labels: tuple[str, ...]) -> Iterator[Answer
         for probabilities, error, reason, times in zip(*columns, strict=True):
             yield Answer(
                 image="",
-                prediction=None if error else Prediction(labels, probabilities),
+                prediction=None if error else Prediction(labels, probabilities.tolist()),
                 error=str(error) or None,
                 reason=reason or None,
                 latency_ms=dict(zip(PHASES, map(float, times), strict=True)),

@@ -11,28 +11,35 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError, near_miss
 from qdeploy.core.machine import usable_cores
-from qdeploy.core.metrics import agreement, sqnr_db
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SMALL_MACS = 100_000_000
 """Below this a second thread costs more in hand-over than it computes."""
 
 
+Rows = list[list[float]]
+"""Of each image its K logits or probabilities."""
+
+
 class Session(Protocol):
-    """An opened model. ``infer`` may be called from several threads."""
+    """An opened model. ``infer`` and ``infer_bytes`` may be called from several threads."""
 
     engine: str
     """What really runs, e.g. ``onnxruntime CPUExecutionProvider``."""
 
     def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
+
+    def infer_bytes(self, images: bytes, count: int) -> tuple[Rows, Rows]:
+        """Give the same, of ``count`` images whose bytes follow each other: where an engine can, without numpy."""
 
     def close(self) -> None:
         """Free the model; ``infer`` raises afterwards."""
@@ -46,6 +53,24 @@ class Session(Protocol):
         """Close."""
 
 
+class ArraySession:
+    """What the sessions of engines that work on arrays have in common."""
+
+    _size: int
+
+    def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
+        raise NotImplementedError
+
+    def infer_bytes(self, images: bytes, count: int) -> tuple[Rows, Rows]:
+        """Give logits and probabilities of so many images, which follow each other."""
+        import numpy as np
+
+        require_bytes(images, count, self._size)
+        logits, probabilities = self.infer(np.frombuffer(images, np.uint8).reshape(count, self._size, self._size, 3))
+        return logits.tolist(), probabilities.tolist()
+
+
 @dataclass(frozen=True)
 class Engine:
     """Where an engine's class is, and what installs its library."""
@@ -55,6 +80,8 @@ class Engine:
     install: str
     builder: str | None = None
     """It opens the engine files of this builder instead of ONNX files."""
+    binding: str | None = None
+    """Where the class is that does without ONNX Runtime's C library, for packages that have none."""
     golden_db: float = math.inf
     """Agreement with the goldens, in decibels, asked of an engine that computes more coarsely than the file says."""
 
@@ -62,6 +89,8 @@ class Engine:
 _TENSORRT = "qdeploy.runtime.engines.tensorrt_session:TensorRtSession"
 
 _ORT = "qdeploy.runtime.engines.onnxruntime_session"
+_ORT_LIBRARY = "qdeploy.runtime.engines.onnxruntime_library"
+_PROVIDERS = "qdeploy.runtime.engines.onnxruntime_providers"
 _OPENVINO = "qdeploy.runtime.engines.openvino_session"
 
 BF16_GOLDEN_DB = 30.0
@@ -69,9 +98,9 @@ BF16_GOLDEN_DB = 30.0
 ResNet-18 and a MobileViT."""
 
 ENGINES = {
-    "ort": Engine(f"{_ORT}:OnnxRuntimeSession", "onnxruntime", "onnxruntime"),
-    "ort-cuda": Engine(f"{_ORT}:CudaSession", "onnxruntime", "onnxruntime-gpu"),
-    "ort-tensorrt": Engine(f"{_ORT}:TensorRtProviderSession", "onnxruntime", "onnxruntime-gpu"),
+    "ort": Engine(f"{_ORT}:OnnxRuntimeSession", "onnxruntime", "onnxruntime", binding=f"{_PROVIDERS}:BindingSession"),
+    "ort-cuda": Engine(f"{_PROVIDERS}:CudaSession", "onnxruntime", "onnxruntime-gpu"),
+    "ort-tensorrt": Engine(f"{_PROVIDERS}:TensorRtProviderSession", "onnxruntime", "onnxruntime-gpu"),
     "openvino": Engine(f"{_OPENVINO}:OpenVinoSession", "openvino", "qdeploy[openvino]"),
     "openvino-bf16": Engine(
         f"{_OPENVINO}:OpenVinoBf16Session", "openvino", "qdeploy[openvino]", golden_db=BF16_GOLDEN_DB
@@ -113,11 +142,28 @@ def require_images(images: NDArray[np.uint8], size: int) -> None:
     Raises:
         InputError: If not.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+    if images.dtype != "uint8" or images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise InputError(
             f"the model takes uint8 images of shape [batch, {size}, {size}, 3], found {images.dtype} "
             f"{list(images.shape)}"
         )
+
+
+def require_bytes(images: bytes, count: int, size: int) -> None:
+    """Check that bytes are so many images of a model's size.
+
+    Raises:
+        InputError: If not.
+    """
+    if len(images) != count * size * size * 3:
+        raise InputError(
+            f"{count} images of [{size}, {size}, 3] are {count * size * size * 3} bytes, found {len(images)}"
+        )
+
+
+def closed() -> InputError:
+    """Give the error of a session that is used after it was closed."""
+    return InputError("this session is closed; open the artifact again")
 
 
 def _require_kind(artifact: Artifact, engine: str) -> None:
@@ -149,14 +195,14 @@ def check_goldens(artifact: Artifact, session: Session, golden_db: float = math.
         ArtifactError: If the answers are not those the file was made with.
     """
     goldens = artifact.card.goldens
-    logits, _ = session.infer(goldens.images)
-    found = sqnr_db(goldens.logits, logits)
+    rows, _ = session.infer_bytes(goldens.pixels, len(goldens.rows))
+    found = goldens.sqnr_db(rows)
     least = min(goldens.min_sqnr_db, golden_db)
-    same = agreement(goldens.logits, logits) if golden_db < math.inf else 1.0
-    if not (found >= least and same == 1.0):
+    same = golden_db == math.inf or goldens.same_classes(rows)
+    if not (found >= least and same):
         raise ArtifactError(
             f"{artifact.path} gives wrong answers with {session.engine} on this machine: {found:.1f} dB against its "
-            f"goldens, at least {least:.0f} dB{'' if same == 1.0 else ' and the same classes'} expected; use the fp32 "
+            f"goldens, at least {least:.0f} dB{'' if same else ' and the same classes'} expected; use the fp32 "
             "file or another engine"
         )
 
@@ -171,12 +217,21 @@ def engine_class(name: str) -> Callable[[Artifact, int], Session]:
     if name not in ENGINES:
         raise InputError(f"there is no engine '{name}'{near_miss(name, ENGINES)}; known: {', '.join(ENGINES)}")
     engine = ENGINES[name]
-    module, _, attribute = engine.location.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return _imported(engine.location)
+        except ModuleNotFoundError as error:
+            if engine.binding is None or error.name != _ORT_LIBRARY:
+                raise
+            return _imported(engine.binding)
     except ModuleNotFoundError as error:
         if error.name != engine.library:
             raise
         raise MissingDependencyError(
             f"{engine.library} is not installed; run: pip install '{engine.install}'"
         ) from error
+
+
+def _imported(location: str) -> Callable[[Artifact, int], Session]:
+    module, _, attribute = location.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -54,6 +54,20 @@ class EngineContract:
         assert together.shape == (batch, 10)
         assert np.allclose(together, alone, atol=self.atol)
 
+    @pytest.mark.parametrize("batch", [0, 1, 9])
+    def test_bytes_give_what_arrays_give(self, session: Session, batch: int) -> None:
+        images = sample_images(Preprocessing())[:batch]
+        for array, rows in zip(session.infer(images), session.infer_bytes(images.tobytes(), batch), strict=True):
+            assert len(rows) == batch
+            assert np.allclose(array, np.reshape(rows, (batch, 10)), atol=self.atol)
+
+    @pytest.mark.parametrize(
+        ("size_bytes", "count"), [(64 * 64 * 3 - 1, 1), (64 * 64 * 3, 2), (64 * 64 * 3, 0), (0, 1)]
+    )
+    def test_bytes_of_another_length_are_refused(self, session: Session, size_bytes: int, count: int) -> None:
+        with pytest.raises(InputError, match=rf"{count} images of \[64, 64, 3\] are .* bytes, found {size_bytes}"):
+            session.infer_bytes(bytes(size_bytes), count)
+
     def test_threads_do_not_change_the_answer(self, file: Path) -> None:
         artifact = read_artifact(file)
         one, two = (open_session(artifact, self.engine, threads=t) for t in (1, 2))
@@ -85,6 +99,8 @@ class EngineContract:
             pass
         with pytest.raises(InputError, match="closed"):
             session.infer(np.zeros((1, 64, 64, 3), np.uint8))
+        with pytest.raises(InputError, match="closed"):
+            session.infer_bytes(bytes(64 * 64 * 3), 1)
 
     def test_closing_while_others_infer_ends_them_with_the_same_words(self, session: Session) -> None:
         images = sample_images(Preprocessing())[:1]

@@ -7,12 +7,12 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, read_artifact
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.runtime.bench import sample_images
-from qdeploy.runtime.engines.onnxruntime_session import OnnxRuntimeSession
+from qdeploy.runtime.engines.onnxruntime_providers import CudaSession, ProviderSession
 from qdeploy.runtime.session import open_session
 from tests.contracts.engine_contract import EngineContract
 
@@ -26,7 +26,8 @@ class TestOnnxRuntime(EngineContract):
 
 def test_wrong_goldens_are_noticed_at_opening(fp32_file: Path) -> None:
     artifact = read_artifact(fp32_file)
-    goldens = replace(artifact.card.goldens, logits=artifact.card.goldens.logits + 0.01)
+    sound = artifact.card.goldens
+    goldens = Goldens.of(sound.images, sound.logits + 0.01, sound.min_sqnr_db)
     wrong = Artifact(artifact.path, artifact.data, replace(artifact.card, goldens=goldens))
     with pytest.raises(ArtifactError, match="gives wrong answers"):
         open_session(wrong)
@@ -57,7 +58,7 @@ def test_a_provider_that_is_not_installed_says_what_to_install(engine: str, prov
 
 
 def test_a_provider_that_leaves_the_graph_to_the_cpu_is_refused() -> None:
-    class Remote(OnnxRuntimeSession):
+    class Remote(ProviderSession):
         providers = (("AzureExecutionProvider", {}),)  # is in every wheel and runs no node of ours
 
     with pytest.raises(ArtifactError, match="cannot be opened by ONNX Runtime .* fallback to CPU EP") as caught:
@@ -67,9 +68,9 @@ def test_a_provider_that_leaves_the_graph_to_the_cpu_is_refused() -> None:
 
 def test_a_provider_that_cannot_be_loaded_is_no_reason_to_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _: ["CPUExecutionProvider"])
-    monkeypatch.setattr(OnnxRuntimeSession, "providers", (("AzureExecutionProvider", {}), ("CPUExecutionProvider", {})))
+    monkeypatch.setattr(CudaSession, "providers", (("AzureExecutionProvider", {}), ("CPUExecutionProvider", {})))
     with pytest.raises(MissingDependencyError, match="on CPUExecutionProvider instead of AzureExecutionProvider"):
-        open_session(read_artifact(FP32))
+        open_session(read_artifact(FP32), "ort-cuda")
 
 
 def test_waiting_threads_do_not_burn_the_cpu() -> None:

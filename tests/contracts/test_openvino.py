@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, read_artifact
 from qdeploy.core.errors import ArtifactError, MissingDependencyError
 from qdeploy.core.metrics import agreement, sqnr_db
 from qdeploy.core.preprocessing import Preprocessing
@@ -53,7 +53,8 @@ def test_the_coarser_gate_holds_the_classes_too() -> None:
     goldens = artifact.card.goldens
     swapped = goldens.logits[:, ::-1].copy()
     for logits, golden_db in ((swapped, -100.0), (goldens.logits * 1.1, BF16_GOLDEN_DB)):
-        wrong = Artifact(artifact.path, artifact.data, replace(artifact.card, goldens=replace(goldens, logits=logits)))
+        other = Goldens.of(goldens.images, logits, goldens.min_sqnr_db)
+        wrong = Artifact(artifact.path, artifact.data, replace(artifact.card, goldens=other))
         with pytest.raises(ArtifactError, match="gives wrong answers"):
             check_goldens(wrong, open_session(artifact), golden_db)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import qdeploy
 from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, SHIPPED, Card, Goldens, read_artifact, sealed
 from qdeploy.core.errors import ArtifactError
+from qdeploy.core.metrics import sqnr_db
 from qdeploy.core.onnx_bytes import operator_counts
 from qdeploy.runtime import classifier
 
@@ -139,7 +141,25 @@ def test_a_wrong_card_is_refused_even_with_a_right_checksum(
 
 def test_goldens_survive_json() -> None:
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    goldens = Goldens(images=images, logits=np.array([[0.5, 1.25]] * 2, np.float32), min_sqnr_db=20.0)
+    goldens = Goldens.of(images, np.array([[0.5, 1.25]] * 2, np.float32), 20.0)
     again = Goldens.from_dict(goldens.to_dict())
     assert np.array_equal(again.images, images)
     assert np.array_equal(again.logits, goldens.logits)
+    assert again == goldens
+
+
+def test_goldens_measure_answers_as_everything_else_does() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4, 10)).astype(np.float32)
+    other = logits + rng.normal(scale=0.01, size=(4, 10)).astype(np.float32)
+    goldens = Goldens.of(np.zeros((4, 8, 8, 3), np.uint8), logits, 20.0)
+    assert goldens.sqnr_db(other.tolist()) == pytest.approx(sqnr_db(logits, other), abs=1e-4)
+    assert goldens.sqnr_db(logits.tolist()) == math.inf
+    assert goldens.same_classes(other.tolist())
+    assert not goldens.same_classes((-other).tolist())
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+def test_answers_that_are_no_numbers_never_agree(wrong: float) -> None:
+    goldens = Goldens.of(np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 2), np.float32), 20.0)
+    assert not goldens.sqnr_db([[1.0, wrong]]) >= 20.0

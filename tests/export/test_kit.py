@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import onnxruntime
@@ -18,18 +16,13 @@ from qdeploy.core.errors import InputError
 from qdeploy.export import ExportConfig, export
 from qdeploy.export.kit import c_string, is_unchanged_kit, write_c_kit
 from qdeploy.training import TrainResult
-
-HEADER = "onnxruntime_c_api.h"
+from tests.ort_header import header_folder
 
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a release of ONNX Runtime has it: include/ and lib/, with the library from the wheel."""
-    given = os.environ.get("ONNXRUNTIME_INCLUDE")
-    places = [Path(given)] if given else [Path("/usr/include/onnxruntime"), Path(sys.prefix) / "include"]
-    include = next((p for p in places if (p / HEADER).is_file()), None)
-    if include is None:
-        pytest.skip(f"no {HEADER}: `make test` fetches it, or give its folder in ONNXRUNTIME_INCLUDE")
+    include = header_folder()
     if not shutil.which("cc") or not shutil.which("make"):
         pytest.skip("no C compiler or no make")
     library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qdeploy.core.artifact import SHIPPED, read_artifact
+from qdeploy.core.artifact import SHIPPED, Goldens, read_artifact
 from qdeploy.runtime import doctor
 from qdeploy.runtime.doctor import Diagnosis, diagnose, engine_finding, folder_finding, int8_finding
 from qdeploy.runtime.session import ENGINES, Engine
@@ -54,7 +54,8 @@ def test_a_damaged_shipped_model_is_a_problem(tmp_path: Path, monkeypatch: pytes
 
 def test_wrong_answers_are_a_problem() -> None:
     artifact = read_artifact(SHIPPED / "model.fp32.onnx")
-    goldens = replace(artifact.card.goldens, logits=artifact.card.goldens.logits + 1)
+    sound = artifact.card.goldens
+    goldens = Goldens.of(sound.images, sound.logits + 1, sound.min_sqnr_db)
     wrong = replace(artifact, card=replace(artifact.card, goldens=goldens))
     found = engine_finding("ort", ENGINES["ort"], wrong)
     assert found.status == "problem"

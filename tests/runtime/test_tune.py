@@ -10,7 +10,7 @@ import pytest
 
 import qdeploy
 from qdeploy.cli.main import run
-from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, read_artifact
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.runtime import device
 from qdeploy.runtime.classifier import find_setup
@@ -133,7 +133,8 @@ def test_nothing_within_the_limits_is_a_verdict_and_writes_nothing(
 @pytest.mark.usefixtures("few")
 def test_wrong_answers_are_listed_and_never_chosen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     int8 = read_artifact(folder / "model.int8.onnx")
-    goldens = replace(int8.card.goldens, logits=-int8.card.goldens.logits)
+    sound = int8.card.goldens
+    goldens = Goldens.of(sound.images, -sound.logits, sound.min_sqnr_db)
     wrong = replace(int8, card=replace(int8.card, goldens=goldens))
     monkeypatch.setattr(tuning, "read_all", lambda _: [read_artifact(folder / "model.fp32.onnx"), wrong])
     report = tune(folder, TuneConfig(seconds=1))

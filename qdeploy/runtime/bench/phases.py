@@ -52,9 +52,9 @@ def _phases(card: Card, session: Session, file: bytes) -> tuple[float, ...]:
     stamps = [time.perf_counter_ns()]
     image = rules.open(file)
     stamps.append(time.perf_counter_ns())
-    pixels = rules.resize(image)
+    pixels = rules.fit(image).tobytes()
     stamps.append(time.perf_counter_ns())
-    _, probabilities = session.infer(pixels[None])
+    _, probabilities = session.infer_bytes(pixels, 1)
     stamps.append(time.perf_counter_ns())
     Prediction(card.labels, probabilities[0]).top(TOP)
     stamps.append(time.perf_counter_ns())

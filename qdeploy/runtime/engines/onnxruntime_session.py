@@ -1,62 +1,73 @@
-"""ONNX Runtime on the CPU, and on an NVIDIA GPU by its CUDA and TensorRT providers."""
+"""ONNX Runtime on the CPU, without numpy and without ONNX Runtime's Python binding."""
 
 from __future__ import annotations
 
+from ctypes import c_float
 from types import TracebackType
-from typing import Any
-
-import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
-from qdeploy.runtime.session import require_images
+from qdeploy.core.errors import ArtifactError
+from qdeploy.runtime.engines.onnxruntime_library import VERSION, Model, OnnxRuntimeError
+from qdeploy.runtime.session import Rows, closed, require_bytes, require_images
 
-OUTPUTS = ["logits", "probabilities"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class OnnxRuntimeSession:
     """A session of ONNX Runtime; see ``qdeploy.runtime.session.Session``."""
 
-    providers: tuple[tuple[str, dict[str, Any]], ...] = (("CPUExecutionProvider", {}),)
-    """The first is what the engine stands for; the others take what it cannot run."""
+    engine = "onnxruntime CPUExecutionProvider"
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        wanted = [name for name, _ in self.providers]
-        _require_installed(wanted)
-        options = session_options(threads)
-        if "CPUExecutionProvider" not in wanted:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            session = ort.InferenceSession(artifact.data, options, providers=list(self.providers), enable_fallback=0)
-        except Exception as error:  # its exception types have no common base of their own
-            reason = str(error).splitlines()[0]
-            raise ArtifactError(
-                f"{artifact.path} cannot be opened by ONNX Runtime {ort.__version__}: {reason}"
-            ) from error
-        running = session.get_providers()
-        if running[: len(wanted)] != wanted:
-            raise MissingDependencyError(
-                f"ONNX Runtime {ort.__version__} runs {artifact.path} on {running[0]} instead of {wanted[0]}: its "
-                "libraries cannot be loaded; install the CUDA, cuDNN and TensorRT that this onnxruntime-gpu asks for"
-            )
-        self._session: ort.InferenceSession | None = session
-        self.engine = f"onnxruntime {' and '.join(wanted)}"
+        self._path = artifact.path
         self._size = artifact.card.preprocessing.size
+        self._classes = len(artifact.card.labels)
+        try:
+            self._model: Model | None = Model(artifact.data, threads)
+        except OnnxRuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(f"{artifact.path} cannot be opened by ONNX Runtime {VERSION}: {reason}") from error
 
     def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
-        session = self._session  # another thread may close it meanwhile
-        if session is None:
-            raise InputError("this session is closed; open the artifact again")
+        import numpy as np
+
         require_images(images_BSSC, self._size)
-        logits, probabilities = session.run(OUTPUTS, {"image": images_BSSC})
+        images = np.ascontiguousarray(images_BSSC)
+        logits = np.empty((len(images), self._classes), np.float32)
+        probabilities = np.empty_like(logits)
+        places = (a.__array_interface__["data"][0] for a in (images, logits, probabilities))
+        self._run(len(images), *places)
         return logits, probabilities
+
+    def infer_bytes(self, images: bytes, count: int) -> tuple[Rows, Rows]:
+        """Give logits and probabilities of so many images, which follow each other."""
+        require_bytes(images, count, self._size)
+        k = self._classes
+        logits, probabilities = ((c_float * (count * k))() for _ in range(2))
+        self._run(count, images, logits, probabilities)
+        rows = [slice(i * k, (i + 1) * k) for i in range(count)]
+        return [logits[row] for row in rows], [probabilities[row] for row in rows]
+
+    def _run(self, count: int, images: object, logits: object, probabilities: object) -> None:
+        model = self._model  # another thread may close it meanwhile
+        if model is None:
+            raise closed()
+        if count == 0:
+            return
+        try:
+            model.run(images, (count, self._size, self._size, 3), logits, probabilities, self._classes)
+        except OnnxRuntimeError as error:
+            raise ArtifactError(
+                f"ONNX Runtime {VERSION} failed with {self._path}: {str(error).splitlines()[0]}"
+            ) from error
 
     def close(self) -> None:
         """Free the model."""
-        self._session = None
+        self._model = None
 
     def __enter__(self) -> OnnxRuntimeSession:
         return self
@@ -65,41 +76,3 @@ class OnnxRuntimeSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-_CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 rounds the inputs of products to 10 bits
-
-
-class CudaSession(OnnxRuntimeSession):
-    """ONNX Runtime's CUDA provider. It has not been executed yet; the tests marked ``gpu`` do where there is a GPU."""
-
-    providers = (_CUDA,)
-
-
-class TensorRtProviderSession(OnnxRuntimeSession):
-    """ONNX Runtime's TensorRT provider; what it cannot run, CUDA runs. It has not been executed yet either."""
-
-    providers = (("TensorrtExecutionProvider", {}), _CUDA)
-
-
-def session_options(threads: int) -> ort.SessionOptions:
-    """Give the options of a session whose inferences use so many threads.
-
-    Threads that wait sleep: spinning ones are at best 1.5 times as fast alone, take 1.5 times as long beside a busy
-    neighbour, and burn a core between inferences (benchmarks/threads.py).
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
-
-
-def _require_installed(providers: list[str]) -> None:
-    missing = [p for p in providers if p not in ort.get_available_providers()]
-    if missing:
-        raise MissingDependencyError(
-            f"onnxruntime {ort.__version__} has no {missing[0]}; run: pip uninstall -y onnxruntime && pip install "
-            "onnxruntime-gpu"
-        )

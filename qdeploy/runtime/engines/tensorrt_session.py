@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.engine_file import EngineHeader, unpack
-from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
+from qdeploy.core.errors import ArtifactError, MissingDependencyError
 from qdeploy.runtime.engines.tensorrt_library import (
     Gpu,
     checked,
@@ -22,12 +22,12 @@ from qdeploy.runtime.engines.tensorrt_library import (
     load_package,
     messages,
 )
-from qdeploy.runtime.session import require_images
+from qdeploy.runtime.session import ArraySession, closed, require_images
 
 Floats = NDArray[np.float32]
 
 
-class TensorRtSession:
+class TensorRtSession(ArraySession):
     """A session of TensorRT or TensorRT-RTX, whichever built the engine file; see ``qdeploy.runtime.session.Session``.
 
     One GPU, one stream, one inference at a time; larger batches than the engine's are run in parts. The number of
@@ -81,7 +81,7 @@ class TensorRtSession:
         probabilities = np.empty_like(logits)
         with self._lock:
             if self._opened is None:
-                raise InputError("this session is closed; open the artifact again")
+                raise closed()
             for i in range(0, len(images), self._max_batch):
                 part = slice(i, i + self._max_batch)
                 self._run(self._opened[0], images[part], {"logits": logits[part], "probabilities": probabilities[part]})

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.core.artifact import SHIPPED, Artifact, model_files, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, model_files, read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
 from qdeploy.core.files import write_json
 from qdeploy.core.machine import usable_cores
@@ -138,8 +138,9 @@ def _combinations(artifacts: Sequence[Artifact], batches: Sequence[int]) -> Iter
 def _with_goldens_of(artifact: Artifact, batch: int) -> Artifact:
     """Repeat the goldens until they fill a batch: an engine may compile another graph for it."""
     goldens = artifact.card.goldens
-    repeated = np.arange(max(batch, len(goldens.images))) % len(goldens.images)
-    filled = replace(goldens, images=goldens.images[repeated], logits=goldens.logits[repeated])
+    count = len(goldens.rows)
+    repeated = np.arange(max(batch, count)) % count
+    filled = Goldens.of(goldens.images[repeated], goldens.logits[repeated], goldens.min_sqnr_db)
     return replace(artifact, card=replace(artifact.card, goldens=filled))
 
 
