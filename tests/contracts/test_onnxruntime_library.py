@@ -61,15 +61,6 @@ def run(code: str, *arguments: str | Path, folder: Path | None = None) -> str:
     return done.stdout.strip()
 
 
-def test_one_prediction_needs_neither_numpy_nor_the_binding() -> None:
-    image = Path(__file__).parents[2] / "examples" / "shirt.png"
-    code = (
-        "import sys; from qdeploy.cli.main import run; code = run(['predict', sys.argv[1]]); "
-        "print(code, [m for m in ('numpy', 'onnxruntime') if m in sys.modules])"
-    )
-    assert run(code, image).splitlines()[-1] == "0 []"
-
-
 OPEN = (
     "import sys; from pathlib import Path; from qdeploy.core.artifact import SHIPPED, read_artifact; "
     "from qdeploy.core.errors import QdeployError; from qdeploy.runtime.session import open_session\n"
