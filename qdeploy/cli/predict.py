@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, islice
@@ -59,10 +58,12 @@ def predict_command(
     the one that ships in the package. The exit code is 2 if an image cannot be read; the others are classified.
     """
     if engine in (None, "ort"):
-        Thread(target=_load_ahead).start()
+        _start_onnxruntime()
     from qdeploy.core.artifact import read_artifact
+    from qdeploy.core.threads import beside
     from qdeploy.runtime.classifier import Classifier, find_setup
-    from qdeploy.runtime.predict import expand, predict_files
+    from qdeploy.runtime.inputs import expand
+    from qdeploy.runtime.session import engine_class
 
     found = expand(images)
     two = list(islice(found, 2))
@@ -73,9 +74,12 @@ def predict_command(
     if setup.note:
         note(setup.note)
     own_cores = many and workers != 1  # each worker has its core
-    classifier = Classifier(
-        read_artifact(setup.path), setup.engine, threads or 1 if own_cores else setup.threads, selftest
-    )
+    each_threads = threads or 1 if own_cores else setup.threads
+    artifact = read_artifact(setup.path)
+    engine_class(setup.engine)  # so that opening imports nothing
+    classifier = beside(lambda: Classifier(artifact, setup.engine, each_threads, selftest), _load_decoders)
+    from qdeploy.runtime.predict import predict_files
+
     if setup.batch is not None and setup.batch > 1:
         batch_size = batch_size or setup.batch
     with ExitStack() as stack:
@@ -98,11 +102,18 @@ def predict_command(
         return _emit(answers, top, json, file, watch)
 
 
-def _load_ahead() -> None:
-    """Load beside the rest what a first answer needs: ONNX Runtime, and while it opens the model, Pillow's formats."""
-    with suppress(ImportError, QdeployError):  # who needs them says what is wrong
-        importlib.import_module("qdeploy.runtime.engines.onnxruntime_library")
-        importlib.import_module("PIL.Image").preinit()
+def _start_onnxruntime() -> None:
+    """Let it set up what all models share, which needs no interpreter, while the rest is imported."""
+    with suppress(ImportError, QdeployError, RuntimeError):  # who opens the model says what is wrong
+        from qdeploy.runtime.engines.onnxruntime_library import environment
+
+        Thread(target=environment).start()
+
+
+def _load_decoders() -> None:
+    from qdeploy.core.image import load_decoders
+
+    load_decoders()
 
 
 def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | None, watch: Watch | None) -> int:

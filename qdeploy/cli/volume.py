@@ -37,7 +37,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self._shown:
-            from qdeploy.runtime.predict import expand
+            from qdeploy.runtime.inputs import expand
 
             self.total = sum(1 for _ in expand(self._images))
             self.bar.__enter__()

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,15 @@ class Goldens:
         return np.asarray(self.rows, np.float32)
 
     def sqnr_db(self, rows: Sequence[Sequence[float]]) -> float:
-        """Give the signal-to-quantization-noise ratio of a runtime's logits, in decibels; infinite if equal."""
+        """Give the signal-to-quantization-noise ratio of a runtime's logits, in decibels; infinite if equal.
+
+        Logits of another number are no agreement at all: minus infinity.
+        """
+        if [len(row) for row in rows] != [len(row) for row in self.rows]:
+            return -math.inf
         signal = sum(a * a for row in self.rows for a in row)
-        pairs = zip(self.rows, rows, strict=True)
-        noise = sum((a - b) ** 2 for own, other in pairs for a, b in zip(own, other, strict=True))
+        pairs = zip(chain.from_iterable(self.rows), chain.from_iterable(rows), strict=True)
+        noise = sum((a - b) * (a - b) for a, b in pairs)  # ** raises where the square is too large
         return math.inf if noise == 0.0 else 10.0 * (math.log10(max(signal, 1e-30)) - math.log10(noise))
 
     def same_classes(self, rows: Sequence[Sequence[float]]) -> bool:
@@ -98,7 +104,7 @@ class Goldens:
             pixels=zlib.decompress(base64.b64decode(fields["images_zlib_base64"])),
             shape=tuple(fields["shape"]),
             rows=tuple(tuple(float(v) for v in row) for row in fields["logits"]),
-            min_sqnr_db=fields["min_sqnr_db"],
+            min_sqnr_db=float(fields["min_sqnr_db"]),
         )
 
 
@@ -164,7 +170,7 @@ class Card:
             card._check()
         except ArtifactError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError, zlib.error, InputError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, zlib.error, InputError) as error:
             raise ArtifactError(f"has an unusable card: {type(error).__name__} {error}") from error
         return card
 
@@ -174,6 +180,7 @@ class Card:
         count = len(goldens.rows)
         if (
             goldens.shape != (count, size, size, 3)
+            or not all(type(n) is int for n in goldens.shape)
             or len(goldens.pixels) != math.prod(goldens.shape)
             or {len(row) for row in goldens.rows} != {len(self.labels)}
         ):

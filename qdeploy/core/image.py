@@ -6,14 +6,17 @@ import io
 import struct
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
 from qdeploy.core.errors import ImageError, ImageReason
+from qdeploy.core.image_formats import FORMATS, MAX_FILE_BYTES
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-MAX_FILE_BYTES = 32 * 2**20
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 MAX_PIXELS = 64_000_000
 """Checked against the header before any pixel is decoded: a 12 kB file can hold 100 megapixels."""
 MAX_SIDE = 16_384
@@ -79,6 +82,25 @@ def decode(source: bytes | Path, background: RGB) -> Image.Image:
         raise _unidentified(data) from error
     except _DAMAGE as error:
         raise _damaged(f"not a readable {'/'.join(FORMATS)} image", error) from error
+
+
+def load_decoders() -> None:
+    """Load what decodes the usual formats now, and not when the first image is decoded."""
+    Image.preinit()
+
+
+def rgb_from_array(array: NDArray[np.uint8], background: RGB) -> Image.Image:
+    """Turn a uint8 array into an 8-bit RGB image, by the rules of ``decode``.
+
+    Raises:
+        ImageError: If it is none, or of another shape than ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``.
+    """
+    if array.dtype != "uint8" or 0 in array.shape or not (array.ndim == 2 or array.shape[2:] in ((3,), (4,))):
+        raise ImageError(
+            f"an array must be uint8 [H, W], [H, W, 3] or [H, W, 4], found {array.dtype} {list(array.shape)}",
+            "unsupported-mode",
+        )
+    return rgb_from_pil(Image.fromarray(array), background)
 
 
 def rgb_from_pil(image: Image.Image, background: RGB) -> Image.Image:

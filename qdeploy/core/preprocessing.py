@@ -9,18 +9,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from PIL import Image
-
-from qdeploy.core.errors import ImageError, InputError
-from qdeploy.core.image import RGB, decode, rgb_from_pil
+from qdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = ("bilinear", "bicubic")
 RESIZE_NOTE = ", antialiased"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,7 +38,7 @@ class Preprocessing:
     """bilinear or bicubic."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    background: RGB = (255, 255, 255)
+    background: tuple[int, int, int] = (255, 255, 255)
     """Colour behind transparent pixels."""
 
     def __post_init__(self) -> None:
@@ -65,39 +63,37 @@ class Preprocessing:
 
     def to_bytes(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> bytes:
         """Give the same as bytes; numpy is not needed."""
-        if not isinstance(source, (bytes, Path, Image.Image)) and self._is_ready(source):
-            return source.tobytes()
+        if not isinstance(source, (bytes, Path)) and self._is_ready(source):
+            return source.data.tobytes()  # not source.tobytes(): that of a masked array fills
         return self.fit(self.open(source)).tobytes()
 
-    def _is_ready(self, array: NDArray[np.uint8]) -> bool:
-        return bool(array.dtype == "uint8") and array.shape == (self.size, self.size, 3)
+    def _is_ready(self, source: Image.Image | NDArray[np.uint8]) -> TypeGuard[NDArray[np.uint8]]:
+        found = getattr(source, "dtype", None), getattr(source, "shape", None)
+        return found == ("uint8", (self.size, self.size, 3))
 
     def open(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
         """Turn a source into an upright RGB image of its own size; the rules are the same for every kind."""
+        from PIL import Image
+
+        from qdeploy.core.image import decode, rgb_from_array, rgb_from_pil
+
         if isinstance(source, (bytes, Path)):
             return decode(source, self.background)
-        if not isinstance(source, Image.Image):
-            if (
-                source.dtype != "uint8"
-                or source.size == 0
-                or not (source.ndim == 2 or source.shape[2:] in ((3,), (4,)))
-            ):
-                raise ImageError(
-                    f"an array must be uint8 [H, W], [H, W, 3] or [H, W, 4], found {source.dtype} {list(source.shape)}",
-                    "unsupported-mode",
-                )
-            source = Image.fromarray(source)
-        return rgb_from_pil(source, self.background)
+        if isinstance(source, Image.Image):
+            return rgb_from_pil(source, self.background)
+        return rgb_from_array(source, self.background)
 
     def fit(self, image: Image.Image) -> Image.Image:
         """Cut the centre square of an RGB image and resize it."""
+        from PIL.Image import Resampling
+
         width, height = image.size
         if width == height == self.size:
             return image
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
-        return image.resize((self.size, self.size), FILTERS[self.interpolation], box=box)
+        return image.resize((self.size, self.size), Resampling[self.interpolation.upper()], box=box)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Do as ``fit`` does, and give uint8 ``[size, size, 3]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qdeploy.core.errors import DataError
-from qdeploy.core.image import SUFFIXES
+from qdeploy.core.image_formats import SUFFIXES
 from qdeploy.data.source import Place, Record, Source
 
 SPLIT_FOLDERS = {

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
-
-from PIL import Image
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
 from qdeploy.core.errors import ArtifactError
@@ -18,8 +17,9 @@ from qdeploy.runtime.session import open_session
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
-    ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Prediction:
     scores: Sequence[float]
     """The probability of each label, in [0, 1], summing to 1."""
 
-    @property
+    @cached_property
     def probabilities(self) -> NDArray[np.float32]:
         """The same as an array ``[K]``."""
         import numpy as np

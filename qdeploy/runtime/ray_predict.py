@@ -20,7 +20,8 @@ from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import InputError, QdeployError
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.classifier import Classifier, Prediction
-from qdeploy.runtime.predict import STDIN, VOLUME_BATCH, Answer, answer
+from qdeploy.runtime.inputs import STDIN
+from qdeploy.runtime.predict import VOLUME_BATCH, Answer, answer
 
 REACH_S = 10.0
 PHASES = ("decode", "preprocess", "infer")

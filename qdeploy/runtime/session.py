@@ -53,20 +53,18 @@ class Session(Protocol):
         """Close."""
 
 
-class ArraySession:
+class ArraySession(Session, Protocol):
     """What the sessions of engines that work on arrays have in common."""
 
     _size: int
-
-    def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
-        raise NotImplementedError
 
     def infer_bytes(self, images: bytes, count: int) -> tuple[Rows, Rows]:
         """Give logits and probabilities of so many images, which follow each other."""
         import numpy as np
 
         require_bytes(images, count, self._size)
+        if count == 0:
+            return [], []
         logits, probabilities = self.infer(np.frombuffer(images, np.uint8).reshape(count, self._size, self._size, 3))
         return logits.tolist(), probabilities.tolist()
 
@@ -155,10 +153,10 @@ def require_bytes(images: bytes, count: int, size: int) -> None:
     Raises:
         InputError: If not.
     """
-    if len(images) != count * size * size * 3:
-        raise InputError(
-            f"{count} images of [{size}, {size}, 3] are {count * size * size * 3} bytes, found {len(images)}"
-        )
+    wanted = count * size * size * 3
+    if not isinstance(images, bytes) or len(images) != wanted:
+        found = f"{len(images)}" if isinstance(images, bytes) else f"a {type(images).__name__}"
+        raise InputError(f"{count} images of [{size}, {size}, 3] are {wanted} bytes, found {found}")
 
 
 def closed() -> InputError:

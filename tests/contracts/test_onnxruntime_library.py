@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 
 from qdeploy.core.artifact import SHIPPED, read_artifact
+from qdeploy.core.errors import ArtifactError
 from qdeploy.core.machine import resident_bytes
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.runtime.bench import sample_images
@@ -92,9 +93,14 @@ def test_without_the_package_it_says_what_to_install() -> None:
     assert run(blocked) == "onnxruntime is not installed; run: pip install 'onnxruntime'"
 
 
-def test_a_library_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "libonnxruntime.so.9").write_bytes(b"nothing")
-    text = run(OPEN, folder=packaged(tmp_path / "packages", tmp_path / "libonnxruntime.so.9"))
+@pytest.mark.parametrize("kind", ["no library", "another library"])
+def test_a_library_that_is_none_is_said_in_one_line(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "libonnxruntime.so.9"
+    if kind == "no library":
+        file.write_bytes(b"nothing")
+    else:
+        file.symlink_to(next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime_providers_shared*")))
+    text = run(OPEN, folder=packaged(tmp_path / "packages", file))
     assert text.startswith("the library of ONNX Runtime cannot be loaded: ")
     assert "\n" not in text
 
@@ -118,7 +124,7 @@ def test_wrong_sizes_of_answers_are_refused_and_nothing_is_written() -> None:
 def test_a_run_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     session = open_session(read_artifact(INT8))
     monkeypatch.setattr(session, "_classes", 11)
-    with pytest.raises(Exception, match=r"ONNX Runtime .* failed with .*model\.int8\.onnx: ") as caught:
+    with pytest.raises(ArtifactError, match=r"ONNX Runtime .* failed with .*model\.int8\.onnx: .*: 11") as caught:
         session.infer_bytes(bytes(64 * 64 * 3), 1)
     assert "\n" not in str(caught.value)
 

@@ -112,6 +112,34 @@ def test_it_is_a_plain_valid_onnx_file_without_local_paths(fp32_file: Path, int8
             assert trace.encode() not in data
 
 
+GOLDENS = read_artifact(SHIPPED / "model.int8.onnx").card.to_dict()["goldens"]
+COUNT, CLASSES = len(GOLDENS["logits"]), len(GOLDENS["logits"][0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [float(n) for n in GOLDENS["shape"]]},
+        {"shape": [COUNT, 64, 64, 4]},
+        {"shape": [COUNT + 1, 64, 64, 3]},
+        {"shape": None},
+        {"logits": []},
+        {"logits": GOLDENS["logits"][1:]},
+        {"logits": [row[1:] for row in GOLDENS["logits"]]},
+        {"logits": [[10**400] * CLASSES] * COUNT},
+        {"logits": [["a"] * CLASSES] * COUNT},
+        {"min_sqnr_db": 10**400},
+        {"min_sqnr_db": None},
+        {"images_zlib_base64": "AAAA"},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_wrong_goldens_are_refused_by_the_card(change: dict[str, Any]) -> None:
+    card = read_artifact(SHIPPED / "model.int8.onnx").card.to_dict()
+    with pytest.raises(ArtifactError, match="has an unusable card"):
+        Card.from_dict({**card, "goldens": {**GOLDENS, **change}})
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -159,7 +187,13 @@ def test_goldens_measure_answers_as_everything_else_does() -> None:
     assert not goldens.same_classes((-other).tolist())
 
 
-@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+@pytest.mark.parametrize("wrong", [math.inf, math.nan, 1e200])
 def test_answers_that_are_no_numbers_never_agree(wrong: float) -> None:
     goldens = Goldens.of(np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 2), np.float32), 20.0)
     assert not goldens.sqnr_db([[1.0, wrong]]) >= 20.0
+
+
+@pytest.mark.parametrize("rows", [[], [[1.0]], [[1.0, 1.0, 1.0]], [[1.0, 1.0]] * 2], ids=str)
+def test_answers_of_another_number_never_agree(rows: list[list[float]]) -> None:
+    goldens = Goldens.of(np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 2), np.float32), 20.0)
+    assert goldens.sqnr_db(rows) == -math.inf

@@ -59,6 +59,20 @@ def test_an_array_of_the_models_size_is_taken_as_it_is() -> None:
     assert np.array_equal(rules(Image.fromarray(pixels)), pixels)
 
 
+@pytest.mark.parametrize("order", ["as it is", "mirrored", "columns first", "read only", "masked", "larger"])
+def test_bytes_are_those_of_the_array(order: str) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    source = {
+        "as it is": array,
+        "mirrored": array[:, ::-1],
+        "columns first": np.asfortranarray(array),
+        "read only": np.frombuffer(array.tobytes(), np.uint8).reshape(64, 64, 3),
+        "masked": np.ma.masked_greater(array, 200),
+        "larger": np.repeat(array, 2, axis=0),
+    }[order]
+    assert Preprocessing().to_bytes(source) == np.asarray(Preprocessing()(source)).tobytes()
+
+
 def test_grey_array_becomes_three_equal_channels() -> None:
     pixels = Preprocessing()(np.full((28, 28), 77, np.uint8))
     assert np.array_equal(pixels, np.full((64, 64, 3), 77))

@@ -15,7 +15,8 @@ import pytest
 import qdeploy
 from qdeploy.core.errors import InputError
 from qdeploy.runtime.answer_csv import AnswerCsv
-from qdeploy.runtime.predict import LOOK_AHEAD, expand, predict_files
+from qdeploy.runtime.inputs import expand
+from qdeploy.runtime.predict import LOOK_AHEAD, predict_files
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from qdeploy.core.artifact import read_artifact
 from qdeploy.runtime.classifier import Classifier
-from qdeploy.runtime.predict import expand, predict_files
+from qdeploy.runtime.inputs import expand
+from qdeploy.runtime.predict import predict_files
 from qdeploy.runtime.ray_predict import RayConfig, RayFailedError, predict_on_ray
 
 artifact, images = read_artifact(Path(sys.argv[1])), list(expand(sys.argv[2:]))

@@ -4,7 +4,7 @@ Every wheel carries it beside the Python binding. Without that binding and the n
 classifies one image starts in half the time (benchmarks/cold_start.py).
 
 Its functions are a table whose places never change (``onnxruntime_c_api.h``; the test compares with the header).
-Importing this module loads the library, once a process; other threads run on meanwhile.
+Importing this module loads the library, once a process.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ class OnnxRuntimeError(Exception):
     """What ONNX Runtime says."""
 
 
+_function = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)  # ORT_API_CALL
+
+
 class _Base(ctypes.Structure):
-    _fields_ = [
-        ("GetApi", ctypes.CFUNCTYPE(c_void_p, c_uint32)),
-        ("GetVersionString", ctypes.CFUNCTYPE(c_char_p)),
-    ]
+    _fields_ = [("GetApi", _function(c_void_p, c_uint32)), ("GetVersionString", _function(c_char_p))]
 
 
 class _Api:
@@ -70,12 +71,12 @@ class _Api:
         if not table:
             raise OSError(f"ONNX Runtime {self.version} is older than 1.{API_VERSION}, which is needed")
         places = ctypes.cast(table, POINTER(c_void_p))
-        self._message = ctypes.CFUNCTYPE(c_char_p, c_void_p)(places[GET_ERROR_MESSAGE])
+        self._message = _function(c_char_p, c_void_p)(places[GET_ERROR_MESSAGE])
         for name, place in RELEASES.items():
-            setattr(self, name, ctypes.CFUNCTYPE(None, c_void_p)(places[place]))
+            setattr(self, name, _function(None, c_void_p)(places[place]))
         for name, (place, arguments) in FUNCTIONS.items():
-            function = ctypes.CFUNCTYPE(c_void_p, *arguments)(places[place])
-            function.errcheck = self._check  # type: ignore[assignment]
+            function = _function(c_void_p, *arguments)(places[place])
+            function.errcheck = self._check
             setattr(self, name, function)
 
     def __getattr__(self, name: str) -> Any:
@@ -102,14 +103,27 @@ def _find() -> Path:
 
 try:
     _api = _Api(_find())
-except OSError as error:
+except (OSError, AttributeError) as error:
     raise MissingDependencyError(
         f"the library of ONNX Runtime cannot be loaded: {error}; install onnxruntime again"
     ) from error
 VERSION = _api.version
-_environment, _memory = c_void_p(), c_void_p()
-_api.CreateEnv(SILENT, b"qdeploy", byref(_environment))
-_api.CreateCpuMemoryInfo(_DEVICE_ALLOCATOR, _DEFAULT_MEMORY, byref(_memory))
+
+
+@cache
+def environment() -> c_void_p:
+    """Make what all models share, which takes as long as opening a small one; two threads get the same."""
+    made = c_void_p()
+    _api.CreateEnv(SILENT, b"qdeploy", byref(made))
+    return made
+
+
+@cache
+def _memory() -> c_void_p:
+    made = c_void_p()
+    _api.CreateCpuMemoryInfo(_DEVICE_ALLOCATOR, _DEFAULT_MEMORY, byref(made))
+    return made
+
 
 _INPUTS = (c_char_p * 1)(b"image")
 _OUTPUTS = (c_char_p * 2)(b"logits", b"probabilities")
@@ -118,13 +132,12 @@ _OUTPUTS = (c_char_p * 2)(b"logits", b"probabilities")
 class Model:
     """An ONNX file opened for the CPU: ``image`` of uint8 in, ``logits`` and ``probabilities`` of float32 out."""
 
-    def __init__(self, data: bytes, threads: int, entries: Mapping[str, str] = WAITING) -> None:
+    def __init__(self, data: bytes, threads: int) -> None:
         """Open the bytes of an ONNX file; nothing of them is needed afterwards.
 
         Args:
             data: The file.
             threads: Threads of one run.
-            entries: Settings of the session.
 
         Raises:
             OnnxRuntimeError: If it is refused.
@@ -135,9 +148,9 @@ class Model:
             _api.SetIntraOpNumThreads(options, threads)
             _api.SetInterOpNumThreads(options, 1)
             _api.SetSessionLogSeverityLevel(options, SILENT)
-            for key, value in entries.items():
+            for key, value in WAITING.items():
                 _api.AddSessionConfigEntry(options, key.encode(), value.encode())
-            _api.CreateSessionFromArray(_environment, data, len(data), options, byref(session))
+            _api.CreateSessionFromArray(environment(), data, len(data), options, byref(session))
         finally:
             _api.ReleaseSessionOptions(options)
         self._session = session
@@ -176,5 +189,5 @@ def _tensor(place: Any, kind: int, shape: Sequence[int], item_bytes: int) -> c_v
         size_bytes *= side
     value = c_void_p()
     sides = (c_int64 * len(shape))(*shape)
-    _api.CreateTensorWithDataAsOrtValue(_memory, place, size_bytes, sides, len(shape), kind, byref(value))
+    _api.CreateTensorWithDataAsOrtValue(_memory(), place, size_bytes, sides, len(shape), kind, byref(value))
     return value

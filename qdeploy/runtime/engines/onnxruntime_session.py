@@ -62,7 +62,7 @@ class OnnxRuntimeSession:
             model.run(images, (count, self._size, self._size, 3), logits, probabilities, self._classes)
         except OnnxRuntimeError as error:
             raise ArtifactError(
-                f"ONNX Runtime {VERSION} failed with {self._path}: {str(error).splitlines()[0]}"
+                f"ONNX Runtime {VERSION} failed with {self._path}: {' '.join(str(error).split())}"
             ) from error
 
     def close(self) -> None:
