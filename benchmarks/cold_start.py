@@ -2,7 +2,8 @@
 
     python benchmarks/cold_start.py [REPEATS]
 
-The floor is Python with numpy, Pillow, ONNX Runtime, a session on the same model and one run.
+The floor is Python with numpy, Pillow, ONNX Runtime, a session on the same model and one run. A command is timed to the
+end of its process; its peak memory is of another run, which prints it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ image = numpy.asarray(PIL.Image.open({str(IMAGE)!r}).convert("RGB").resize((64, 
 session.run(None, {{"image": image[None]}})
 """
 PEAK = "\nimport sys; from qdeploy.core.machine import peak_memory_bytes; print(peak_memory_bytes(), file=sys.stderr)"
-QDEPLOY = "from qdeploy.cli.main import run; run({arguments!r})"
+QDEPLOY = "import sys; sys.argv = ['qdeploy', *{arguments!r}]; from qdeploy.cli.main import main, run; main()"
 COMMANDS = {
     "python -c pass": "pass",
     "floor": FLOOR,
@@ -48,15 +49,9 @@ def main() -> None:
     for _ in range(repeats):
         for name, code in COMMANDS.items():
             begin = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", code + PEAK],
-                capture_output=True,
-                text=True,
-                cwd=tempfile.gettempdir(),
-                check=True,
-            )
+            started(code)
             times[name].append(time.perf_counter() - begin)
-            peaks[name] = int(done.stderr.split()[-1])
+            peaks[name] = int(started(code.replace("main()", "run(sys.argv[1:])") + PEAK).split()[-1])
     rows = [
         {
             "command": name,
@@ -69,6 +64,13 @@ def main() -> None:
         for name, t in times.items()
     ]
     keep("cold_start", rows)
+
+
+def started(code: str) -> str:
+    """Run Python code in a fresh process and give what it says on stderr."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir(), check=True)
+    return done.stderr
 
 
 if __name__ == "__main__":

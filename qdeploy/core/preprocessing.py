@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -73,27 +74,23 @@ class Preprocessing:
 
     def open(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
         """Turn a source into an upright RGB image of its own size; the rules are the same for every kind."""
-        from PIL import Image
-
-        from qdeploy.core.image import decode, rgb_from_array, rgb_from_pil
-
+        images = _images()
         if isinstance(source, (bytes, Path)):
-            return decode(source, self.background)
-        if isinstance(source, Image.Image):
-            return rgb_from_pil(source, self.background)
-        return rgb_from_array(source, self.background)
+            return images.decode(source, self.background)
+        if isinstance(source, images.Image.Image):
+            return images.rgb_from_pil(source, self.background)
+        return images.rgb_from_array(source, self.background)
 
     def fit(self, image: Image.Image) -> Image.Image:
         """Cut the centre square of an RGB image and resize it."""
-        from PIL.Image import Resampling
-
         width, height = image.size
         if width == height == self.size:
             return image
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
-        return image.resize((self.size, self.size), Resampling[self.interpolation.upper()], box=box)
+        how = _images().Image.Resampling[self.interpolation.upper()]
+        return image.resize((self.size, self.size), how, box=box)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Do as ``fit`` does, and give uint8 ``[size, size, 3]``."""
@@ -134,3 +131,11 @@ class Preprocessing:
         if own.to_dict()["sha256"] != fields.get("sha256"):
             raise InputError("the preprocessing rules differ from this version's; use the qdeploy that wrote them")
         return own
+
+
+@cache  # an import statement in each call would cost a tenth of what a call may
+def _images() -> Any:
+    """Load what decodes images, and Pillow with it."""
+    from qdeploy.core import image
+
+    return image
