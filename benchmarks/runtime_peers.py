@@ -6,9 +6,9 @@ A nano is trained for two epochs on the embedded data and exported; every conten
 same 64 JPEG files of 96x96 pixels with these weights. Each lives in a process of its own, and the processes work in
 turn, ten images at a time, so that what else runs on the machine hits all alike; a ratio is the median over these
 rounds, with its bootstrapped 95 % interval. Threads are what each takes by itself. Peak memory is that of the process
-after 65 images. Cold start is a fresh process up to its first answer, nine times in turn, for qdeploy and Ultralytics
-by their own commands. Installed size is that of the package with all it requires. OpenVINO, timm and Ultralytics are
-measured if they are installed.
+after 65 images. Cold start is a fresh process with one answer, to its end, nine times in turn, for qdeploy and
+Ultralytics by their own commands. Installed size is that of the package with all it requires. OpenVINO, timm and
+Ultralytics are measured if they are installed.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def start(name: str, folder: Path) -> Contender:
 
 
 def cold_starts(contenders: list[Contender], folder: Path) -> dict[str, list[float]]:
-    """Time fresh processes up to the first answer, in turn."""
+    """Time fresh processes with one answer, in turn."""
     compileall.compile_dir(Path(qdeploy.__file__).parent, quiet=1)  # as installing does
     image = str(next((folder / "images").iterdir()))
     commands = {

@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), error.exit_code)
     except click.ClickException as error:
         return _fail(f"{error.format_message()} (see `qdeploy --help`)", 2)
-    except BrokenPipeError:  # e.g. `qdeploy predict ... | head`
+    except (BrokenPipeError, SystemExit):  # click ends so, e.g. `qdeploy predict ... | head`; nothing of ours does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
@@ -90,7 +90,7 @@ def main() -> None:
 def _leave(code: int) -> NoReturn:
     """End the process without taking apart what the system frees at once: a seventh of a cold ``predict``.
 
-    Threads that an interrupt has left behind end with it. Torch and Ray have processes and threads of their own to end.
+    Threads that are left, as an interrupt leaves them, end with it. Torch and Ray have processes of their own to end.
     """
     if not {"torch", "ray"} & sys.modules.keys():
         atexit._run_exitfuncs()
@@ -98,6 +98,6 @@ def _leave(code: int) -> NoReturn:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
             os._exit(code)
-        except OSError:  # a full disk, say; the usual way reports it
+        except (OSError, ValueError):  # a full disk, say, or a closed stream; the usual way reports it
             pass
     sys.exit(code)

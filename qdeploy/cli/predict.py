@@ -105,9 +105,9 @@ def predict_command(
 def _start_onnxruntime() -> None:
     """Let it set up what all models share, which needs no interpreter, while the rest is imported."""
     with suppress(ImportError, QdeployError, RuntimeError):  # who opens the model says what is wrong
-        from qdeploy.runtime.engines.onnxruntime_library import environment
+        from qdeploy.runtime.engines.onnxruntime_library import try_environment
 
-        Thread(target=environment).start()
+        Thread(target=try_environment).start()
 
 
 def _load_decoders() -> None:

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
 from qdeploy.core.errors import ImageError, ImageReason
 from qdeploy.core.image_formats import FORMATS, MAX_FILE_BYTES
@@ -85,8 +85,9 @@ def decode(source: bytes | Path, background: RGB) -> Image.Image:
 
 
 def load_decoders() -> None:
-    """Load what decodes the usual formats now, and not when the first image is decoded."""
+    """Load what decodes ``FORMATS`` now, and not when the first image is decoded."""
     Image.preinit()
+    assert WebPImagePlugin  # without it Pillow loads all its formats at the first WebP, BMP or unknown file
 
 
 def rgb_from_array(array: NDArray[np.uint8], background: RGB) -> Image.Image:

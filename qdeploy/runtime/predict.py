@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 VOLUME_BATCH = 16
-"""Images of one inference where there are many: one by one, a third of the time goes into handing over, and more
+"""Images of one inference where there are many: one by one, a sixth of the time goes into handing over, and more
 than 16 gain nothing (benchmarks/volume.py)."""
 LOOK_AHEAD = 2
 """Batches that wait for each worker, so that none idles while answers are written."""

@@ -10,6 +10,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -216,18 +217,23 @@ def engine_class(name: str) -> Callable[[Artifact, int], Session]:
         raise InputError(f"there is no engine '{name}'{near_miss(name, ENGINES)}; known: {', '.join(ENGINES)}")
     engine = ENGINES[name]
     try:
-        try:
-            return _imported(engine.location)
-        except ModuleNotFoundError as error:
-            if engine.binding is None or error.name != _ORT_LIBRARY:
-                raise
-            return _imported(engine.binding)
+        return _opener(engine)
     except ModuleNotFoundError as error:
         if error.name != engine.library:
             raise
         raise MissingDependencyError(
             f"{engine.library} is not installed; run: pip install '{engine.install}'"
         ) from error
+
+
+@cache  # so that what is not there is looked for once
+def _opener(engine: Engine) -> Callable[[Artifact, int], Session]:
+    try:
+        return _imported(engine.location)
+    except ModuleNotFoundError as error:
+        if engine.binding is None or error.name != _ORT_LIBRARY:
+            raise
+        return _imported(engine.binding)
 
 
 def _imported(location: str) -> Callable[[Artifact, int], Session]:

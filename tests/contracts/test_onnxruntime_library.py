@@ -83,9 +83,12 @@ def packaged(folder: Path, *files: Path) -> Path:
 def test_a_package_without_the_library_is_used_by_its_binding(tmp_path: Path) -> None:
     package = Path(onnxruntime.__file__).parent
     shutil.copytree(package, tmp_path / "onnxruntime", ignore=shutil.ignore_patterns("libonnxruntime.*"))
-    code = f"{OPEN}print([m for m in ('numpy', 'onnxruntime') if m in sys.modules])"
+    code = (
+        f"{OPEN}print([m for m in ('numpy', 'onnxruntime') if m in sys.modules])\n"
+        "from qdeploy.runtime.session import engine_class; print(engine_class('ort') is engine_class('ort'))"
+    )
     printed = run(code, folder=tmp_path).splitlines()
-    assert printed == ["onnxruntime CPUExecutionProvider", "['numpy', 'onnxruntime']"]
+    assert printed == ["onnxruntime CPUExecutionProvider", "['numpy', 'onnxruntime']", "True"]
 
 
 def test_without_the_package_it_says_what_to_install() -> None:
@@ -110,6 +113,19 @@ def test_a_process_ends_well_with_an_open_session(threads: int) -> None:
     code = f"{OPEN}session = open_session(read_artifact(SHIPPED / 'model.int8.onnx'), threads={threads})"
     for _ in range(5):
         run(code)
+
+
+def test_what_is_made_ahead_and_fails_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OnnxRuntimeError("no")
+
+    monkeypatch.setattr(library._api, "CreateEnv", refused)
+    library.environment.cache_clear()
+    library.try_environment()
+    with pytest.raises(ArtifactError, match="cannot be opened by ONNX Runtime .*: no"):
+        open_session(read_artifact(INT8))
+    monkeypatch.undo()
+    open_session(read_artifact(INT8)).close()
 
 
 def test_wrong_sizes_of_answers_are_refused_and_nothing_is_written() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -107,3 +109,21 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
         decode(tmp_path / "none.png", WHITE)
     with pytest.raises(ImageError, match="is a folder"):
         decode(tmp_path, WHITE)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "BMP", "nothing"])
+def test_only_the_formats_that_are_taken_are_loaded(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    if kind == "nothing":
+        file.write_bytes(b"nothing at all")
+    else:
+        Image.new("RGB", (8, 8)).save(file, kind)
+    code = (
+        "import sys; from pathlib import Path; from qdeploy.core.errors import ImageError; "
+        "from qdeploy.core.image import decode\n"
+        "try: decode(Path(sys.argv[1]), (0, 0, 0))\n"
+        "except ImageError: pass\n"
+        "print('PIL.SpiderImagePlugin' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -82,8 +82,9 @@ def test_ctrl_c_leaves_a_run_that_exports(tmp_path: Path) -> None:
 
 def test_a_closed_pipe_is_no_error() -> None:
     examples = " ".join([str(ROOT / "examples")] * 30)
-    command = f"{sys.executable} -m qdeploy predict {examples} | head -n 1"
+    command = f"set -o pipefail; {sys.executable} -m qdeploy predict {examples} | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
 

@@ -1,7 +1,7 @@
 """ONNX Runtime's C library, called directly.
 
-Every wheel carries it beside the Python binding. Without that binding and the numpy it needs, a process that
-classifies one image starts in half the time (benchmarks/cold_start.py).
+Every wheel carries it beside the Python binding. That binding, and the numpy it needs, are much of the start of a
+process that classifies one image (benchmarks/cold_start.py).
 
 Its functions are a table whose places never change (``onnxruntime_c_api.h``; the test compares with the header).
 Importing this module loads the library, once a process.
@@ -13,6 +13,7 @@ import ctypes
 import importlib.util
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
@@ -112,10 +113,16 @@ VERSION = _api.version
 
 @cache
 def environment() -> c_void_p:
-    """Make what all models share, which takes as long as opening a small one; two threads get the same."""
+    """Make what all models share; two threads get the same."""
     made = c_void_p()
     _api.CreateEnv(SILENT, b"qdeploy", byref(made))
     return made
+
+
+def try_environment() -> None:
+    """Make it ahead, in a thread; who opens a model is told what is wrong."""
+    with suppress(OnnxRuntimeError):
+        environment()
 
 
 @cache

@@ -28,8 +28,9 @@ class OnnxRuntimeSession:
         try:
             self._model: Model | None = Model(artifact.data, threads)
         except OnnxRuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ArtifactError(f"{artifact.path} cannot be opened by ONNX Runtime {VERSION}: {reason}") from error
+            raise ArtifactError(
+                f"{artifact.path} cannot be opened by ONNX Runtime {VERSION}: {_one_line(error)}"
+            ) from error
 
     def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
@@ -61,9 +62,7 @@ class OnnxRuntimeSession:
         try:
             model.run(images, (count, self._size, self._size, 3), logits, probabilities, self._classes)
         except OnnxRuntimeError as error:
-            raise ArtifactError(
-                f"ONNX Runtime {VERSION} failed with {self._path}: {' '.join(str(error).split())}"
-            ) from error
+            raise ArtifactError(f"ONNX Runtime {VERSION} failed with {self._path}: {_one_line(error)}") from error
 
     def close(self) -> None:
         """Free the model."""
@@ -76,3 +75,7 @@ class OnnxRuntimeSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _one_line(error: OnnxRuntimeError) -> str:
+    return " ".join(str(error).split())
