@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -191,10 +192,7 @@ class Model:
 
 def _tensor(place: Any, kind: int, shape: Sequence[int], item_bytes: int) -> c_void_p:
     """Give a view of our memory; ONNX Runtime copies and frees nothing of it."""
-    size_bytes = item_bytes
-    for side in shape:
-        size_bytes *= side
-    value = c_void_p()
-    sides = (c_int64 * len(shape))(*shape)
+    value, sides = c_void_p(), (c_int64 * len(shape))(*shape)
+    size_bytes = item_bytes * math.prod(shape)
     _api.CreateTensorWithDataAsOrtValue(_memory(), place, size_bytes, sides, len(shape), kind, byref(value))
     return value
