@@ -21,9 +21,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
-def workplace(exported: ExportReport, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder with ./runs and ./exports."""
-    root = Path(exported.out).parents[1]
+def workplace(
+    exported: ExportReport, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder of one's own with ./runs and ./exports: other workers look into the shared one meanwhile."""
+    root = tmp_path_factory.mktemp("workplace")
+    for name in ("runs", "exports"):
+        shutil.copytree(Path(exported.out).parents[1] / name, root / name)
     monkeypatch.chdir(root)
     return root
 
