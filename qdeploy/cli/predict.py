@@ -17,6 +17,8 @@ from qdeploy.core.errors import QdeployError
 if TYPE_CHECKING:
     from qdeploy.cli.volume import Watch
     from qdeploy.runtime.answer_csv import AnswerCsv
+    from qdeploy.runtime.classifier import Classifier
+    from qdeploy.runtime.device import Setup
     from qdeploy.runtime.predict import Answer
 
 
@@ -59,11 +61,8 @@ def predict_command(
     """
     if engine in (None, "ort"):
         _start_onnxruntime()
-    from qdeploy.core.artifact import read_artifact
-    from qdeploy.core.threads import beside
-    from qdeploy.runtime.classifier import Classifier, find_setup
+    from qdeploy.runtime.classifier import find_setup
     from qdeploy.runtime.inputs import expand
-    from qdeploy.runtime.session import engine_class
 
     found = expand(images)
     two = list(islice(found, 2))
@@ -74,10 +73,7 @@ def predict_command(
     if setup.note:
         note(setup.note)
     own_cores = many and workers != 1  # each worker has its core
-    each_threads = threads or 1 if own_cores else setup.threads
-    artifact = read_artifact(setup.path)
-    engine_class(setup.engine)  # so that opening imports nothing
-    classifier = beside(lambda: Classifier(artifact, setup.engine, each_threads, selftest), _load_decoders)
+    classifier = _opened(setup, threads or 1 if own_cores else setup.threads, selftest)
     from qdeploy.runtime.predict import predict_files
 
     if setup.batch is not None and setup.batch > 1:
@@ -108,6 +104,18 @@ def _start_onnxruntime() -> None:
         from qdeploy.runtime.engines.onnxruntime_library import try_environment
 
         Thread(target=try_environment).start()
+
+
+def _opened(setup: Setup, threads: int | None, selftest: bool) -> Classifier:
+    """Open the model while Pillow loads its formats."""
+    from qdeploy.core.artifact import read_artifact
+    from qdeploy.core.threads import beside
+    from qdeploy.runtime.classifier import Classifier
+    from qdeploy.runtime.session import engine_class
+
+    artifact = read_artifact(setup.path)
+    engine_class(setup.engine)  # so that opening imports nothing
+    return beside(lambda: Classifier(artifact, setup.engine, threads, selftest), _load_decoders)
 
 
 def _load_decoders() -> None:

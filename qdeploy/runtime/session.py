@@ -31,7 +31,10 @@ Rows = list[list[float]]
 
 
 class Session(Protocol):
-    """An opened model. ``infer`` and ``infer_bytes`` may be called from several threads."""
+    """An opened model, which every engine's class derives from.
+
+    ``infer`` and ``infer_bytes`` may be called from several threads. Leaving a ``with`` closes it.
+    """
 
     engine: str
     """What really runs, e.g. ``onnxruntime CPUExecutionProvider``."""
@@ -47,11 +50,13 @@ class Session(Protocol):
 
     def __enter__(self) -> Session:
         """Give the session itself."""
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close."""
+        self.close()
 
 
 class ArraySession(Session, Protocol):

@@ -112,7 +112,7 @@ def test_a_library_that_is_none_is_said_in_one_line(kind: str, tmp_path: Path) -
 def test_a_process_ends_well_with_an_open_session(threads: int) -> None:
     code = f"{OPEN}session = open_session(read_artifact(SHIPPED / 'model.int8.onnx'), threads={threads})"
     for _ in range(5):
-        run(code)
+        assert run(code) == "onnxruntime CPUExecutionProvider"
 
 
 def test_what_is_made_ahead_and_fails_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

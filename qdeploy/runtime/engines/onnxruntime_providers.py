@@ -1,8 +1,7 @@
-"""ONNX Runtime by its Python binding: on an NVIDIA GPU, by the CUDA and TensorRT providers."""
+"""ONNX Runtime by its Python binding: on an NVIDIA GPU by CUDA or TensorRT, and on a CPU without the C library."""
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -58,14 +57,6 @@ class ProviderSession(ArraySession):
     def close(self) -> None:
         """Free the model."""
         self._session = None
-
-    def __enter__(self) -> ProviderSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class BindingSession(ProviderSession):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from ctypes import c_float
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError
 from qdeploy.runtime.engines.onnxruntime_library import VERSION, Model, OnnxRuntimeError
-from qdeploy.runtime.session import Rows, closed, require_bytes, require_images
+from qdeploy.runtime.session import Rows, Session, closed, require_bytes, require_images
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """A session of ONNX Runtime; see ``qdeploy.runtime.session.Session``."""
 
     engine = "onnxruntime CPUExecutionProvider"
@@ -67,14 +66,6 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Free the model."""
         self._model = None
-
-    def __enter__(self) -> OnnxRuntimeSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _one_line(error: OnnxRuntimeError) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 from functools import lru_cache
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -111,14 +110,6 @@ class OpenVinoSession(ArraySession):
         with self._lock:
             self._artifact = None
             self._graphs.clear()
-
-    def __enter__(self) -> OpenVinoSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class OpenVinoBf16Session(OpenVinoSession):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -105,14 +104,6 @@ class TensorRtSession(ArraySession):
         with self._lock:
             self._opened = None
             self._free()
-
-    def __enter__(self) -> TensorRtSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _require_fit(artifact: Artifact, header: EngineHeader, version: str) -> Gpu:
