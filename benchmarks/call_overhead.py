@@ -30,7 +30,9 @@ BOOTSTRAPS = 2000
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     classifier = qdeploy.load()
-    session = ort.InferenceSession(classifier.artifact.data, session_options(1), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        classifier.artifact.data, session_options(1, classifier.card.target), providers=["CPUExecutionProvider"]
+    )
     pixels = classifier.card.goldens.images[0].copy()
     batch, image = pixels[None], Image.fromarray(pixels)
     calls: dict[str, Callable[[], object]] = {

@@ -74,7 +74,7 @@ def measured(name: str, artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def opened(artifact: Artifact, threads: int, waiting: str) -> ort.InferenceSession:
-    options = session_options(threads)
+    options = session_options(threads, artifact.card.target)
     for key, value in ENTRIES[waiting].items():
         options.add_session_config_entry(key, value)
     return ort.InferenceSession(artifact.data, options, providers=["CPUExecutionProvider"])

@@ -70,10 +70,10 @@ def predict_command(
     setup = find_setup(model, engine, threads)
     if model is None:
         note(f"model: {setup.path}")
-    if setup.note:
-        note(setup.note)
     own_cores = many and workers != 1  # each worker has its core
     classifier = _opened(setup, threads or 1 if own_cores else setup.threads, selftest)
+    if classifier.note:
+        note(classifier.note)
     from qdeploy.runtime.predict import predict_files
 
     if setup.batch is not None and setup.batch > 1:
@@ -115,7 +115,7 @@ def _opened(setup: Setup, threads: int | None, selftest: bool) -> Classifier:
 
     artifact = read_artifact(setup.path)
     engine_class(setup.engine)  # so that opening imports nothing
-    return beside(lambda: Classifier(artifact, setup.engine, threads, selftest), _load_decoders)
+    return beside(lambda: Classifier(artifact, setup.engine, threads, selftest, setup.note), _load_decoders)
 
 
 def _load_decoders() -> None:

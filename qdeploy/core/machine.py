@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from qdeploy.core.cpuid import x86_flags
+
 SPEED_FLAGS = (
     "sse4_1",
     "avx",
@@ -27,12 +29,20 @@ SPEED_FLAGS = (
 )
 """The CPU flags that decide which kernels run."""
 FAST_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-"""With one of them products of 8 bits are summed in 32."""
+"""With one of them products of 8 bits are summed in 32 bits; x86 without them sums pairs of products in 16."""
+
+SEVEN_BIT_TARGET = "x86-avx2"
 
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
-    """Give the flags of the first CPU as Linux names them; empty on other systems."""
+    """Return the flags of the first CPU, as Linux names them: at least those of ``SPEED_FLAGS`` that it has.
+
+    On x86-64 CPUID is asked, as ONNX Runtime does; elsewhere Linux. Empty where neither can be.
+    """
+    asked = x86_flags()
+    if asked is not None:
+        return asked
     for line in _read("/proc/cpuinfo").splitlines():
         if line.lower().startswith(("flags", "features")):
             return frozenset(line.partition(":")[2].split())
@@ -48,10 +58,19 @@ def cpu_name() -> str:
 
 
 def native_target() -> str:
-    """Give the INT8 target that this machine's CPU runs best: x86, x86-avx2 or arm."""
+    """Return the INT8 target that this machine's CPU runs best: x86, x86-avx2 or arm."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "arm"
-    return "x86" if cpu_flags() & FAST_INT8_FLAGS else "x86-avx2"
+    return "x86" if cpu_flags() & FAST_INT8_FLAGS else SEVEN_BIT_TARGET
+
+
+def saturates(target: str) -> bool:
+    """Tell whether this machine's CPU gets products of full 8-bit weights wrong unless they are computed in 16 bits.
+
+    Args:
+        target: What the file was made for, as its card says; floats and weights of 7 bits cannot overflow.
+    """
+    return native_target() == SEVEN_BIT_TARGET and target not in (SEVEN_BIT_TARGET, "float")
 
 
 def usable_cores() -> int:

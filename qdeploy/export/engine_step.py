@@ -15,7 +15,7 @@ from qdeploy.data.places import cache_folder
 from qdeploy.export.engines import build_engine
 from qdeploy.export.made import Made, Work
 from qdeploy.export.parity import run_session
-from qdeploy.runtime.session import open_session
+from qdeploy.runtime.session import ENGINES, open_session
 
 SHORT_NAMES = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
@@ -59,15 +59,17 @@ def _engine(work: Work, made: Made, builder: str, folder: Path, out: Path) -> En
     file = folder / f"model.{made.card.precision}.{SHORT_NAMES[builder]}.engine"
     write_bytes(file, data)
     ran, note, parity = True, "", None
+    engine = builder.replace("_", "-")
+    least_db = min(made.card.goldens.min_sqnr_db, ENGINES[engine].least_db(made.card.precision))
     try:
-        with open_session(read_artifact(file), builder.replace("_", "-"), selftest=False) as session:
+        with open_session(read_artifact(file), engine, selftest=False) as session:
             parity = measure(made.parity_logits, run_session(session, work.parity_pixels))
     except (MissingDependencyError, ArtifactError) as error:
         ran, note = False, str(error).replace(str(file), file.name)
-    if parity is not None and not parity.sqnr_db >= made.card.goldens.min_sqnr_db:
+    if parity is not None and not parity.sqnr_db >= least_db:
         raise VerdictError(
             f"parity failed at '{made.file} to {file.name}': {parity.sqnr_db:.1f} dB on {parity.n} images, at least "
-            f"{made.card.goldens.min_sqnr_db:.0f} dB is required; nothing was exported"
+            f"{least_db:.0f} dB is required; nothing was exported"
         )
     work.note(
         f"{file.name}: built in {seconds:.1f} s, "

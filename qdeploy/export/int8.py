@@ -25,8 +25,10 @@ from qdeploy.export.ranges import METHODS, Range
 from qdeploy.runtime.bench import sample_images
 
 CALIBRATION_SEED = 0
-INT8_GOLDEN_DB = 20.0
-"""Wide enough for another CPU's rounding, far above what saturating 8-bit kernels give."""
+INT8_GOLDEN_DB = 35.0
+"""Other CPUs reach 42 dB and more, kernels that saturate 15 to 30 (benchmarks/other_cpus.py)."""
+PICKING_GOLDEN_DB = 20.0
+"""The same of graphs that pick their largest values: rounding may pick another one where two are nearly equal."""
 GUARD_IMAGES = 2000
 """Validation images, at most, that the guard's trials are judged on."""
 SMALL_CHANNELS = 16
@@ -190,7 +192,9 @@ def _finished(
     file = "model.int8.onnx" if native else f"model.int8.{card.target}.onnx"
     fixed = [FLOAT_FOR_TENSORRT] if card.target == "tensorrt" else []
     words = ", ".join((*fixed, *choice.float_units)) or "nothing"
-    int8 = finish(work, choice.model, card, fp32.parity_logits, file, INT8_GOLDEN_DB, words)
+    picks = any(node.op_type == "TopK" for node in choice.model.graph.node)
+    golden_db = PICKING_GOLDEN_DB if picks else INT8_GOLDEN_DB
+    int8 = finish(work, choice.model, card, fp32.parity_logits, file, golden_db, words)
     require_sound(f"fp32 to INT8 for {card.target}", int8.parity)
     work.note(
         f"int8 for {card.target}: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.top1_agreement:.1%} of "

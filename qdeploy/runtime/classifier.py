@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, overload
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
 from qdeploy.core.errors import ArtifactError
 from qdeploy.core.files import read_json
+from qdeploy.core.machine import native_target
 from qdeploy.runtime.device import Setup, setup_for
 from qdeploy.runtime.session import open_session
 
@@ -71,7 +72,8 @@ class Prediction:
 class Classifier:
     """An opened artifact with its own preprocessing and labels. Safe to call from several threads.
 
-    Its ``note`` says whether a ``device.json`` was used, or why not; None without one.
+    Its ``note`` says which file was taken for this CPU, whether a ``device.json`` was used, or why not, and what else
+    is particular to this machine; None if nothing is.
     """
 
     def __init__(
@@ -82,10 +84,10 @@ class Classifier:
         selftest: bool = True,
         note: str | None = None,
     ) -> None:
-        self.note = note
         self.artifact = artifact
         self.card = artifact.card
         self.session = open_session(artifact, engine, threads, selftest)
+        self.note = "; ".join(filter(None, (note, self.session.note))) or None
 
     @overload
     def __call__(self, image: ImageLike) -> Prediction: ...
@@ -120,29 +122,20 @@ class Classifier:
 def find_artifact(given: Path | None = None) -> Path:
     """Find the model file to use: the given file or export folder, the newest export, or the shipped model.
 
-    Of an export's folder the recommended file is taken.
+    Of an export's folder the file for this CPU is taken.
 
     Raises:
         ArtifactError: If there is none.
     """
-    if given is None:
-        return recommended_file(newest_export() or SHIPPED)
-    if given.is_dir():
-        return recommended_file(given)
-    if not given.exists():
-        raise ArtifactError(f"the model file {given} does not exist; `qdeploy export` makes one")
-    return given
+    return _found(given)[0]
 
 
 def recommended_file(folder: Path) -> Path:
-    """Give the file that an export's report recommends for this kind of CPU."""
-    if not (folder / "report.json").is_file():
-        raise ArtifactError(f"{folder} is not an export: it has no report.json; give a model file")
-    report = read_json(folder / "report.json")
-    name = report.get("recommended") if isinstance(report, dict) else None
-    if not isinstance(name, str) or not (folder / name).is_file():
-        raise ArtifactError(f"{folder} is damaged: its recommended model file is missing; export again")
-    return folder / name
+    """Return the file of an export that suits this machine's CPU.
+
+    It is the file that the export recommends, unless the export also made one for this kind of CPU elsewhere.
+    """
+    return _fitting(folder)[0]
 
 
 def find_setup(given: Path | None = None, engine: str | None = None, threads: int | None = None) -> Setup:
@@ -153,7 +146,40 @@ def find_setup(given: Path | None = None, engine: str | None = None, threads: in
         InputError: If the ``device.json`` beside it is damaged.
     """
     named = given is not None and not given.is_dir()
-    return setup_for(find_artifact(given), named, engine, threads)
+    path, note = _found(given)
+    setup = setup_for(path, named, engine, threads)
+    return replace(setup, note="; ".join(filter(None, (note, setup.note)))) if note and setup.path == path else setup
+
+
+def _found(given: Path | None) -> tuple[Path, str | None]:
+    """Find the model file, and say why if it is not the one that its export recommends."""
+    if given is None:
+        return _fitting(newest_export() or SHIPPED)
+    if given.is_dir():
+        return _fitting(given)
+    if not given.exists():
+        raise ArtifactError(f"the model file {given} does not exist; `qdeploy export` makes one")
+    return given, None
+
+
+def _fitting(folder: Path) -> tuple[Path, str | None]:
+    """Find the file of an export that suits this CPU, and say why if it is not the one that the export recommends."""
+    if not (folder / "report.json").is_file():
+        raise ArtifactError(f"{folder} is not an export: it has no report.json; give a model file")
+    here, note = native_target(), None
+    try:
+        report = read_json(folder / "report.json")
+        name = report["recommended"]
+        for_here = [a["path"] for a in report.get("artifacts", ()) if a["target"] == here]
+        measured = any(i["native"] for i in report.get("int8", ()) if i["target"] == here)
+        if for_here and not measured:
+            note = f"{Path(for_here[0]).name} is taken, which was made for this kind of CPU ({here}), instead of {name}"
+            name = for_here[0].replace("\\", "/").rpartition("/")[2]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{folder} is damaged: its report.json names no model file; export again") from error
+    if not isinstance(name, str) or not (folder / name).is_file():
+        raise ArtifactError(f"{folder} is damaged: its recommended model file is missing; export again")
+    return folder / name, note
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -29,6 +30,7 @@ from qdeploy.core.machine import (
     usable_cores,
 )
 from qdeploy.core.run_folder import RUNS
+from qdeploy.core.telemetry import VARIABLES
 from qdeploy.data.places import cache_folder
 from qdeploy.runtime.classifier import recommended_file
 from qdeploy.runtime.engines.tensorrt_library import find_gpu, load_package
@@ -77,6 +79,7 @@ def _findings() -> Iterator[Finding]:
     found = f"{platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"
     yield Finding(name="python", status="ok", detail=f"{found} at {sys.executable}")
     yield _base()
+    yield telemetry_finding()
     yield int8_finding()
     yield _cores()
     yield _memory()
@@ -106,6 +109,19 @@ def _base() -> Finding:
     return Finding(name="base", status="ok", detail=", ".join(f"{k} {v}" for k, v in versions.items()))
 
 
+def telemetry_finding() -> Finding:
+    """Tell whether ONNX Runtime sends usage events to its maker."""
+    set_to = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
+    if all(os.environ.get(name) == "1" for name in VARIABLES):
+        return Finding(name="telemetry", status="ok", detail=f"ONNX Runtime keeps and sends no usage events ({set_to})")
+    return Finding(
+        name="telemetry",
+        status="ok",
+        detail=f"ONNX Runtime 1.32 and later read what you set: {set_to}",
+        fix=f"to send no usage events: unset {' '.join(VARIABLES)}",
+    )
+
+
 def int8_finding() -> Finding:
     """Say what this CPU makes of INT8, and which target to export."""
     flags, target = cpu_flags(), native_target()
@@ -120,7 +136,10 @@ def int8_finding() -> Finding:
         fast = ", ".join(sorted(flags & FAST_INT8_FLAGS))
         return Finding(name="cpu", status="ok", detail=f"{detail}{fast}: fast INT8, target x86")
     elif "avx2" in flags:
-        detail += "AVX2 without VNNI: INT8 gains less, and 8-bit weights overflow: use files of target x86-avx2"
+        detail += (
+            "AVX2 without VNNI: INT8 gains less, and files for other targets run on slower kernels, because 8-bit "
+            "weights overflow in the fast ones"
+        )
     else:
         detail += "neither VNNI nor AVX2: INT8 may be no faster than float; compare with `qdeploy bench`"
     return Finding(name="cpu", status="missing", detail=detail, fix=f"qdeploy export --int8 --target {target}")

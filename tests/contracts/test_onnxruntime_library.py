@@ -129,7 +129,7 @@ def test_what_is_made_ahead_and_fails_says_nothing(monkeypatch: pytest.MonkeyPat
 
 
 def test_wrong_sizes_of_answers_are_refused_and_nothing_is_written() -> None:
-    model = Model(INT8.read_bytes(), 1)
+    model = Model(INT8.read_bytes(), 1, "x86")
     shape = (1, 64, 64, 3)
     logits, probabilities = ((c_float * 11)(*[-1.0] * 11) for _ in range(2))
     with pytest.raises(OnnxRuntimeError):

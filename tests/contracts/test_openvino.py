@@ -94,7 +94,7 @@ from pathlib import Path
 from qdeploy.core.artifact import read_artifact
 from qdeploy.runtime.session import open_session
 open_session(read_artifact(Path({str(SHIPPED / "model.int8.onnx")!r})), "openvino", 1)
-print([m for m in sys.modules if "telemetry" in m or "tools.ovc" in m])
+print([m for m in sys.modules if "openvino_telemetry" in m or "tools.ovc" in m])
 """
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

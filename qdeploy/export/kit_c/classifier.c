@@ -1,8 +1,12 @@
+#define _POSIX_C_SOURCE 200112L /* setenv */
+
 #include "classifier.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "cpu.h"
 #include "model_info.h"
 
 static const OrtApi *ort; /* a table of functions, the same for all sessions */
@@ -25,9 +29,22 @@ static int failed(OrtStatus *status, const char *call)
         }                              \
     } while (0)
 
+/* ONNX Runtime 1.32 and later send usage events to their maker unless this is set; it is left as it is if it is. */
+static void switch_telemetry_off(void)
+{
+#ifdef _WIN32
+    if (getenv("ORT_DISABLE_TELEMETRY") == NULL) {
+        _putenv_s("ORT_DISABLE_TELEMETRY", "1");
+    }
+#else
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+#endif
+}
+
 static int find_runtime(void)
 {
     if (ort == NULL) {
+        switch_telemetry_off();
         ort = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     }
     if (ort == NULL) {
@@ -48,6 +65,9 @@ int classifier_open(Classifier *classifier, const void *model, size_t bytes, int
     TRY(CreateSessionOptions(&classifier->options));
     TRY(SetIntraOpNumThreads(classifier->options, threads));
     TRY(SetInterOpNumThreads(classifier->options, 1));
+    if (cpu_saturates()) { /* an INT8 model would give wrong answers; with VNNI this entry would only slow it down */
+        TRY(AddSessionConfigEntry(classifier->options, "session.x64quantprecision", "1"));
+    }
     TRY(CreateSessionFromArray(classifier->environment, model, bytes, classifier->options, &classifier->session));
     TRY(CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &classifier->memory));
     return 0;

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.core.errors import MissingDependencyError
-from qdeploy.runtime.engines.onnxruntime_options import SILENT, WAITING
+from qdeploy.runtime.engines.onnxruntime_options import SILENT, session_entries
 
 PACKAGE = "onnxruntime"
 LIBRARIES = ("libonnxruntime.so*", "libonnxruntime.*dylib", "onnxruntime.dll")
@@ -140,12 +140,13 @@ _OUTPUTS = (c_char_p * 2)(b"logits", b"probabilities")
 class Model:
     """An ONNX file opened for the CPU: ``image`` of uint8 in, ``logits`` and ``probabilities`` of float32 out."""
 
-    def __init__(self, data: bytes, threads: int) -> None:
+    def __init__(self, data: bytes, threads: int, target: str) -> None:
         """Open the bytes of an ONNX file; nothing of them is needed afterwards.
 
         Args:
             data: The file.
             threads: Threads of one run.
+            target: What the file was made for, as its card says.
 
         Raises:
             OnnxRuntimeError: If it is refused.
@@ -156,7 +157,7 @@ class Model:
             _api.SetIntraOpNumThreads(options, threads)
             _api.SetInterOpNumThreads(options, 1)
             _api.SetSessionLogSeverityLevel(options, SILENT)
-            for key, value in WAITING.items():
+            for key, value in session_entries(target).items():
                 _api.AddSessionConfigEntry(options, key.encode(), value.encode())
             _api.CreateSessionFromArray(environment(), data, len(data), options, byref(session))
         finally:

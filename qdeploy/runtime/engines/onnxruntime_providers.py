@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, MissingDependencyError
-from qdeploy.runtime.engines.onnxruntime_options import SILENT, WAITING
+from qdeploy.runtime.engines.onnxruntime_options import CPU_PROVIDER, SILENT, cpu_engine, cpu_note, session_entries
 from qdeploy.runtime.session import ArraySession, closed, require_images
 
 OUTPUTS = ["logits", "probabilities"]
@@ -25,8 +25,9 @@ class ProviderSession(ArraySession):
     def __init__(self, artifact: Artifact, threads: int) -> None:
         wanted = [name for name, _ in self.providers]
         _require_installed(wanted)
-        options = session_options(threads)
-        if "CPUExecutionProvider" not in wanted:
+        target = artifact.card.target
+        options = session_options(threads, target)
+        if CPU_PROVIDER not in wanted:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             session = ort.InferenceSession(artifact.data, options, providers=list(self.providers), enable_fallback=0)
@@ -43,6 +44,8 @@ class ProviderSession(ArraySession):
             )
         self._session: ort.InferenceSession | None = session
         self.engine = f"onnxruntime {' and '.join(wanted)}"
+        if wanted == [CPU_PROVIDER]:
+            self.engine, self.note = cpu_engine(target), cpu_note(artifact.path, target)
         self._size = artifact.card.preprocessing.size
 
     def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -62,7 +65,7 @@ class ProviderSession(ArraySession):
 class BindingSession(ProviderSession):
     """The CPU, where the package has no C library for ``OnnxRuntimeSession``."""
 
-    providers = (("CPUExecutionProvider", {}),)
+    providers = ((CPU_PROVIDER, {}),)
 
 
 _CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 rounds the inputs of products to 10 bits
@@ -80,13 +83,18 @@ class TensorRtProviderSession(ProviderSession):
     providers = (("TensorrtExecutionProvider", {}), _CUDA)
 
 
-def session_options(threads: int) -> ort.SessionOptions:
-    """Give the options of a session whose inferences use so many threads."""
+def session_options(threads: int, target: str) -> ort.SessionOptions:
+    """Return the options of a session.
+
+    Args:
+        threads: Threads of one inference.
+        target: What the file was made for, as its card says.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = SILENT
-    for key, value in WAITING.items():
+    for key, value in session_entries(target).items():
         options.add_session_config_entry(key, value)
     return options
 

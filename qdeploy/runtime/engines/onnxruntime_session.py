@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError
 from qdeploy.runtime.engines.onnxruntime_library import VERSION, Model, OnnxRuntimeError
+from qdeploy.runtime.engines.onnxruntime_options import cpu_engine, cpu_note
 from qdeploy.runtime.session import Rows, Session, closed, require_bytes, require_images
 
 if TYPE_CHECKING:
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 class OnnxRuntimeSession(Session):
     """A session of ONNX Runtime; see ``qdeploy.runtime.session.Session``."""
 
-    engine = "onnxruntime CPUExecutionProvider"
-
     def __init__(self, artifact: Artifact, threads: int) -> None:
+        self.engine = cpu_engine(artifact.card.target)
+        self.note = cpu_note(artifact.path, artifact.card.target)
         self._path = artifact.path
         self._size = artifact.card.preprocessing.size
         self._classes = len(artifact.card.labels)
         try:
-            self._model: Model | None = Model(artifact.data, threads)
+            self._model: Model | None = Model(artifact.data, threads, artifact.card.target)
         except OnnxRuntimeError as error:
             raise ArtifactError(
                 f"{artifact.path} cannot be opened by ONNX Runtime {VERSION}: {_one_line(error)}"
