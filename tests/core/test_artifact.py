@@ -106,8 +106,11 @@ def test_a_foreign_onnx_file_is_refused_by_name(int8_file: Path, tmp_path: Path)
 
 def test_it_is_a_plain_valid_onnx_file_without_local_paths(fp32_file: Path, int8_file: Path) -> None:
     for file in (fp32_file, int8_file):
-        onnx.checker.check_model(onnx.load(str(file)), full_check=True)
-        data = file.read_bytes()
+        model = onnx.load(str(file))
+        onnx.checker.check_model(model, full_check=True)
+        for weights in model.graph.initializer:
+            weights.ClearField("raw_data")  # three of its bytes may well spell ".py"
+        data = model.SerializeToString()
         for trace in (str(Path.home()), str(file.parents[3]), "site-packages", "qdeploy/models", ".py"):
             assert trace.encode() not in data
 
