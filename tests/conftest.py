@@ -16,13 +16,15 @@ from PIL import Image
 
 from qdeploy.core.files import locked
 from qdeploy.data.embedded import FASHION_CLASSES, embedded_source
-from qdeploy.export import guard, units
+from qdeploy.export.float_choice import SearchConfig
 from qdeploy.export.made import ExportConfig
 from qdeploy.export.run import export
 from qdeploy.export.verdict import ExportReport
 from qdeploy.training import TrainResult, config_from_recipe, train
 
 MakeImages = Callable[..., Path]
+SHORT = SearchConfig(modules=4, roles=2, runs=10, repeats=1)
+"""For exports whose subject is not the search; test_float_search.py has the whole."""
 T = TypeVar("T")
 
 
@@ -43,16 +45,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("QDEPLOY_CACHE", str(folder))
         yield folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def short_search() -> Iterator[None]:
-    """Exports within the tests' process try six parts of a model, once; test_guard.py has the whole search."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guard, "TIMINGS", 1)
-        patch.setattr(units, "MAX_MODULES", 4)
-        patch.setattr(units, "MAX_ROLES", 2)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +76,7 @@ def trained(shared: Path) -> TrainResult:
 @pytest.fixture(scope="session")
 def exported(trained: TrainResult, shared: Path) -> ExportReport:
     """The export of that run, fp32 and INT8; its run folder and export folder are below one root."""
-    config = ExportConfig(int8=True, choice_runs=50, allow_drop=True, allow_slower=True)
+    config = ExportConfig(int8=True, search=SHORT, allow_drop=True, allow_slower=True)
     out = shared / "exports" / "small-run"
     return once(shared, "exported", lambda: export(Path(trained.run), config, out))
 

@@ -32,6 +32,15 @@ def int8_options(command: Command) -> Command:
             help="How values become ranges: minmax, percentile, entropy, mse, mixed. Default: the best of all.",
         ),
         click.option("--calibration-images", type=int, default=256, help="Training images that set the ranges."),
+        click.option(
+            "--float-layers", help="Leave these parts in float, between commas, instead of searching; none: nothing."
+        ),
+        click.option(
+            "--like", type=click.Path(path_type=Path), help="Leave in float what this INT8 file of the same model does."
+        ),
+        click.option(
+            "--search-seconds", type=float, default=120.0, help="Time for that search; then the best so far is taken."
+        ),
         click.option("--random-calibration", is_flag=True, help="Calibrate on noise, only to try a graph."),
         click.option("--max-drop", type=float, default=1.0, help="Points of validation top-1 that INT8 may cost."),
         click.option("--max-drop-relative", type=float, help="The same in percent of the float model's top-1."),
@@ -63,12 +72,22 @@ def export_command(run: Path | None, out: Path | None, json: bool, **fields: Any
         from qdeploy.export import ExportConfig, export
     from qdeploy.core.run_folder import newest_run
 
-    config = ExportConfig(**fields)
+    config = ExportConfig(**searched(fields))
     run = run or newest_run()
     with Bar("exporting") as bar:
         bar.line(f"exporting {run}")
         report = export(run, config, out, bar.line, ticks(bar))
     return show(report, json, config.kit)
+
+
+def searched(fields: dict[str, Any]) -> dict[str, Any]:
+    """Turn the options on the choice of float layers into the fields of an ``ExportConfig``."""
+    from qdeploy.export import SearchConfig
+
+    names = fields["float_layers"]
+    layers = None if names is None else tuple(name.strip() for name in names.split(",") if name.strip())
+    search = SearchConfig(seconds=fields.pop("search_seconds"))
+    return {**fields, "float_layers": layers, "search": search}
 
 
 def ticks(bar: Bar) -> Ticks:

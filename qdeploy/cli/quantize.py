@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qdeploy.cli.export import int8_options, show, ticks
+from qdeploy.cli.export import int8_options, searched, show, ticks
 from qdeploy.cli.output import Bar, extra_needed
 from qdeploy.core.errors import InputError
 
@@ -30,7 +30,7 @@ def quantize_command(
     from qdeploy.core.artifact import EXPORTS
     from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-    config = ExportConfig(int8=True, **fields)
+    config = ExportConfig(int8=True, **searched(fields))
     means, stds = channels("--mean", mean, IMAGENET_MEAN), channels("--std", std, IMAGENET_STD)
     with Bar("quantizing") as bar:
         out = out or EXPORTS / file.stem

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qdeploy.export.float_choice import SearchConfig
     from qdeploy.export.foreign import export_onnx
     from qdeploy.export.lint import LintReport, lint_file
     from qdeploy.export.made import ExportConfig
@@ -16,11 +17,21 @@ if TYPE_CHECKING:
     from qdeploy.export.run import export
     from qdeploy.export.verdict import ExportReport
 
-__all__ = ["ExportConfig", "ExportReport", "LintReport", "export", "export_module", "export_onnx", "lint_file"]
+__all__ = [
+    "ExportConfig",
+    "ExportReport",
+    "LintReport",
+    "SearchConfig",
+    "export",
+    "export_module",
+    "export_onnx",
+    "lint_file",
+]
 _HOMES = {
     "ExportConfig": "made",
     "ExportReport": "verdict",
     "LintReport": "lint",
+    "SearchConfig": "float_choice",
     "export": "run",
     "export_module": "module",
     "export_onnx": "foreign",

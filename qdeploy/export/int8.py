@@ -16,10 +16,13 @@ from qdeploy.core.metrics import Floats, PairedDifference, sqnr_db, topk_percent
 from qdeploy.data.dataset import Split
 from qdeploy.export.bias_correction import biases_of, channel_means, correct_biases
 from qdeploy.export.calibrate import Calibration, calibrate, choose_images, random_images
+from qdeploy.export.clock import real_clock
 from qdeploy.export.encodings import Encoding, encoding_for
-from qdeploy.export.guard import ERROR_IMAGES, Budget, Choice, Guard, GuardTrial, UnitCost
+from qdeploy.export.float_choice import Budget, FloatChoice, Found, UnitCost
+from qdeploy.export.float_search import FloatSearch
 from qdeploy.export.made import Made, Work, finish, open_graph
 from qdeploy.export.parity import require_sound, run_session
+from qdeploy.export.pinned import Pinned, pinned
 from qdeploy.export.quantize import quantize
 from qdeploy.export.ranges import METHODS, Range
 from qdeploy.runtime.bench import sample_images
@@ -29,8 +32,10 @@ INT8_GOLDEN_DB = 35.0
 """Other CPUs reach 42 dB and more, kernels that saturate 15 to 30 (benchmarks/other_cpus.py)."""
 PICKING_GOLDEN_DB = 20.0
 """The same of graphs that pick their largest values: rounding may pick another one where two are nearly equal."""
-GUARD_IMAGES = 2000
-"""Validation images, at most, that the guard's trials are judged on."""
+SEARCH_IMAGES = 2000
+"""Validation images, at most, that choices of float layers are judged on."""
+WAY_IMAGES = 128
+"""Validation images that the ways to calibrate are judged on."""
 SMALL_CHANNELS = 16
 """Convolutions that read fewer stay in float for TensorRT: their integers do not pay there."""
 FLOAT_FOR_TENSORRT = "products of activations, convolutions of few channels"
@@ -49,7 +54,8 @@ class Int8Report:
     """Signal-to-noise ratio of the logits on validation images, in decibels, in each way that was tried."""
     float_units: tuple[str, ...]
     units: tuple[UnitCost, ...]
-    trials: tuple[GuardTrial, ...]
+    choices: tuple[FloatChoice, ...]
+    """Of float layers that were measured whole."""
     val_difference: PairedDifference
     """INT8 minus fp32 accuracy on validation images."""
     budget: float
@@ -146,36 +152,36 @@ def _one(
     native = encoding.target == native_target()
     budget = _budget(work, fp32)
     val = work.dataset.splits["val"]
-    guard = Guard(
+    search = FloatSearch(
         model=graph,
         session=fp32.session,
         card=card,
         encoding=encoding,
         ranges=way.ranges,
         biases=way.biases,
-        pixels=val.pixels[:GUARD_IMAGES],
-        labels=val.labels[:GUARD_IMAGES],
-        images=sample_images(work.dataset.preprocessing),
+        pixels=val.pixels[:SEARCH_IMAGES],
+        labels=val.labels[:SEARCH_IMAGES],
         budget=budget,
-        runs=work.config.choice_runs,
-        timed=native,
+        clock=real_clock(sample_images(work.dataset.preprocessing)) if native else None,
+        config=work.config.search,
         note=work.note,
         tick=work.tick(f"INT8 for {encoding.target}"),
     )
-    choice = guard.search(start)
+    pins = pinned(work.config, graph, encoding)
+    found = search.search(start) if pins is None else search.pinned(start | pins.nodes, pins.names)
     return Int8Made(
-        made=_finished(work, fp32, card, choice, calibration, way.name, native),
+        made=_finished(work, fp32, card, found, pins, calibration, way.name, native),
         report=Int8Report(
             target=encoding.target,
             native=native,
             calibration=way.name,
             methods=errors,
-            float_units=choice.float_units,
-            units=choice.units,
-            trials=choice.trials,
-            val_difference=choice.difference,
+            float_units=found.float_units,
+            units=found.units,
+            choices=found.choices,
+            val_difference=found.difference,
             budget=budget.points,
-            within_budget=choice.within_budget,
+            within_budget=found.within_budget,
             qat_epochs=epochs,
         ),
         ranges=way.ranges,
@@ -183,18 +189,27 @@ def _one(
 
 
 def _finished(
-    work: Work, fp32: Made, card: Card, choice: Choice, calibration: Calibration, method: str, native: bool
+    work: Work,
+    fp32: Made,
+    card: Card,
+    found: Found,
+    pins: Pinned | None,
+    calibration: Calibration,
+    method: str,
+    native: bool,
 ) -> Made:
     images: dict[str, Any] = {"method": method, "images": list(calibration.image_hashes), "seed": calibration.seed}
     if work.config.random_calibration:
         images["random"] = True
-    card = replace(card, float_layers=choice.float_nodes, lineage={**card.lineage, "calibration": images})
+    chosen_by = {"by": "search", "layers": list(found.float_units)} if pins is None else pins.to_dict()
+    lineage = {**card.lineage, "calibration": images, "float_choice": chosen_by}
+    card = replace(card, float_layers=found.float_nodes, lineage=lineage)
     file = "model.int8.onnx" if native else f"model.int8.{card.target}.onnx"
     fixed = [FLOAT_FOR_TENSORRT] if card.target == "tensorrt" else []
-    words = ", ".join((*fixed, *choice.float_units)) or "nothing"
-    picks = any(node.op_type == "TopK" for node in choice.model.graph.node)
+    words = ", ".join((*fixed, *found.float_units)) or "nothing"
+    picks = any(node.op_type == "TopK" for node in found.model.graph.node)
     golden_db = PICKING_GOLDEN_DB if picks else INT8_GOLDEN_DB
-    int8 = finish(work, choice.model, card, fp32.parity_logits, file, golden_db, words)
+    int8 = finish(work, found.model, card, fp32.parity_logits, file, golden_db, words)
     require_sound(f"fp32 to INT8 for {card.target}", int8.parity)
     work.note(
         f"int8 for {card.target}: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.top1_agreement:.1%} of "
@@ -236,7 +251,7 @@ def _error(
     start: frozenset[str],
 ) -> float:
     """Give the signal-to-noise ratio of the logits on validation images, with all that may be INT8 in INT8."""
-    pixels, before = work.dataset.splits["val"].pixels[:ERROR_IMAGES], fp32.parity_logits[:ERROR_IMAGES]
+    pixels, before = work.dataset.splits["val"].pixels[:WAY_IMAGES], fp32.parity_logits[:WAY_IMAGES]
     with open_graph(quantize(graph, way.ranges, encoding, start, way.biases), card) as session:
         return sqnr_db(before, run_session(session, pixels))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from qdeploy.core.metrics import Floats, Parity, measure, topk_percent, wilson_i
 from qdeploy.data.dataset import Dataset, Split
 from qdeploy.export.calibrate import Tick
 from qdeploy.export.encodings import encoding_for
+from qdeploy.export.float_choice import SearchConfig
 from qdeploy.export.parity import require_same_in_batches, run_session
 from qdeploy.export.ranges import METHODS
 from qdeploy.export.seal import sealed_bytes
@@ -63,8 +64,12 @@ class ExportConfig:
     """Also build TensorRT-RTX engines, which needs no GPU."""
     kit: str | None = None
     """Also write a folder for devices without Python: ``c``, a C program against ONNX Runtime."""
-    choice_runs: int = 200
-    """Timed runs of each of the guard's trials."""
+    float_layers: tuple[str, ...] | None = None
+    """Leave these in float instead of searching: parts as the report names them, modules, nodes; ``none``: nothing."""
+    like: Path | None = None
+    """Leave in float what this INT8 file of the same model does, instead of searching."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """How hard the layers that stay in float are searched for."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -90,6 +95,10 @@ class ExportConfig:
                 f"there is no calibration '{self.calibration}'{near_miss(self.calibration, known)}; known: "
                 f"{', '.join(known)}"
             )
+        if self.float_layers == ():
+            raise InputError("--float-layers names nothing; give parts between commas, or: none")
+        if self.float_layers is not None and self.like is not None:
+            raise InputError("--float-layers and --like both say what stays in float; give one of them")
         if not 0 <= self.qat_epochs <= 1000:
             raise InputError(f"--qat-epochs must be between 0 and 1000, found {self.qat_epochs}")
         relative = self.max_drop_relative

@@ -107,7 +107,7 @@ def _engines(engines: list[dict[str, Any]]) -> list[str]:
 
 
 def _int8(int8: dict[str, Any]) -> list[str]:
-    """Show how one INT8 file came about: its calibration, what each part costs and gains, and the trials."""
+    """Show how one INT8 file came about: its calibration, what each part costs and gains, and the choices."""
     where = "this machine" if int8["native"] else "not timed here"
     methods = ", ".join(f"{name} {db:.1f} dB" for name, db in int8["methods"].items())
     difference = int8["val_difference"]
@@ -119,11 +119,11 @@ def _int8(int8: dict[str, Any]) -> list[str]:
         '<p class="small">What INT8 does to each part while all others are INT8: time it saves (orange: floats are '
         "faster), and share of the error of the logits that it causes.</p>",
         _table(("part", "layers", "time saved", "", "error caused", ""), _unit_rows(int8)),
-        "<p><b>Trials</b></p>",
-        _pareto(int8["trials"]),
+        "<p><b>Choices of float layers</b></p>",
+        _pareto(int8["choices"]),
         _table(
             ("left in float", "SQNR dB", "val. points lost", "times fp32's speed"),
-            map(_trial_row, int8["trials"]),
+            map(_choice_row, int8["choices"]),
         ),
     ]
 
@@ -152,7 +152,7 @@ def _bar(share: float, minus: bool) -> str:
     return f'<span class="bar{" minus" if minus else ""}" style="width:{min(abs(share), 1.0) * 8:.2f}rem"></span>'
 
 
-def _trial_row(t: dict[str, Any]) -> list[str]:
+def _choice_row(t: dict[str, Any]) -> list[str]:
     speed = t["times_fp32_speed"]
     return [
         (escape(", ".join(t["float_units"])) or "nothing") + (" <b>(chosen)</b>" if t["chosen"] else ""),
@@ -162,21 +162,21 @@ def _trial_row(t: dict[str, Any]) -> list[str]:
     ]
 
 
-def _pareto(trials: list[dict[str, Any]]) -> str:
-    """Draw the timed trials: speed to the right, exactness upwards."""
-    timed = [t for t in trials if t["times_fp32_speed"]]
+def _pareto(choices: list[dict[str, Any]]) -> str:
+    """Draw the timed choices: speed to the right, exactness upwards."""
+    timed = [c for c in choices if c["times_fp32_speed"]]
     if len(timed) < 2:
         return ""
     width, height = _PICTURE
-    speeds, noises = [t["times_fp32_speed"] for t in timed], [t["sqnr_db"] for t in timed]
+    speeds, noises = [c["times_fp32_speed"] for c in timed], [c["sqnr_db"] for c in timed]
     slow, coarse = min(speeds), min(noises)
     fast, exact = max(speeds), max(noises)
     dots = ""
-    for trial, speed, db in zip(timed, speeds, noises, strict=True):
+    for choice, speed, db in zip(timed, speeds, noises, strict=True):
         x = _EDGE + (speed - slow) / ((fast - slow) or 1.0) * (width - 2 * _EDGE)
         y = height - _EDGE - (db - coarse) / ((exact - coarse) or 1.0) * (height - 2 * _EDGE)
-        colour = "#3a7d44" if trial["chosen"] else "#3b6ea8"
-        title = escape(", ".join(trial["float_units"]) or "nothing")
+        colour = "#3a7d44" if choice["chosen"] else "#3b6ea8"
+        title = escape(", ".join(choice["float_units"]) or "nothing")
         dots += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"><title>{title} in float</title></circle>'
     labels = (
         f'<text x="{_EDGE}" y="{height - 15}">{slow:.2f}x</text>'
@@ -186,7 +186,7 @@ def _pareto(trials: list[dict[str, Any]]) -> str:
     )
     axes = f'<path d="M{_EDGE} {_EDGE - 15}V{height - 35}H{width - 20}" fill="none" stroke="#9aa6b2"/>'
     return (
-        f'<svg width="{width}" height="{height}" font-size="12" role="img" aria-label="trials: speed and exactness">'
+        f'<svg width="{width}" height="{height}" font-size="12" role="img" aria-label="choices: speed and exactness">'
         f"{axes}{dots}{labels}</svg>"
     )
 

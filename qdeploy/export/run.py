@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import nn
 from qdeploy.core.artifact import EXPORTS
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
+from qdeploy.core.machine import usable_cores
 from qdeploy.core.metrics import Floats, measure
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.run_folder import newest_run, read_run
@@ -31,8 +34,9 @@ from qdeploy.export.trace import trace
 from qdeploy.export.verdict import ExportReport, Step
 from qdeploy.models.folding import deploy
 from qdeploy.models.registry import model_from_record
+from qdeploy.runtime.session import SMALL_MACS
 
-TORCH_BATCH = 64
+TORCH_BATCH = 16
 
 
 def export(
@@ -83,8 +87,8 @@ class TorchSource:
     def float_step(self, work: Work) -> tuple[Made, tuple[Step, ...]]:
         """Compare the folded model and its graph with the model."""
         pixels = work.parity_pixels
-        reference = _trained_logits(self.model, pixels, self.rules)
-        with torch.inference_mode():
+        with torch_threads(1 if work.record["model"]["macs"] < SMALL_MACS else usable_cores()), torch.inference_mode():
+            reference = _trained_logits(self.model, pixels, self.rules)
             folded = torch.cat([self._deployed(p)[0] for p in torch.from_numpy(pixels).split(TORCH_BATCH)]).numpy()
         magnitude = max(1.0, float(np.abs(reference).max()))
         folding = measure(reference, folded)
@@ -131,7 +135,17 @@ def _dataset(record: dict[str, Any], rules: Preprocessing) -> Dataset:
 
 def _trained_logits(model: nn.Module, pixels: NDArray[np.uint8], rules: Preprocessing) -> Floats:
     mean, std = torch.tensor(rules.mean), torch.tensor(rules.std)
-    with torch.inference_mode():
-        parts = torch.from_numpy(pixels).split(TORCH_BATCH)
-        logits = [model(((p.float() / 255 - mean) / std).permute(0, 3, 1, 2)) for p in parts]
-        return np.asarray(torch.cat(logits).numpy(), np.float32)
+    parts = torch.from_numpy(pixels).split(TORCH_BATCH)
+    logits = [model(((p.float() / 255 - mean) / std).permute(0, 3, 1, 2)) for p in parts]
+    return np.asarray(torch.cat(logits).numpy(), np.float32)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads: beside a busy neighbour two take up to thirty times as long as one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import onnx
 import onnxruntime as ort
 
+from qdeploy.runtime.engines.onnxruntime_options import WAITING
+
 
 def open_with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> ort.InferenceSession:
     """Open a copy of a graph that gives some of its tensors besides its outputs; nothing is fused away."""
@@ -17,4 +19,6 @@ def open_with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> ort.Infer
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    for key, value in WAITING.items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(wide.SerializeToString(), options, providers=["CPUExecutionProvider"])

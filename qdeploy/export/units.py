@@ -34,8 +34,10 @@ class _Node:
     is_layer: bool
 
 
-def units_of(model: onnx.ModelProto, encoding: Encoding) -> list[Unit]:
-    """Give what may stay in float, at most ``MAX_MODULES`` modules and ``MAX_ROLES`` roles.
+def units_of(
+    model: onnx.ModelProto, encoding: Encoding, max_modules: int = MAX_MODULES, max_roles: int = MAX_ROLES
+) -> list[Unit]:
+    """Return what may stay in float, at most so many modules and so many roles.
 
     Modules come from the outside in, a whole level at a time while it fits, then the largest of the next; a module
     without children is split into its layers. A role is every module of one name, such as ``*.excite``, or every
@@ -43,18 +45,18 @@ def units_of(model: onnx.ModelProto, encoding: Encoding) -> list[Unit]:
     """
     may = quantizable(model, encoding)
     nodes = [
-        _Node(n.name, (*_modules(n.name), n.name), n.op_type in MATRIX_OPERATORS)
+        _Node(n.name, (*_steps(n.name), n.name), n.op_type in MATRIX_OPERATORS)
         for n in model.graph.node
         if n.name in may
     ]
     units: list[Unit] = []
     level = _parts((), nodes)
-    while level and len(units) + len(level) <= MAX_MODULES:
+    while level and len(units) + len(level) <= max_modules:
         units += [_unit(prefix, inside) for prefix, inside in level.items()]
         splits = [_parts(p, inside) for p, inside in level.items()]
         level = {p: inside for parts in splits if len(parts) > 1 for p, inside in parts.items()}
-    units += _largest([_unit(p, inside) for p, inside in level.items()], MAX_MODULES - len(units))
-    return units + _largest(_roles(model, nodes, {u.nodes for u in units}), MAX_ROLES)
+    units += _largest([_unit(p, inside) for p, inside in level.items()], max_modules - len(units))
+    return units + _largest(_roles(model, nodes, {u.nodes for u in units}), max_roles)
 
 
 def quantizable(model: onnx.ModelProto, encoding: Encoding) -> frozenset[str]:
@@ -76,8 +78,14 @@ def nodes_of(units: Iterable[Unit]) -> frozenset[str]:
     return frozenset().union(*(u.nodes for u in units))
 
 
-def _modules(node: str) -> list[str]:
-    """Give the modules that a node is in, from the outside in; other tools write ``/module/child/Operator``."""
+def modules_of(node: str) -> list[str]:
+    """Return the names of the modules that a node is in, from the outside in, e.g. ``stages``, ``stages.1``."""
+    steps = _steps(node)
+    return [".".join(steps[: i + 1]) for i in range(len(steps))]
+
+
+def _steps(node: str) -> list[str]:
+    """Return the path of the module that a node is in; other tools write ``/module/child/Operator``."""
     return [step for step in re.split(r"[./]", node.rpartition("/")[0]) if step]
 
 

@@ -312,10 +312,10 @@ def test_a_verdict_is_exit_code_1(
 def test_rejected_int8_is_exit_code_1_and_fp32_is_kept(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qdeploy.export import guard
+    from qdeploy.export import float_search
 
     loss = PairedDifference(points=-9.0, margin95=0.5, n=500)
-    monkeypatch.setattr(guard, "paired_difference", lambda *_: loss)
+    monkeypatch.setattr(float_search, "paired_difference", lambda *_: loss)
     assert run(["export", "--int8", "--calibration", "minmax", "--out", "exports/coarse"]) == 1
     out = capsys.readouterr().out
     assert "INT8 REJECTED: it costs 9.00 +- 0.50 points" in out

@@ -20,9 +20,9 @@ from qdeploy.data.catalog import load_dataset
 from qdeploy.export import ExportConfig, export_onnx
 from qdeploy.export.foreign import adopted
 from qdeploy.runtime.classifier import load
-from tests.conftest import MakeImages
+from tests.conftest import SHORT, MakeImages
 
-CONFIG = ExportConfig(int8=True, choice_runs=10, calibration="minmax", allow_drop=True, allow_slower=True)
+CONFIG = ExportConfig(int8=True, search=SHORT, calibration="minmax", allow_drop=True, allow_slower=True)
 MakeFile = Callable[..., Path]
 
 CHANNELS_FIRST = """

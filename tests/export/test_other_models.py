@@ -19,11 +19,11 @@ from qdeploy.export import ExportConfig, export, export_module
 from qdeploy.models.registry import create_model
 from qdeploy.runtime.classifier import load
 from qdeploy.training import config_from_recipe, train
-from tests.conftest import MakeImages
+from tests.conftest import SHORT, MakeImages
 
 RULES = Preprocessing()
 CONFIG = ExportConfig(
-    int8=True, allow_drop=True, allow_slower=True, choice_runs=10, calibration_images=32, calibration="minmax"
+    int8=True, allow_drop=True, allow_slower=True, search=SHORT, calibration_images=32, calibration="minmax"
 )
 
 

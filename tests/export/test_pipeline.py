@@ -16,7 +16,7 @@ from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.metrics import PairedDifference, agreement, sqnr_db, topk_percent
 from qdeploy.data.catalog import load_dataset
-from qdeploy.export import guard, int8, units, verdict
+from qdeploy.export import float_search, int8, verdict
 from qdeploy.export import run as trained_runs
 from qdeploy.export.made import ExportConfig, Work
 from qdeploy.export.pipeline import no_progress
@@ -25,8 +25,9 @@ from qdeploy.export.run import export
 from qdeploy.export.verdict import ExportReport
 from qdeploy.runtime.bench import Comparison
 from qdeploy.training import TrainResult
+from tests.conftest import SHORT
 
-QUICK = ExportConfig(int8=True, choice_runs=10, calibration="minmax", allow_drop=True, allow_slower=True)
+QUICK = ExportConfig(int8=True, search=SHORT, calibration="minmax", allow_drop=True, allow_slower=True)
 
 
 def logits_of(file: Path, pixels: Any) -> Any:
@@ -169,7 +170,7 @@ def test_int8_beyond_its_budget_is_rejected(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {"difference": PairedDifference(points=-2.0, margin95=1.5, n=500)}
-    monkeypatch.setattr(guard, "paired_difference", lambda *_: found["difference"])
+    monkeypatch.setattr(float_search, "paired_difference", lambda *_: found["difference"])
     config = replace(QUICK, allow_drop=False)
     report = export(Path(trained.run), config, tmp_path / "x")
     assert not report.accepted
@@ -196,7 +197,7 @@ def test_int8_that_is_not_faster_is_rejected(
         "INT8 REJECTED: not faster on this device, 1.01x the speed of fp32 (95 % interval 0.99 to 1.03)"
         in report.verdict
     )
-    assert report.int8[0].trials  # what was tried stays in the report
+    assert report.int8[0].choices  # what was tried stays in the report
     assert not (tmp_path / "x" / "model.int8.onnx").exists()
     kept = export(Path(trained.run), QUICK, tmp_path / "kept")
     assert kept.accepted
@@ -220,9 +221,8 @@ def test_several_targets_come_from_one_calibration(trained: TrainResult, tmp_pat
 
 
 def test_calibration_on_noise_is_stamped_and_few_images_of_a_class_are_told(
-    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainResult, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(units, "MAX_MODULES", 2)
     lines: list[str] = []
     config = replace(QUICK, random_calibration=True, calibration_images=16)
     report = export(Path(trained.run), config, tmp_path / "noise", lines.append)
