@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-arm lint clean
 
 demo: .venv/train.done
 	$(BIN)/qdeploy train
@@ -13,6 +13,12 @@ demo: .venv/train.done
 test: .venv/dev.done .venv/include/onnxruntime_c_api.h
 	$(BIN)/python -m compileall -q qdeploy  # the commands under test are short: no time for it in each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# the shipped model files on an emulated ARM64 CPU (scripts/emulated_arm.sh); MODELS="a.onnx b.onnx" checks others
+test-arm: .venv/dev.done
+	scripts/emulated_arm.sh .venv/arm64
+	$(BIN)/python tests/emulation/arm_check.py --write .venv/arm64/answers.json $(MODELS)
+	.venv/arm64/bin/python tests/emulation/arm_check.py --compare .venv/arm64/answers.json $(MODELS)
 
 lint: .venv/dev.done
 	$(BIN)/ruff check .

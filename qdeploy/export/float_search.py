@@ -154,7 +154,7 @@ class FloatSearch:
         every = units_of(self.model, self.encoding, self.config.modules, self.config.roles)
         units = [u for u in every if u.nodes - start]
         timed = self.config.runs if self.clock else 0
-        self._forecast.plan(len(units) + (STEPS * SIDE_BY_SIDE if timed else 0), ERROR_IMAGES + timed)
+        self._forecast.plan(len(units) + (STEPS * (SIDE_BY_SIDE + 1) if timed else 0), ERROR_IMAGES + timed)
         self.note(f"float search: {len(units)} parts, about {self._forecast.total_s():.0f} s")
         for group in _groups(units):
             if self._forecast.passed_s() > self.config.seconds / 2:
