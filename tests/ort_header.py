@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 HEADER = "onnxruntime_c_api.h"
@@ -19,3 +21,18 @@ def header_folder() -> Path:
     if found is None:
         pytest.skip(f"no {HEADER}: `make test` fetches it, or give its folder in ONNXRUNTIME_INCLUDE")
     return found
+
+
+def runtime_folder(home: Path) -> Path:
+    """Make a folder as a release of ONNX Runtime has it: include/ and lib/, with the library from the wheel."""
+    include = header_folder()
+    if not shutil.which("cc") or not shutil.which("make"):
+        pytest.skip("no C compiler or no make")
+    library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
+    if library is None:
+        pytest.skip("the wheel of ONNX Runtime has no library to link with on this system")
+    (home / "lib").mkdir(parents=True)
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (home / "lib" / name).symlink_to(library)
+    (home / "include").symlink_to(include)
+    return home

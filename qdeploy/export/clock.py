@@ -79,7 +79,7 @@ def timing_of(openings: Sequence[Sequence[float]]) -> Timing:
 
 @dataclass(kw_only=True)
 class Forecast:
-    """How long the search takes: a guess from the first graph's runs, then the average of the graphs made since."""
+    """How long the search takes: a guess from the first graph's runs, then the average of the graphs opened since."""
 
     limit_s: float
     opening_s: float = 0.0
@@ -90,7 +90,7 @@ class Forecast:
     """Returns the time in seconds."""
     _begin: float = field(init=False)
     _planned: int = 0
-    _made: int = 0
+    _opened: int = 0
     _since: float = 0.0
     _each_s: float = 0.0
 
@@ -98,13 +98,13 @@ class Forecast:
         self._begin = self.now()
 
     def plan(self, graphs: int, images: int) -> None:
-        """Plan to make so many more graphs, and to run each on about so many images."""
-        self._planned, self._made, self._since = graphs, 0, self.passed_s()
+        """Plan to open so many more graphs, and to run each on about so many images."""
+        self._planned, self._opened, self._since = graphs, 0, self.passed_s()
         self._each_s = self.opening_s + min(images * self.image_s, TIMING_SECONDS)
 
-    def made_one(self) -> None:
-        """Note that one more graph was made."""
-        self._made += 1
+    def opened(self, graphs: int) -> None:
+        """Note that so many more graphs were opened and run."""
+        self._opened += graphs
 
     def passed_s(self) -> float:
         """Return the seconds since the beginning."""
@@ -117,5 +117,6 @@ class Forecast:
     def total_s(self) -> float:
         """Return how many seconds all of it is expected to take, at most the limit."""
         few = 5  # before, the first graphs say little
-        each_s = (self.passed_s() - self._since) / self._made if self._made >= few else self._each_s
-        return max(self.passed_s(), min(self.limit_s, self.passed_s() + max(0, self._planned - self._made) * each_s))
+        each_s = (self.passed_s() - self._since) / self._opened if self._opened >= few else self._each_s
+        left_s = max(0, self._planned - self._opened) * each_s
+        return max(self.passed_s(), min(self.limit_s, self.passed_s() + left_s))

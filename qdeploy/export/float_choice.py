@@ -24,10 +24,11 @@ class SearchConfig:
     """After so much time the best choice so far is taken."""
     runs: int = 35
     """Timed runs of each opened graph; what differs between two openings is more than what more runs would tell."""
-    worth: float = 0.03
+    worth: float = 0.02
     """Share of the whole time that leaving a part in float must save."""
-    repeats: int = 3
-    """On a noisy machine candidates are timed at most so many times, until the noise is below ``worth``."""
+    repeats: int = 6
+    """Candidates are opened and timed at most twice so often: until the noise is half of ``worth``, and it is clear
+    whether the best of them saves more than that."""
     modules: int = MAX_MODULES
     """Modules that are tried, at most."""
     roles: int = MAX_ROLES

@@ -45,8 +45,8 @@ OPENINGS = 2
 """Times that each candidate of a step is opened anew."""
 HARDLY_FASTER = 1.05
 """Times fp32's speed; below it the search also begins from float."""
-STEPS = 4
-"""That the forecast reckons with."""
+STEP_OPENINGS = 30
+"""Graphs that the steps open, as the forecast reckons."""
 
 
 class _OutOfTimeError(Exception):
@@ -116,7 +116,7 @@ class FloatSearch:
         try:
             self._measure_parts(start)
             if self.clock:
-                self._best = self._settle(self._descend(whole, self._survey.gains, TO_FLOAT))
+                self._best, _ = self._settle(self._descend(whole, self._survey.gains, TO_FLOAT))
                 if (self._best.speed or 0.0) < HARDLY_FASTER:
                     self._from_float(start)
             if not self._sound(self._best):
@@ -154,14 +154,14 @@ class FloatSearch:
         every = units_of(self.model, self.encoding, self.config.modules, self.config.roles)
         units = [u for u in every if u.nodes - start]
         timed = self.config.runs if self.clock else 0
-        self._forecast.plan(len(units) + (STEPS * (SIDE_BY_SIDE + 1) if timed else 0), ERROR_IMAGES + timed)
+        self._forecast.plan(len(units) + (STEP_OPENINGS if timed else 0), ERROR_IMAGES + timed)
         self.note(f"float search: {len(units)} parts, about {self._forecast.total_s():.0f} s")
         for group in _groups(units):
             if self._forecast.passed_s() > self.config.seconds / 2:
                 self.note(f"float search: no time for {len(units) - len(self._survey.units)} of {len(units)} parts")
                 return
             nodes = [start, *(u.nodes | start for u in group)]
-            with opened([self._artifact(n) for n in nodes]) as (whole, *sessions):
+            with self._opened([self._artifact(n) for n in nodes]) as (whole, *sessions):
                 self._survey.noise = self._squared_error(whole)
                 for unit, session in zip(group, sessions, strict=True):
                     self._survey.units.append(unit)
@@ -188,36 +188,30 @@ class FloatSearch:
             ordered = [u for u in ordered if moves[u.name] != there]
             beside = ordered[:SIDE_BY_SIDE]
             first = self._time([there, *(moves[u.name] for u in beside)], openings=1).ms
-            quick = {u: ms for u, ms in zip(beside, first[1:], strict=True) if 1 - ms / first[0] > worth / 2}
+            quick = {u: ms for u, ms in zip(beside, first[1:], strict=True) if 1 - ms / first[0] > worth / 4}
             if not quick:
                 return path
             timing = self._time([there, *(moves[u.name] for u in quick)], first=(first[0], *quick.values()))
             base, *times = timing.ms
             if 1 - min(times) / base < max(worth, timing.noise):
                 return path
-            ties = [u for u, ms in zip(quick, times, strict=True) if ms <= min(times) + base * self._tie(timing)]
+            tie = base * max(worth / 2, timing.noise)
+            ties = [u for u, ms in zip(quick, times, strict=True) if ms <= min(times) + tie]
             moved.append(min(ties, key=lambda u: self._simplicity(moves[u.name])))
             path.append(self._try(way.names(moved), moves[moved[-1].name]))
             if math.isfinite(path[-1].sqnr):
                 self._best = path[-1]
-            ordered = [u for u in ordered if u in quick or u not in beside]
 
-    def _tie(self, timing: Timing) -> float:
-        """Return the share of a time below which two choices count as equal."""
-        return max(self.config.worth / 2, timing.noise)
+    def _settle(self, path: Sequence[Tried]) -> tuple[Tried, float]:
+        """Time what was passed in turn with fp32; return its end, and the noise of that.
 
-    def _settle(self, path: Sequence[Tried]) -> Tried:
-        """Time choices in turn with fp32, and return the fastest; of equal ones that with least in float.
-
-        One that has nothing in INT8, and so no error at all, is the float graph: it counts only if all are.
+        An end that has nothing in INT8, and so no error at all, is the float graph: what was before counts.
         """
         path = [t for t in dict.fromkeys(path) if math.isfinite(t.sqnr)] or list(path)
         timing = self._time([None, *(t.nodes for t in path)])
-        fp32, *times = timing.ms
-        for one, ms in zip(path, times, strict=True):
-            one.speed = fp32 / ms
-        ties = [t for t, ms in zip(path, times, strict=True) if ms <= min(times) * (1 + self._tie(timing))]
-        return min(ties, key=lambda t: self._simplicity(t.nodes))
+        for one, ms in zip(path, timing.ms[1:], strict=True):
+            one.speed = timing.ms[0] / ms
+        return path[-1], timing.noise
 
     def _from_float(self, start: FloatNodes) -> None:
         """Try in INT8 only what is faster than fp32 when all else is float, the most rewarding first."""
@@ -233,7 +227,9 @@ class FloatSearch:
             gains.update((u.name, ms / timing.ms[0] - 1) for u, ms in zip(group, timing.ms[1:], strict=True))
         chosen = self._best
         path = self._descend(self._try(("everything",), every), gains, way)
-        self._best = self._settle([chosen, *path[1:]])
+        other, noise = self._settle([chosen, *path[1:]])
+        saved = 1 - (chosen.speed or 0.0) / (other.speed or 1.0)
+        self._best = other if saved >= max(self.config.worth, noise) else chosen
 
     def _repair(self, start: FloatNodes) -> None:
         """Leave as few further parts in float as the budget needs; by bisection, so in log2(parts) choices."""
@@ -262,7 +258,7 @@ class FloatSearch:
         """Make and measure a graph on all validation images; the same one is made once."""
         if nodes not in self._tried:
             begin = self.now()
-            with opened([self._artifact(nodes)]) as (session,):
+            with self._opened([self._artifact(nodes)]) as (session,):
                 self._forecast.opening_s = self.now() - begin
                 begin = self.now()
                 logits = run_session(session, self.pixels)
@@ -281,30 +277,47 @@ class FloatSearch:
         openings: int = OPENINGS,
         first: Sequence[float] = (),
     ) -> Timing:
-        """Time choices in turn, each opened anew; more often while the noise is above what counts.
+        """Time choices in turn, each opened anew; several openings are repeated while the noise is above what counts.
 
         Args:
             choices: What each leaves in float; None is the float graph.
-            openings: How often each is opened at least.
-            first: What they took when they were opened before.
+            openings: How often each is opened at least; 1 is not repeated.
+            first: What they took when they were opened before; then it is also repeated until ``_is_clear``.
         """
         if self.clock is None or len(choices) < 2:
             return Timing(ms=(1.0,) * len(choices), noise=0.0)
         artifacts = [self._artifact(nodes) for nodes in choices]
+        most = openings * self.config.repeats if openings > 1 else 1
         found = [first] if first else []
         while True:
-            with opened(artifacts) as sessions:
+            with self._opened(artifacts) as sessions:
                 found.append(self.clock(choices, sessions, self.config.runs, self._forecast.left_s()))
             timing = timing_of(found)
-            enough = len(found) >= openings and timing.noise <= self.config.worth
-            if enough or len(found) >= openings * self.config.repeats:
+            sure = timing.noise <= self.config.worth / 2 and (not first or self._is_clear(timing))
+            if len(found) == most or (len(found) >= openings and sure):
                 return timing
+
+    def _is_clear(self, timing: Timing) -> bool:
+        """Tell whether the best saves surely more, or surely less, than is worth the while."""
+        return abs(1 - min(timing.ms) / timing.ms[0] - self.config.worth) >= timing.noise
+
+    @contextmanager
+    def _opened(self, artifacts: Sequence[Artifact]) -> Iterator[list[Session]]:
+        """Open graphs, and close them.
+
+        One thread shows best what a part costs, and a neighbour disturbs it least; the export's verdict times the files
+        as they will run.
+        """
+        with ExitStack() as stack:
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                sessions = list(pool.map(lambda artifact: open_session(artifact, threads=1, selftest=False), artifacts))
+            yield [stack.enter_context(session) for session in sessions]
+        self._forecast.opened(len(artifacts))
 
     def _artifact(self, nodes: FloatNodes | None) -> Artifact:
         """Make a graph, which is not written to disk and needs no checksum; raise if the time is up."""
         if self._tried and self._forecast.left_s() <= 0:
             raise _OutOfTimeError
-        self._forecast.made_one()
         self.tick(round(self._forecast.passed_s()), round(self._forecast.total_s()))
         if nodes is None:
             card = replace(self.card, precision="fp32", target="float")
@@ -327,15 +340,6 @@ class FloatSearch:
         read = {i for n in self.model.graph.node if n.name in nodes for i in n.input}
         weights = sum(i.ByteSize() for i in self.model.graph.initializer if i.name in read)
         return len(nodes), weights, sorted(nodes)
-
-
-@contextmanager
-def opened(artifacts: Sequence[Artifact]) -> Iterator[list[Session]]:
-    """Open graphs, and close them."""
-    with ExitStack() as stack:
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            sessions = list(pool.map(lambda artifact: open_session(artifact, selftest=False), artifacts))
-        yield [stack.enter_context(session) for session in sessions]
 
 
 def _groups(units: Sequence[Unit]) -> list[Sequence[Unit]]:

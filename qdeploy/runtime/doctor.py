@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -30,7 +29,7 @@ from qdeploy.core.machine import (
     usable_cores,
 )
 from qdeploy.core.run_folder import RUNS
-from qdeploy.core.telemetry import VARIABLES
+from qdeploy.core.telemetry import SWITCHES, set_by_user
 from qdeploy.data.places import cache_folder
 from qdeploy.runtime.classifier import recommended_file
 from qdeploy.runtime.engines.tensorrt_library import find_gpu, load_package
@@ -110,15 +109,20 @@ def _base() -> Finding:
 
 
 def telemetry_finding() -> Finding:
-    """Tell whether ONNX Runtime sends usage events to its maker."""
-    set_to = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
-    if all(os.environ.get(name) == "1" for name in VARIABLES):
-        return Finding(name="telemetry", status="ok", detail=f"ONNX Runtime keeps and sends no usage events ({set_to})")
+    """Tell whether the libraries in use send usage events to their makers."""
+    own = set_by_user()
+    if not own:
+        detail = f"{' and '.join(SWITCHES)} send no usage events: " + ", ".join(
+            f"{name}={value}" for variables in SWITCHES.values() for name, value in variables.items()
+        )
+        return Finding(name="telemetry", status="ok", detail=detail)
+    settings = "; ".join(f"{of}: {', '.join(f'{k}={v}' for k, v in values.items())}" for of, values in own.items())
+    names = " ".join(name for of in own for name in SWITCHES[of])
     return Finding(
         name="telemetry",
         status="ok",
-        detail=f"ONNX Runtime 1.32 and later read what you set: {set_to}",
-        fix=f"to send no usage events: unset {' '.join(VARIABLES)}",
+        detail=f"as you have set it ({settings}), these libraries may send usage events",
+        fix=f"to send none: unset {names}",
     )
 
 

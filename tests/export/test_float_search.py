@@ -130,10 +130,10 @@ def test_what_is_slow_on_integers_is_left_in_float(fp32: onnx.ModelProto, make: 
 def test_what_saves_less_than_is_worth_the_while_stays_in_int8(
     fp32: onnx.ModelProto, make: MakeSearch, every: FloatNodes
 ) -> None:
-    found = make(fp32, clock=told(slow_parts(every, {"stem.": 3.0, "fusion.attention": 0.3}))).search()
+    found = make(fp32, clock=told(slow_parts(every, {"stem.": 3.0, "fusion.attention": 0.1}))).search()
     assert found.float_units == ("stem",)
     found = make(
-        fp32, clock=told(slow_parts(every, {"stem.": 3.0, "fusion.attention": 0.3})), config=SearchConfig(worth=0.02)
+        fp32, clock=told(slow_parts(every, {"stem.": 3.0, "fusion.attention": 0.1})), config=SearchConfig(worth=0.005)
     ).search()
     assert found.float_units == ("stem", "fusion.attention")
 
@@ -166,7 +166,7 @@ def test_ten_searches_with_a_noisy_clock_find_the_same(
         def noisy(nodes: FloatNodes | None, rng: np.random.Generator = rng) -> float:
             return cost(nodes) * float(np.exp(rng.normal(0, spread)))
 
-        search = make(fp32, clock=told(noisy), config=SearchConfig(modules=12, roles=2, repeats=6))
+        search = make(fp32, clock=told(noisy), config=SearchConfig(modules=8, roles=1))
         chosen.add(search.search().float_units)
     assert chosen == {("stem", "fusion.attention")}
 
@@ -266,7 +266,7 @@ def test_the_forecast_is_corrected_as_the_search_goes(
     assert ticks[0][1] <= 1
     for done, total in ticks:
         if done >= 100:
-            assert hours.seconds / 1.6 <= total <= hours.seconds * 1.6, done
+            assert hours.seconds / 2 <= total <= hours.seconds * 2, done
 
 
 def with_an_outlier(model: onnx.ModelProto, layer: str, factor: float) -> onnx.ModelProto:

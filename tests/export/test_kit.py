@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import onnxruntime
 import pytest
 
 import qdeploy
@@ -16,24 +15,12 @@ from qdeploy.core.errors import InputError
 from qdeploy.export import ExportConfig, export
 from qdeploy.export.kit import c_string, is_unchanged_kit, write_c_kit
 from qdeploy.training import TrainResult
-from tests.ort_header import header_folder
+from tests.ort_header import runtime_folder
 
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a release of ONNX Runtime has it: include/ and lib/, with the library from the wheel."""
-    include = header_folder()
-    if not shutil.which("cc") or not shutil.which("make"):
-        pytest.skip("no C compiler or no make")
-    library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
-    if library is None:
-        pytest.skip("the wheel of ONNX Runtime has no library to link with on this system")
-    home = tmp_path_factory.mktemp("onnxruntime")
-    (home / "lib").mkdir()
-    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
-        (home / "lib" / name).symlink_to(library)
-    (home / "include").symlink_to(include)
-    return home
+    return runtime_folder(tmp_path_factory.mktemp("onnxruntime"))
 
 
 @pytest.fixture(scope="module")

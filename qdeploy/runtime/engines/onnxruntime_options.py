@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qdeploy.core.machine import SEVEN_BIT_TARGET, saturates
+from qdeploy.core.machine import SEVEN_BIT_TARGET, cpu_flags, saturates
 
 CPU_PROVIDER = "CPUExecutionProvider"
 SILENT = 4
@@ -33,7 +33,7 @@ def cpu_engine(target: str) -> str:
 
 def cpu_note(path: Path, target: str) -> str | None:
     """Return what the user should know of how a file runs on this machine's CPU; None if nothing."""
-    if not saturates(target):
+    if not saturates(target) or "avx2" not in cpu_flags():  # older CPUs have no fast kernels that overflow
         return None
     return (
         f"{path.name} was made for {target}; this CPU has no VNNI, so it runs on exact but slower kernels; "

@@ -1,0 +1,109 @@
+"""No command writes outside its folders and our cache, and none says a word to the network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from qdeploy.core.telemetry import SWITCHES
+from qdeploy.runtime.doctor import telemetry_finding
+from tests.quiet import namespace, quiet_environment, run_quietly, strange_files
+
+QDEPLOY = (sys.executable, "-c", "from qdeploy.cli.main import main; main()")
+BAG = Path(__file__).parents[2] / "examples" / "bag.png"
+LONG = (
+    "import time, qdeploy; classifier = qdeploy.load({!r}, engine='ort')\n"
+    "for _ in range(3): print(classifier({!r}).label, flush=True); time.sleep(1)"
+)
+"""Long enough for a thread that sends; a short command ends before."""
+TELLS = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 32)
+
+needs_namespace = pytest.mark.skipif(namespace() is None, reason="this system makes no network namespaces for us")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@needs_namespace
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", str(BAG)],
+        ["predict", str(BAG), "--engine", "openvino"],
+        ["bench", "--seconds", "1", "--quick"],
+        ["verify"],
+        ["doctor"],
+        ["eval"],
+        ["train", "--model", "nano-ar", "--epochs", "1"],
+    ],
+    ids=lambda words: "-".join(w for w in words if "/" not in w and "--" not in w),
+)
+def test_a_command_is_quiet(words: list[str], home: Path, tmp_path: Path) -> None:
+    if words == ["verify"]:
+        words = ["verify", str(Path(__file__).parents[2] / "qdeploy" / "shipped")]
+    done, sent = run_quietly([*QDEPLOY, *words], home, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sent == {}
+    assert strange_files(home) == []
+
+
+@needs_namespace
+@pytest.mark.parametrize("way", ["library", "binding"])
+def test_a_long_process_is_quiet(way: str, home: Path, tmp_path: Path) -> None:
+    """By ONNX Runtime's C library, and by its Python binding where there is no such library."""
+    extra = {}
+    if way == "binding":
+        package = Path(onnxruntime.__file__).parent
+        shutil.copytree(package, tmp_path / "p" / "onnxruntime", ignore=shutil.ignore_patterns("libonnxruntime.*"))
+        extra["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path / "p"), os.environ.get("PYTHONPATH")]))
+    done, sent = run_quietly([sys.executable, "-c", LONG.format(None, str(BAG))], home, tmp_path, extra)
+    assert done.stdout.split() == ["Bag"] * 3, done.stderr
+    assert sent == {}
+    assert strange_files(home) == []
+
+
+@needs_namespace
+@pytest.mark.skipif(not TELLS, reason="this ONNX Runtime sends nothing in any case")
+def test_what_the_user_has_set_is_kept_and_these_tests_would_see_it(home: Path, tmp_path: Path) -> None:
+    allowed = {"ORT_DISABLE_TELEMETRY": "0"}
+    done, sent = run_quietly([sys.executable, "-c", LONG.format(None, str(BAG))], home, tmp_path, allowed)
+    assert done.returncode == 0, done.stderr
+    assert sent
+    assert any("onnxruntime" in file for file in strange_files(home))
+
+
+def test_the_variables_reach_worker_processes_and_are_the_users(home: Path) -> None:
+    code = "import os, qdeploy; print([os.environ.get(n) for n in {}])"
+    names = [name for variables in SWITCHES.values() for name in variables]
+    for extra, expected in (
+        ({}, ["1", "1", "0"]),
+        ({"ORT_TELEMETRY_DISABLED": "no"}, [None, "no", "0"]),
+        ({"RAY_USAGE_STATS_ENABLED": "1"}, ["1", "1", "1"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(names)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**quiet_environment(home), **extra},
+        )
+        assert done.stdout.strip() == str(expected)
+
+
+def test_doctor_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = telemetry_finding()
+    assert "ONNX Runtime and Ray send no usage events: ORT_DISABLE_TELEMETRY=1" in found.detail
+    assert found.fix == ""
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    found = telemetry_finding()
+    assert "ONNX Runtime: ORT_DISABLE_TELEMETRY=0" in found.detail
+    assert found.fix == "to send none: unset ORT_DISABLE_TELEMETRY ORT_TELEMETRY_DISABLED"
