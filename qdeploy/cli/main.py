@@ -13,7 +13,6 @@ import click
 
 from qdeploy import __version__
 from qdeploy.core.errors import QdeployError, near_miss
-from qdeploy.data.places import cache_folder
 
 INTERRUPTED = 130
 
@@ -83,7 +82,6 @@ def _fail(text: str, code: int) -> int:
 
 def main() -> None:
     """Entry point of the ``qdeploy`` script."""
-    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # else it writes to two other folders
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
     _leave(run(sys.argv[1:]))

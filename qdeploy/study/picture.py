@@ -6,13 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
 from qdeploy.study.pareto import Point, front, points
+from qdeploy.training.figure import Axes, Figure, FigureCanvasAgg, FuncFormatter, Line2D, LogLocator, NullFormatter
 
 AXES = {
     "latency": ("latency, ms (one image, one thread)", 1.0),

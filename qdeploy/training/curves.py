@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from qdeploy.core.files import write_bytes
+from qdeploy.training.figure import Axes, Figure, FigureCanvasAgg
 
 PANELS = (
     ("top-1 (%)", ("train_top1", "val_top1", "ema_val_top1")),

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.quiet import namespace, quiet_environment, run_quietly, strange_files
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     ROOT / "README.md",
@@ -50,6 +52,7 @@ def blocks(document: Path) -> Iterator[tuple[str, str]]:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A user's folder: the examples and some photos."""
+    (tmp_path / "home" / "user").mkdir(parents=True)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     rng = np.random.default_rng(0)
     for shade, label in enumerate(("apple", "leaf", "stone")):
@@ -62,12 +65,19 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def execute(place: Path, *, shell: str | None = None, python: str | None = None) -> str:
+def execute(place: Path, *, shell: str | None = None, python: str | None = None) -> None:
+    """Run a command or a block of Python, with an empty home folder and, where the kernel lets us, without network."""
     command = ["bash", "-ec", shell] if shell else [sys.executable, "-c", python or ""]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    home = place / "home" / "user"
+    if namespace() is None or "--ray" in (shell or ""):  # the parts of Ray talk to each other
+        environment = {**quiet_environment(home), "PATH": path}
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
+    else:
+        done, sent = run_quietly(command, home, place, {"PATH": path})
+        assert sent == {}, shell or python
     assert done.returncode == 0, f"{shell or python}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert strange_files(home) == [], shell or python
 
 
 @pytest.mark.slow

@@ -148,3 +148,31 @@ def test_a_wrong_answer_names_the_target_to_export(
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"avx2"}))
     with pytest.raises(ArtifactError, match="use a file exported with --target x86-avx2, the fp32 file"):
         session.open_session(replace(artifact, card=replace(artifact.card, goldens=wrong)))
+
+
+@pytest.mark.parametrize("cpu", playable("haswell"))
+def test_openvino_refuses_what_it_computes_wrongly(cpu: str, made: ExportReport, disguises: Path) -> None:
+    """It takes 8-bit weights for what they are with VNNI: 27 dB without."""
+    code = """
+import sys
+from pathlib import Path
+from qdeploy.core.artifact import read_artifact
+from qdeploy.core.errors import ArtifactError
+from qdeploy.runtime.session import open_session
+for file in map(Path, sys.argv[1:]):
+    artifact = read_artifact(file)
+    try:
+        with open_session(artifact, "openvino", 1, selftest=False) as session:
+            goldens = artifact.card.goldens
+            print(artifact.card.target, goldens.sqnr_db(session.infer_bytes(goldens.pixels, len(goldens.rows))[0]))
+    except ArtifactError as error:
+        print(artifact.card.target, error)
+"""
+    files = [Path(a.path) for a in made.artifacts if a.target in ("float", "x86", "x86-avx2")]
+    environment = os.environ | disguise(cpu, disguises, ("onnxruntime", "openvino"))
+    done = subprocess.run([sys.executable, "-c", code, *files], env=environment, capture_output=True, text=True)
+    answers = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert float(answers["float"]) >= LEAST_DB
+    assert float(answers["x86-avx2"]) >= 30
+    assert "OpenVINO computes it wrongly on this CPU" in answers["x86"]
+    assert "--engine ort, or a file exported with --target x86-avx2" in answers["x86"]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, MissingDependencyError
+from qdeploy.core.machine import SEVEN_BIT_TARGET, saturates
 from qdeploy.runtime.session import ArraySession, closed, require_images
 
 # The package imports its converter if it can, and that sends usage statistics at once and costs 70 ms.
@@ -51,6 +52,11 @@ class OpenVinoSession(ArraySession):
     precision = "f32"
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
+        if saturates(artifact.card.target):
+            raise ArtifactError(
+                f"{artifact.path} was made for {artifact.card.target}, and OpenVINO computes it wrongly on this CPU, "
+                f"which has no VNNI; use --engine ort, or a file exported with --target {SEVEN_BIT_TARGET}"
+            )
         self._core = _core()
         if self.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise MissingDependencyError(
