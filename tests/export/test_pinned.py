@@ -58,7 +58,7 @@ def test_without_a_choice_there_is_a_search(fp32: onnx.ModelProto) -> None:
 
 
 def test_an_unknown_name_is_told_with_the_nearest(fp32: onnx.ModelProto) -> None:
-    with pytest.raises(InputError, match=r"no part 'stemm' \(did you mean 'stem'\?\); its parts are stem, "):
+    with pytest.raises(InputError, match=r"no part 'stemm' \(did you mean 'stem' or .*; its parts are stem, "):
         chosen(fp32, "stemm")
 
 
