@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.runtime.bench.rounds import Rounds, queries_of, time_queries
+from qdeploy.runtime.bench.rounds import BLOCK, LEAST_ROUNDS, Rounds, queries_of, time_ms, time_queries
 from qdeploy.runtime.session import Session
 
 WARMUP = 5
@@ -39,10 +39,10 @@ def real_clock(images_NSSC: NDArray[np.uint8]) -> Clock:
 
     def clock(_: Sequence[FloatNodes | None], sessions: Sequence[Session], runs: int, seconds: float) -> list[float]:
         queries = [queries_of(session, images_NSSC, 1, 1) for session in sessions]
-        for query in queries:
-            for number in range(WARMUP):
-                query(number)()
-        return times_of(time_queries(queries, runs, min(seconds, TIMING_SECONDS)))
+        warm_s = sum(time_ms(query(number)) for number in range(WARMUP) for query in queries) / 1e3
+        limit = max(0.0, min(seconds, TIMING_SECONDS))
+        block = int(limit / LEAST_ROUNDS / (warm_s / WARMUP))
+        return times_of(time_queries(queries, runs, limit, block=max(1, min(block, BLOCK))))
 
     return clock
 

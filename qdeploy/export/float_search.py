@@ -120,7 +120,7 @@ class FloatSearch:
                 if (self._best.speed or 0.0) < HARDLY_FASTER:
                     self._from_float(start)
             if not self._sound(self._best):
-                self._repair(start)
+                self._repair()
         except _OutOfTimeError:
             self.note(f"float search: stopped after {self.config.seconds:g} s; the best choice so far is taken")
         except KeyboardInterrupt:
@@ -164,8 +164,8 @@ class FloatSearch:
             with self._opened([self._artifact(n) for n in nodes]) as (whole, *sessions):
                 self._survey.noise = self._squared_error(whole)
                 for unit, session in zip(group, sessions, strict=True):
-                    self._survey.units.append(unit)
                     self._survey.errors[unit.name] = self._squared_error(session)
+                    self._survey.units.append(unit)
                 if self.clock:
                     base, *times = self.clock(nodes, [whole, *sessions], self.config.runs, self._forecast.left_s())
                     self._survey.gains.update((u.name, ms / base - 1) for u, ms in zip(group, times, strict=True))
@@ -219,7 +219,6 @@ class FloatSearch:
         self.note(
             f"float search: {self._best.speed or 0.0:.2f}x fp32 so far; trying the other end, everything in float"
         )
-
         way = _Way(lambda nodes, part: nodes - (part - start), lambda us: (f"all but {', '.join(u.name for u in us)}",))
         gains: dict[str, float] = {}
         for group in _groups(self._survey.units):
@@ -231,7 +230,7 @@ class FloatSearch:
         saved = 1 - (chosen.speed or 0.0) / (other.speed or 1.0)
         self._best = other if saved >= max(self.config.worth, noise) else chosen
 
-    def _repair(self, start: FloatNodes) -> None:
+    def _repair(self) -> None:
         """Leave as few further parts in float as the budget needs; by bisection, so in log2(parts) choices."""
         chosen, survey = self._best, self._survey
         rest = (u for u in survey.units if u.nodes - chosen.nodes)
@@ -308,16 +307,20 @@ class FloatSearch:
         One thread shows best what a part costs, and a neighbour disturbs it least; the export's verdict times the files
         as they will run.
         """
+        self._check_time()
         with ExitStack() as stack:
             with ThreadPoolExecutor(usable_cores()) as pool:
                 sessions = list(pool.map(lambda artifact: open_session(artifact, threads=1, selftest=False), artifacts))
             yield [stack.enter_context(session) for session in sessions]
         self._forecast.opened(len(artifacts))
 
-    def _artifact(self, nodes: FloatNodes | None) -> Artifact:
-        """Make a graph, which is not written to disk and needs no checksum; raise if the time is up."""
+    def _check_time(self) -> None:
         if self._tried and self._forecast.left_s() <= 0:
             raise _OutOfTimeError
+
+    def _artifact(self, nodes: FloatNodes | None) -> Artifact:
+        """Make a graph, which is not written to disk and needs no checksum."""
+        self._check_time()
         self.tick(round(self._forecast.passed_s()), round(self._forecast.total_s()))
         if nodes is None:
             card = replace(self.card, precision="fp32", target="float")

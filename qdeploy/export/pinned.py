@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from qdeploy.core.artifact import read_artifact
+from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.export.clock import FloatNodes
 from qdeploy.export.encodings import Encoding
@@ -63,19 +63,31 @@ def _named(name: str, model: onnx.ModelProto, encoding: Encoding) -> FloatNodes:
     )
 
 
+def int8_artifact(file: Path) -> Artifact:
+    """Read the file that an export is to be like.
+
+    Raises:
+        ArtifactError: If it cannot be read.
+        InputError: If it is no INT8 file.
+    """
+    artifact = read_artifact(file)
+    if artifact.card.precision != "int8":
+        raise InputError(f"--like takes an INT8 file, and {file} is {artifact.card.precision}; give an INT8 file")
+    return artifact
+
+
 def _like(file: Path, model: onnx.ModelProto, encoding: Encoding) -> Pinned:
     """Return what another file of the same model leaves in float."""
-    other = read_artifact(file)
-    if other.card.precision != "int8":
-        raise InputError(f"--like takes an INT8 file, and {file} is {other.card.precision}")
+    other = int8_artifact(file)
     nodes = frozenset(other.card.float_layers)
     strange = nodes - {n.name for n in model.graph.node}
     if strange:
         raise InputError(
-            f"--like: {file} is of another model: it leaves '{min(strange)}' in float, which this one does not have"
+            f"--like: {file} is of another model: it leaves '{min(strange)}' in float, which this one does not have; "
+            "give a file made from this model"
         )
     choice = other.card.lineage.get("float_choice", {})
-    names = tuple(choice.get("layers", ())) or tuple(u for u in _names_of(nodes, model, encoding))
+    names = tuple(choice.get("layers", ())) or tuple(_names_of(nodes, model, encoding))
     return Pinned(nodes=nodes, names=names, parent_sha256=other.sha256)
 
 

@@ -24,6 +24,7 @@ from qdeploy.export.int8 import Int8Made, int8_step
 from qdeploy.export.kit import FOLDER, is_unchanged_kit, write_c_kit
 from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish
 from qdeploy.export.parity import require_sound
+from qdeploy.export.pinned import int8_artifact
 from qdeploy.export.report import html_report
 from qdeploy.export.ties import without_ties
 from qdeploy.export.verdict import ExportReport, Step, judge
@@ -71,6 +72,8 @@ def export_source(
     """Export what a record describes as ``run.json`` does; ``read`` gives its data."""
     config = config or ExportConfig()
     _require_own(out)
+    if config.like is not None:
+        int8_artifact(config.like)
     for builder in config.builders:
         require_builder(builder)
     with folder_made_whole(out) as folder:

@@ -202,13 +202,12 @@ def _train(spec: Spec) -> Result:
 
 def _export(spec: Spec) -> Result:
     """Export to fp32 and INT8, slower and coarser ones too; where INT8 is broken, to fp32 alone, with the reason."""
-    from qdeploy.export.float_choice import SearchConfig
     from qdeploy.export.made import ExportConfig
     from qdeploy.export.run import export
 
     reason = None
     try:
-        config = ExportConfig(int8=True, allow_drop=True, allow_slower=True, search=SearchConfig(runs=100))
+        config = ExportConfig(int8=True, allow_drop=True, allow_slower=True)
         report = export(spec.run, config, spec.export, _log)
     except VerdictError as error:
         reason = _one_line(str(error))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from qdeploy.training import TrainResult
+
 ROOT = Path(__file__).parents[2]
 QDEPLOY = [sys.executable, "-m", "qdeploy"]
 
@@ -102,3 +104,29 @@ def test_odd_names_give_one_line(command: list[str]) -> None:
     done = subprocess.run([*QDEPLOY, *command], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
     assert done.returncode == 2
     assert len([line for line in done.stderr.splitlines() if not line.startswith("model:")]) == 1
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_ctrl_c_during_the_search_takes_the_best_so_far_and_twice_stops(
+    interrupts: int, trained: TrainResult, tmp_path: Path
+) -> None:
+    command = [*QDEPLOY, "export", trained.run, "--int8", "--allow-slower", "--allow-drop", "--out", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("float search: ") and "interrupted" not in line:
+            process.send_signal(signal.SIGINT)
+        if "interrupted; the best choice so far is taken" in line and interrupts == 2:
+            process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert "interrupted; the best choice so far is taken" in "".join(lines)
+    if interrupts == 1:
+        assert process.returncode == 0, lines
+        assert "INT8 accepted" in out
+        assert (tmp_path / "out" / "model.int8.onnx").exists()
+    else:
+        assert process.returncode == 130, lines
+        assert lines[-1] == "qdeploy: interrupted\n"
+        assert list(tmp_path.iterdir()) == []
