@@ -12,6 +12,8 @@ compared with the float graph before the fine-tune.
 
 from __future__ import annotations
 
+import qdeploy  # isort: skip  # first: it switches off the usage events of onnxruntime
+
 import argparse
 import tempfile
 from dataclasses import dataclass
@@ -27,7 +29,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-import qdeploy
 from qdeploy.core.metrics import Floats, agreement, paired_difference, sqnr_db
 from qdeploy.core.run_folder import read_run
 from qdeploy.data.catalog import load_dataset

@@ -10,6 +10,8 @@ differs), checks of the array, and the answer's object.
 
 from __future__ import annotations
 
+import qdeploy  # isort: skip  # first: it switches off the usage events of onnxruntime
+
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +21,6 @@ import onnxruntime as ort
 from machine import keep
 from PIL import Image
 
-import qdeploy
 from qdeploy.runtime.engines.onnxruntime_providers import session_options
 
 BLOCK = 10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import qdeploy  # noqa: F401  # isort: skip  # first: it switches off the usage events of onnxruntime
+
 import contextlib
 import importlib
 import importlib.util

@@ -8,6 +8,8 @@ for a while in case more comes: "stopped" spins within an inference only (sessio
 
 from __future__ import annotations
 
+import qdeploy  # noqa: F401  # isort: skip  # first: it switches off the usage events of onnxruntime
+
 import os
 import subprocess
 import sys
