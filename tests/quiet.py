@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 COUNTERS = ("IpOutRequests", "IpOutNoRoutes", "TcpActiveOpens", "UdpOutDatagrams", "Ip6OutRequests", "Ip6OutNoRoutes")
+_OURS = ("ORT_", "RAY_", "XDG_", "MPL")
 SCRIPT = 'report=$1; shift; "$@"; code=$?; cat /proc/net/snmp /proc/net/snmp6 > "$report"; exit $code'
 
 
@@ -28,7 +29,7 @@ def namespace() -> tuple[str, ...] | None:
 
 def quiet_environment(home: Path) -> dict[str, str]:
     """Return the environment of a user whose home folder is this one, who has set nothing."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "RAY_", "QDEPLOY_", "XDG_", "MPL"))}
+    kept = {k: v for k, v in os.environ.items() if k != "QDEPLOY_CACHE" and not k.startswith(_OURS)}
     return {**kept, "HOME": str(home)}
 
 

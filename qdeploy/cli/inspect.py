@@ -67,6 +67,9 @@ def _lines(found: Artifact) -> dict[str, str]:
         count = len(images) if isinstance(images, list) else images
         kind = "RANDOM inputs" if calibration.get("random") else "training images"
         lines["calibration"] = f"{calibration['method']} on {count} {kind}, seed {calibration['seed']}"
+    if choice := lineage.get("float_choice"):
+        by = {"search": "the search", "user": "--float-layers", "file": "--like"}.get(choice["by"], choice["by"])
+        lines["in float"] = f"{', '.join(choice['layers']) or 'nothing'}, chosen by {by}"
     if lineage.get("qat_epochs"):
         lines["fine-tuned"] = f"{lineage['qat_epochs']} epochs with rounded weights and activations"
     if found.engine:

@@ -116,15 +116,24 @@ def _int8(int8: dict[str, Any]) -> list[str]:
         f"<p>Ranges by <b>{escape(int8['calibration'])}</b> ({escape(methods)}; everything in INT8). Validation top-1 "
         f"{difference['points']:+.2f} &plusmn; {difference['margin95']:.2f} points on {difference['n']} images, "
         f"{int8['budget']:.3g} allowed.{_tuned(int8['qat_epochs'])}</p>",
-        '<p class="small">What INT8 does to each part while all others are INT8: time it saves (orange: floats are '
-        "faster), and share of the error of the logits that it causes.</p>",
-        _table(("part", "layers", "time saved", "", "error caused", ""), _unit_rows(int8)),
+        *_parts(int8),
         "<p><b>Choices of float layers</b></p>",
         _pareto(int8["choices"]),
         _table(
             ("left in float", "SQNR dB", "val. points lost", "times fp32's speed"),
             map(_choice_row, int8["choices"]),
         ),
+    ]
+
+
+def _parts(int8: dict[str, Any]) -> list[str]:
+    """Show what was measured of each part; nothing where the float layers were given."""
+    if not int8["units"]:
+        return []
+    return [
+        '<p class="small">What INT8 does to each part while all others are INT8: time it saves (orange: floats are '
+        "faster), and share of the error of the logits that it causes.</p>",
+        _table(("part", "layers", "time saved", "", "error caused", ""), _unit_rows(int8)),
     ]
 
 

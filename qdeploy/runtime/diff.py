@@ -158,7 +158,7 @@ def diff(
     )
 
 
-_TOLD_APART = ("training", "calibration", "dataset", "git", "versions", "parent_sha256", "qat_epochs")
+_TOLD_APART = ("training", "calibration", "dataset", "git", "versions", "parent_sha256", "qat_epochs", "float_choice")
 """Of the lineage."""
 
 
@@ -195,7 +195,11 @@ def _facts(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
         "labels": {"labels": list(card.labels)},
         "preprocessing": rules,
         "precision": precision,
-        "calibration": {**calibration, "qat_epochs": lineage.get("qat_epochs")},
+        "calibration": {
+            **calibration,
+            "qat_epochs": lineage.get("qat_epochs"),
+            "float_choice": lineage.get("float_choice"),
+        },
         "training": {**lineage["training"], **{k: v for k, v in lineage.items() if k not in _TOLD_APART}},
         "data": lineage["dataset"],
         "versions": made,

@@ -20,8 +20,10 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.runtime.bench import sample_images
 from qdeploy.runtime.engines import onnxruntime_library as library
 from qdeploy.runtime.engines.onnxruntime_library import FUNCTIONS, GET_ERROR_MESSAGE, RELEASES, Model, OnnxRuntimeError
+from qdeploy.runtime.engines.onnxruntime_options import cpu_engine
 from qdeploy.runtime.session import Session, open_session
 from tests.ort_header import HEADER, header_folder
+from tests.ort_session import plain_session
 
 INT8 = SHIPPED / "model.int8.onnx"
 
@@ -41,9 +43,7 @@ def test_the_places_of_the_functions_are_those_of_the_header(tmp_path: Path) -> 
 
 def test_it_answers_as_the_python_binding_does() -> None:
     images = sample_images(Preprocessing())
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    binding = onnxruntime.InferenceSession(INT8, options, providers=["CPUExecutionProvider"])
+    binding = plain_session(str(INT8), threads=1)
     ours = open_session(read_artifact(INT8)).infer(images)
     for mine, theirs in zip(ours, binding.run(["logits", "probabilities"], {"image": images}), strict=True):
         assert np.array_equal(mine, theirs)
@@ -88,7 +88,7 @@ def test_a_package_without_the_library_is_used_by_its_binding(tmp_path: Path) ->
         "from qdeploy.runtime.session import engine_class; print(engine_class('ort') is engine_class('ort'))"
     )
     printed = run(code, folder=tmp_path).splitlines()
-    assert printed == ["onnxruntime CPUExecutionProvider", "['numpy', 'onnxruntime']", "True"]
+    assert printed == [cpu_engine("x86"), "['numpy', 'onnxruntime']", "True"]
 
 
 def test_without_the_package_it_says_what_to_install() -> None:
@@ -112,7 +112,7 @@ def test_a_library_that_is_none_is_said_in_one_line(kind: str, tmp_path: Path) -
 def test_a_process_ends_well_with_an_open_session(threads: int) -> None:
     code = f"{OPEN}session = open_session(read_artifact(SHIPPED / 'model.int8.onnx'), threads={threads})"
     for _ in range(5):
-        assert run(code) == "onnxruntime CPUExecutionProvider"
+        assert run(code) == cpu_engine("x86")
 
 
 def test_what_is_made_ahead_and_fails_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

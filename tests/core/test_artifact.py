@@ -13,6 +13,7 @@ import pytest
 import qdeploy
 from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, SHIPPED, Card, Goldens, read_artifact, sealed
 from qdeploy.core.errors import ArtifactError
+from qdeploy.core.machine import native_target
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.core.onnx_bytes import operator_counts
 from qdeploy.runtime import classifier
@@ -27,7 +28,7 @@ def test_the_card_survives_json(int8_file: Path) -> None:
 def test_the_card_says_everything_a_user_needs(int8_file: Path, fp32_file: Path) -> None:
     card = read_artifact(int8_file).card
     assert card.precision == "int8"
-    assert card.target == "x86"
+    assert card.target == native_target()
     assert len(card.labels) == 10
     assert card.preprocessing.size == 64
     assert card.accuracy["split"] == "test"

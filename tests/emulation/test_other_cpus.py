@@ -53,7 +53,7 @@ print(export(Path(sys.argv[1]), CONFIG, Path(sys.argv[2])).environment["flags"])
 @pytest.fixture(scope="module")
 def made(trained: TrainResult, shared: Path) -> ExportReport:
     """An export of four targets on this computer."""
-    return once(shared, "four-targets", lambda: export(Path(trained.run), CONFIG, shared / "exports" / "four"))
+    return once(shared, "four-targets", lambda: export(Path(trained.run), CONFIG, shared / "cpus" / "four"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from qdeploy.cli.main import run
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError
 from qdeploy.export import ExportConfig, ExportReport, export
@@ -74,23 +75,36 @@ def test_contradictions_are_refused(fields: dict[str, object], says: str) -> Non
         ExportConfig(**fields)  # type: ignore[arg-type]
 
 
-def test_a_pinned_choice_is_exported_recorded_and_repeated(
-    trained: TrainResult, stem: frozenset[str], tmp_path: Path, fp32_file: Path
+@pytest.fixture(scope="module")
+def first(trained: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    out = tmp_path_factory.mktemp("pinned") / "first"
+    return export(Path(trained.run), replace(QUICK, float_layers=("stem",)), out)
+
+
+def test_a_pinned_choice_is_exported_and_recorded(
+    first: ExportReport, stem: frozenset[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = export(Path(trained.run), replace(QUICK, float_layers=("stem",)), tmp_path / "first")
-    card = read_artifact(tmp_path / "first" / "model.int8.onnx").card
+    file = Path(first.out) / "model.int8.onnx"
+    card = read_artifact(file).card
     assert set(card.float_layers) == stem
     assert card.lineage["float_choice"] == {"by": "user", "layers": ["stem"]}
     assert first.int8[0].float_units == ("stem",)
     assert len(first.int8[0].choices) == 1  # nothing was searched
-    like = tmp_path / "first" / "model.int8.onnx"
+    assert run(["inspect", str(file)]) == 0
+    assert "stem, chosen by --float-layers" in capsys.readouterr().out
+    assert "What INT8 does to each part" not in (Path(first.out) / "report.html").read_text()
+
+
+def test_a_file_s_choice_is_repeated(
+    first: ExportReport, trained: TrainResult, tmp_path: Path, fp32_file: Path
+) -> None:
+    like = Path(first.out) / "model.int8.onnx"
     again = export(Path(trained.run), replace(QUICK, like=like), tmp_path / "again")
     other = read_artifact(tmp_path / "again" / "model.int8.onnx")
-    assert set(other.card.float_layers) == stem
     expected = {"by": "file", "layers": ["stem"], "like_sha256": read_artifact(like).sha256}
     assert other.card.lineage["float_choice"] == expected
-    nodes = [onnx.load(str(tmp_path / f / "model.int8.onnx")).graph for f in ("first", "again")]
-    assert nodes[0].SerializeToString(deterministic=True) == nodes[1].SerializeToString(deterministic=True)
+    graphs = [onnx.load(str(f)).graph for f in (like, other.path)]
+    assert graphs[0].SerializeToString(deterministic=True) == graphs[1].SerializeToString(deterministic=True)
     assert again.artifacts[1].size_bytes == pytest.approx(first.artifacts[1].size_bytes, abs=200)
     with pytest.raises(InputError, match=r"--like takes an INT8 file, and .*model.fp32.onnx is fp32"):
         export(Path(trained.run), replace(QUICK, like=fp32_file), tmp_path / "wrong")
@@ -107,12 +121,10 @@ def test_a_file_that_was_searched_for_is_repeated_with_its_names(exported: Expor
     assert found.names == exported.int8[0].float_units
 
 
-def test_a_file_of_another_model_is_refused(int8_file: Path, fp32: onnx.ModelProto, trained: TrainResult) -> None:
+def test_a_file_of_another_model_is_refused(first: ExportReport, fp32: onnx.ModelProto) -> None:
     other = onnx.ModelProto()
     other.CopyFrom(fp32)
-    if not read_artifact(int8_file).card.float_layers:
-        pytest.skip("nothing was left in float")
     for node in other.graph.node:
         node.name = f"another.{node.name}"
-    with pytest.raises(InputError, match="is of another model: it leaves '"):
-        pinned(ExportConfig(like=int8_file), other, X86)
+    with pytest.raises(InputError, match="is of another model: it leaves 'stem"):
+        pinned(ExportConfig(like=Path(first.out) / "model.int8.onnx"), other, X86)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
@@ -26,6 +25,7 @@ from qdeploy.export.ranges import Range
 from qdeploy.export.trace import trace
 from qdeploy.models.folding import deploy
 from qdeploy.models.registry import create_model
+from tests.ort_session import plain_session
 
 TEXT = """
 <ir_version: 9, opset_import: ["" : 20]>
@@ -67,7 +67,7 @@ def run(model: onnx.ModelProto, images: Any, names: list[str] | None = None) -> 
     wide.CopyFrom(model)
     for name in names or []:
         wide.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = ort.InferenceSession(wide.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = plain_session(wide.SerializeToString())
     return session.run(["logits", *(names or [])], {"image": images})
 
 
