@@ -88,7 +88,7 @@ def export_source(
             record=record, dataset=dataset, name=name, config=config, note=note, tick=tick, parity_pixels=pixels
         )
         stack.callback(gc.unfreeze)
-        gc.freeze()  # else what tracing has left is looked through again and again: 4 % of the time
+        gc.freeze()  # else what tracing has left is looked through again and again
         fp32, steps = source.float_step(work)
         half = [_half_step(work, fp32)] if config.fp16 else []
         int8: list[Int8Made] = []

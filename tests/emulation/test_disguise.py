@@ -81,11 +81,6 @@ def run(cpu: str, folder: Path, code: str, *words: str) -> subprocess.CompletedP
     return subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="session")
-def disguises(shared: Path) -> Path:
-    return shared / "disguises"
-
-
 @pytest.mark.parametrize("cpu", playable(*CPUS))
 def test_cpuid_answers_as_that_cpu_in_every_thread(cpu: str, disguises: Path) -> None:
     done = run(cpu, disguises, CPUID_PROGRAM)

@@ -56,11 +56,6 @@ def made(trained: TrainResult, shared: Path) -> ExportReport:
     return once(shared, "four-targets", lambda: export(Path(trained.run), CONFIG, shared / "cpus" / "four"))
 
 
-@pytest.fixture(scope="session")
-def disguises(shared: Path) -> Path:
-    return shared / "disguises"
-
-
 def run(cpu: str, disguises: Path, code: str, *words: str | Path, cwd: Path = ROOT) -> str:
     environment = os.environ | disguise(cpu, disguises)
     done = subprocess.run(
