@@ -59,7 +59,8 @@ def quantize(
 def int8_of_portable(model: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrite the uint8 activations around 128 of a ``portable`` graph as int8 around 0: the same numbers.
 
-    What ONNX Runtime computes is bit-identical, so accuracy measured on a CPU holds for the graph TensorRT gets.
+    ONNX Runtime computes the same from both but for a rounding now and then, so accuracy measured on a CPU holds for
+    the graph that TensorRT gets.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
