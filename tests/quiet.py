@@ -14,8 +14,10 @@ from functools import cache
 from pathlib import Path
 
 COUNTERS = ("IpOutRequests", "IpOutNoRoutes", "TcpActiveOpens", "UdpOutDatagrams", "Ip6OutRequests", "Ip6OutNoRoutes")
-_OURS = ("ORT_", "RAY_", "XDG_", "MPL")
-SCRIPT = 'report=$1; shift; "$@"; code=$?; cat /proc/net/snmp /proc/net/snmp6 > "$report"; exit $code'
+_KEPT = ("PATH", "LANG", "LC_", "TMPDIR", "PYTHON", "OMP_", "LD_", "QDEPLOY_TEST_CPU", "VIRTUAL_ENV")
+"""What of the environment a user's shell would have too; under ``CI``, say, ONNX Runtime sends nothing in any case."""
+REPORTS = (Path("/proc/net/snmp"), Path("/proc/net/snmp6"))
+SCRIPT = f'report=$1; shift; "$@"; code=$?; cat {REPORTS[0]} {REPORTS[1]} > "$report"; exit $code'
 
 
 @cache
@@ -29,7 +31,7 @@ def namespace() -> tuple[str, ...] | None:
 
 def quiet_environment(home: Path) -> dict[str, str]:
     """Return the environment of a user whose home folder is this one, who has set nothing."""
-    kept = {k: v for k, v in os.environ.items() if k != "QDEPLOY_CACHE" and not k.startswith(_OURS)}
+    kept = {k: v for k, v in os.environ.items() if k.startswith(_KEPT)}
     return {**kept, "HOME": str(home)}
 
 
@@ -47,11 +49,16 @@ def run_quietly(
         text=True,
         env={**quiet_environment(home), **(extra or {})},
     )
-    return done, {name: value for name, value in counters(report.read_text()).items() if value}
+    return done, sent(report.read_text())
 
 
-def counters(report: str) -> dict[str, int]:
-    """Read the counters of ``/proc/net/snmp``, two lines for each protocol, and ``/proc/net/snmp6``, one for each."""
+def sent(report: str | None = None) -> dict[str, int]:
+    """Return the counters that are not zero; of this process's own network, if no report is given.
+
+    ``/proc/net/snmp`` has two lines for each protocol, ``/proc/net/snmp6`` one for each counter.
+    """
+    if report is None:
+        report = "".join(path.read_text() for path in REPORTS)
     found: dict[str, int] = {}
     names: list[str] = []
     for line in report.splitlines():
@@ -62,7 +69,7 @@ def counters(report: str) -> dict[str, int]:
             found.update(zip(names, map(int, values), strict=True))
         else:
             names = [protocol[:-1] + value for value in values]
-    return {name: found[name] for name in COUNTERS}
+    return {name: found[name] for name in COUNTERS if found[name]}
 
 
 def strange_files(home: Path) -> list[str]:
