@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,10 +14,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import InputError, VerdictError
-from qdeploy.core.files import write_bytes
 from qdeploy.data.dataset import Dataset, Split
-from qdeploy.data.places import cache_folder
 from qdeploy.export.histogram import Histogram
+from qdeploy.export.kept import keep, key_of, read_kept
 from qdeploy.export.ranges import METHODS, Range, mse, range_of
 from qdeploy.export.tap import open_with_outputs
 
@@ -27,7 +24,7 @@ BATCH = 8
 """Images per run: every intermediate tensor of a batch is in memory at once."""
 HELD_EVERY = 4
 """Each fourth batch is kept apart: it judges the ranges that the others suggest."""
-FORMAT = "1"
+FORMAT = "2"
 """Of the kept histograms; another one is not read."""
 
 Tick = Callable[[int, int], None]
@@ -42,6 +39,7 @@ class Calibration:
     """Of the batches that were kept apart; empty if there was only one batch."""
     image_hashes: tuple[str, ...]
     seed: int
+    _found: dict[tuple[str, str, bool], Range] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -49,14 +47,21 @@ class Calibration:
         return hashlib.sha256("\n".join(sorted(self.image_hashes)).encode()).hexdigest()
 
     def ranges(self, method: str, symmetric: bool = False) -> dict[str, Range]:
-        """Give every tensor's range by one method, or with ``mixed`` by the best for each.
+        """Return every tensor's range by one method, or with ``mixed`` by the best for each.
 
         The best is the one whose range, made from most of the images, has the least squared error on the others.
         """
-        whole = {name: h + self.held[name] if name in self.held else h for name, h in self.fitted.items()}
-        if method != "mixed":
-            return {name: range_of(h, method, symmetric) for name, h in whole.items()}
-        return {name: range_of(h, self._best(name, symmetric), symmetric) for name, h in whole.items()}
+        best = {n: self._best(n, symmetric) for n in self.fitted} if method == "mixed" else {}
+        return {name: self._range(name, best.get(name, method), symmetric) for name in self.fitted}
+
+    def _range(self, name: str, method: str, symmetric: bool) -> Range:
+        """Return a tensor's range on all images; it is searched for once."""
+        key = (name, method, symmetric)
+        if key not in self._found:
+            histogram = self.fitted[name]
+            whole = histogram + self.held[name] if name in self.held else histogram
+            self._found[key] = range_of(whole, method, symmetric)
+        return self._found[key]
 
     def _best(self, name: str, symmetric: bool) -> str:
         judge = self.held.get(name, self.fitted[name])
@@ -108,11 +113,12 @@ def calibrate(model: onnx.ModelProto, images: Split, seed: int, tick: Tick | Non
     Raises:
         VerdictError: If a tensor is not finite.
     """
-    kept = cache_folder() / "calibration" / f"{_key(model, images)}.npz"
-    found = _read(kept)
-    if found is None:
-        found = _collect(model, images, tick)
-        _write(kept, *found)
+    graph = model.SerializeToString(deterministic=True)
+    key = key_of([FORMAT, ort.__version__, graph, *images.hashes])
+    data = read_kept("calibration", key)
+    found = _collect(model, images, tick) if data is None else _histograms(data)
+    if data is None:
+        keep("calibration", key, _bytes(*found))
     fitted, held = found
     return Calibration(fitted=fitted, held=held, image_hashes=images.hashes, seed=seed)
 
@@ -145,15 +151,7 @@ def _float_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for node in model.graph.node for name in node.output if name in floats]
 
 
-def _key(model: onnx.ModelProto, images: Split) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {ort.__version__}\n".encode())
-    digest.update(model.SerializeToString(deterministic=True))
-    digest.update("\n".join(images.hashes).encode())
-    return digest.hexdigest()
-
-
-def _write(path: Path, fitted: Histograms, held: Histograms) -> None:
-    """Keep the histograms; a cache that cannot be written is no reason to fail."""
+def _bytes(fitted: Histograms, held: Histograms) -> bytes:
     arrays: dict[str, NDArray[Any]] = {}
     for part, histograms in (("fitted", fitted), ("held", held)):
         names = list(histograms)
@@ -164,28 +162,19 @@ def _write(path: Path, fitted: Histograms, held: Histograms) -> None:
         )
     stream = io.BytesIO()
     np.savez_compressed(stream, allow_pickle=False, **arrays)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, stream.getvalue())
-    except OSError:
-        return
+    return stream.getvalue()
 
 
-def _read(path: Path) -> tuple[Histograms, Histograms] | None:
-    try:
-        stream = io.BytesIO(path.read_bytes())  # numpy leaves a damaged file open
-        with np.load(stream, allow_pickle=False) as arrays:
-            fitted, held = (
-                {
-                    str(name): Histogram(
-                        low=float(s[0]), high=float(s[1]), limit=float(s[2]), counts=c, batches=int(s[3])
-                    )
-                    for name, c, s in zip(
-                        arrays[f"{part}_names"], arrays[f"{part}_counts"], arrays[f"{part}_spans"], strict=True
-                    )
-                }
-                for part in ("fitted", "held")
-            )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
+def _histograms(data: bytes) -> tuple[Histograms, Histograms]:
+    """Read what ``_bytes`` wrote."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        fitted, held = (
+            {
+                str(name): Histogram(low=float(s[0]), high=float(s[1]), limit=float(s[2]), counts=c, batches=int(s[3]))
+                for name, c, s in zip(
+                    arrays[f"{part}_names"], arrays[f"{part}_counts"], arrays[f"{part}_spans"], strict=True
+                )
+            }
+            for part in ("fitted", "held")
+        )
     return fitted, held

@@ -161,7 +161,7 @@ class FloatSearch:
                 self.note(f"float search: no time for {len(units) - len(self._survey.units)} of {len(units)} parts")
                 return
             nodes = [start, *(u.nodes | start for u in group)]
-            with self._opened([self._artifact(n) for n in nodes]) as (whole, *sessions):
+            with self._opened(nodes) as (whole, *sessions):
                 self._survey.noise = self._squared_error(whole)
                 for unit, session in zip(group, sessions, strict=True):
                     self._survey.errors[unit.name] = self._squared_error(session)
@@ -257,7 +257,7 @@ class FloatSearch:
         """Make and measure a graph on all validation images; the same one is made once."""
         if nodes not in self._tried:
             begin = self.now()
-            with self._opened([self._artifact(nodes)]) as (session,):
+            with self._opened([nodes]) as (session,):
                 self._forecast.opening_s = self.now() - begin
                 begin = self.now()
                 logits = run_session(session, self.pixels)
@@ -285,11 +285,10 @@ class FloatSearch:
         """
         if self.clock is None or len(choices) < 2:
             return Timing(ms=(1.0,) * len(choices), noise=0.0)
-        artifacts = [self._artifact(nodes) for nodes in choices]
         most = openings * self.config.repeats if openings > 1 else 1
         found = [first] if first else []
         while True:
-            with self._opened(artifacts) as sessions:
+            with self._opened(choices) as sessions:
                 found.append(self.clock(choices, sessions, self.config.runs, self._forecast.left_s()))
             timing = timing_of(found)
             sure = timing.noise <= self.config.worth / 2 and (not first or self._is_clear(timing))
@@ -301,8 +300,8 @@ class FloatSearch:
         return abs(1 - min(timing.ms) / timing.ms[0] - self.config.worth) >= timing.noise
 
     @contextmanager
-    def _opened(self, artifacts: Sequence[Artifact]) -> Iterator[list[Session]]:
-        """Open graphs, and close them.
+    def _opened(self, choices: Sequence[FloatNodes | None]) -> Iterator[list[Session]]:
+        """Make and open graphs, and close them.
 
         One thread shows best what a part costs, and a neighbour disturbs it least; the export's verdict times the files
         as they will run.
@@ -310,9 +309,12 @@ class FloatSearch:
         self._check_time()
         with ExitStack() as stack:
             with ThreadPoolExecutor(usable_cores()) as pool:
-                sessions = list(pool.map(lambda artifact: open_session(artifact, threads=1, selftest=False), artifacts))
-            yield [stack.enter_context(session) for session in sessions]
-        self._forecast.opened(len(artifacts))
+                sessions = [stack.enter_context(session) for session in pool.map(self._open, choices)]
+            yield sessions
+        self._forecast.opened(len(choices))
+
+    def _open(self, nodes: FloatNodes | None) -> Session:
+        return open_session(self._artifact(nodes), threads=1, selftest=False)
 
     def _check_time(self) -> None:
         if self._tried and self._forecast.left_s() <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx
 
 from qdeploy.core.artifact import Card
 from qdeploy.core.files import sha256_of
-from qdeploy.core.machine import native_target
+from qdeploy.core.machine import native_target, usable_cores
 from qdeploy.core.metrics import Floats, PairedDifference, sqnr_db, topk_percent
 from qdeploy.data.dataset import Split
 from qdeploy.export.bias_correction import biases_of, channel_means, correct_biases
@@ -147,7 +148,9 @@ def _one(
     card = replace(fp32.card, precision="int8", target=encoding.target, lineage=lineage)
     start = float_for_tensorrt(graph) if encoding.target == "tensorrt" else frozenset[str]()
     ways = _ways(work, graph, means, calibration, encoding)
-    errors = {way.name: _error(work, fp32, graph, way, encoding, card, start) for way in ways}
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        found_db = pool.map(lambda way: _error(work, fp32, graph, way, encoding, card, start), ways)
+    errors = {way.name: db for way, db in zip(ways, found_db, strict=True)}
     way = max(ways, key=lambda w: errors[w.name])
     native = encoding.target == native_target()
     budget = _budget(work, fp32)

@@ -7,12 +7,17 @@ import gc
 import logging
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import onnx
 import torch
 from torch import nn
 
+import qdeploy.models
+from qdeploy.core.machine import versions
+from qdeploy.export import entrance
 from qdeploy.export.entrance import streamline_entrance
+from qdeploy.export.kept import keep, key_of, read_kept
 
 OPSET = 20
 """The first with a native Gelu: at 18 it becomes five operators, 12 % slower and worse in INT8."""
@@ -55,6 +60,25 @@ def trace(model: nn.Module, size: int) -> onnx.ModelProto:
     _strip(graph)
     streamline_entrance(graph)
     onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def trace_once(model: nn.Module, size: int, identity: str) -> onnx.ModelProto:
+    """Trace a model, or read the graph that an earlier export has traced.
+
+    Args:
+        model: In its inference form.
+        size: Of its images.
+        identity: What tells it from every other model: its configuration and the hash of its weights.
+    """
+    ours = [Path(__file__), Path(entrance.__file__), *sorted(Path(qdeploy.models.__path__[0]).glob("*.py"))]
+    made_by = versions("torch", "onnx", "onnxscript", "torchvision", "timm")
+    key = key_of([identity, str(size), *(f"{k} {v}" for k, v in made_by.items()), *(p.read_bytes() for p in ours)])
+    data = read_kept("graphs", key)
+    if data is not None:
+        return onnx.load_model_from_string(data)
+    graph = trace(model, size)
+    keep("graphs", key, graph.SerializeToString())
     return graph
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.models.baselines import BaselineConfig
@@ -154,7 +153,9 @@ def summarise(name: str, num_classes: int | None = None, input_size: int = 0) ->
 
 
 def count(model: nn.Module, input_size: int) -> tuple[int, int]:
-    """Give the parameters, and the multiply-accumulates of one image, of a module on any device."""
+    """Return the parameters, and the multiply-accumulates of one image, of a module on any device."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton: most commands count nothing
+
     device = next(model.parameters()).device
     image = torch.empty(1, 3, input_size, input_size, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
