@@ -33,12 +33,12 @@ from qdeploy.core.metrics import Floats, agreement, paired_difference, sqnr_db
 from qdeploy.core.run_folder import read_run
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset, Split
-from qdeploy.export.bias_correction import channel_means, correct_biases
-from qdeploy.export.calibrate import calibrate, choose_images
-from qdeploy.export.encodings import encoding_for
-from qdeploy.export.finetune import FinetuneConfig, finetune
-from qdeploy.export.quantize import quantize
-from qdeploy.export.trace import trace
+from qdeploy.export.int8.bias_correction import channel_means, correct_biases
+from qdeploy.export.int8.calibrate import calibrate, choose_images
+from qdeploy.export.int8.encodings import encoding_for
+from qdeploy.export.int8.finetune import FinetuneConfig, finetune
+from qdeploy.export.int8.quantize import quantize
+from qdeploy.export.sources.trace import trace
 from qdeploy.models.folding import deploy
 from qdeploy.models.registry import model_from_record
 from qdeploy.training import config_from_recipe, train

@@ -31,6 +31,7 @@ from int8_recipes import CALIBRATIONS, RECIPES, Facts, Pixels, Plain, fresh, las
 from machine import keep
 from numpy.typing import NDArray
 
+from qdeploy.bench import compare, sample_images, time_rounds
 from qdeploy.core.artifact import SHIPPED, Card, read_artifact
 from qdeploy.core.errors import DataError
 from qdeploy.core.machine import versions
@@ -38,7 +39,6 @@ from qdeploy.core.metrics import Floats, paired_difference, percentile, sqnr_db
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset, Split
 from qdeploy.data.fashion_mnist import local_folder
-from qdeploy.runtime.bench import compare, sample_images, time_rounds
 
 MEMORY_IMAGES = 512
 FP32 = "fp32"
@@ -46,8 +46,8 @@ FP32 = "fp32"
 
 def with_images(folder: Path, dataset: Dataset, count: int) -> Path:
     """Make a folder with the images that a job reads; a count always gives the same ones."""
-    from qdeploy.export.calibrate import choose_images
-    from qdeploy.export.int8 import CALIBRATION_SEED
+    from qdeploy.export.int8.calibrate import choose_images
+    from qdeploy.export.int8.step import CALIBRATION_SEED
 
     images, val = choose_images(dataset, count, CALIBRATION_SEED), dataset.splits["val"]
     folder.mkdir()

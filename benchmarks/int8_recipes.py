@@ -176,8 +176,9 @@ def nncf(per_tensor: bool = True, accuracy_control: bool = False) -> Prepare:
 
 def ours(job: Job) -> Timed:
     """The INT8 step of ``qdeploy export --int8``, with its defaults but for the number of images."""
-    from qdeploy.export.int8 import int8_step
-    from qdeploy.export.made import ExportConfig, Work, finish
+    from qdeploy.export.config import ExportConfig
+    from qdeploy.export.finish import Work, finish
+    from qdeploy.export.int8.step import int8_step
 
     artifact = read_artifact(Path(job.source))
     config = ExportConfig(int8=True, calibration_images=len(job.images()), max_drop=MAX_DROP)
@@ -262,8 +263,8 @@ def ort_calibration(method: str) -> Prepare:
 
 def our_calibration(job: Job) -> Timed:
     """One pass over the images, and then the ranges of every method."""
-    from qdeploy.export.calibrate import calibrate, choose_images
-    from qdeploy.export.ranges import METHODS
+    from qdeploy.export.int8.calibrate import calibrate, choose_images
+    from qdeploy.export.int8.ranges import METHODS
 
     artifact = read_artifact(Path(job.source))
     graph = onnx.load_from_string(artifact.data)

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from machine import keep
 
+from qdeploy.bench import BenchConfig, BenchReport, bench
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export import ExportConfig, ExportReport, export, export_module
 from qdeploy.models.registry import create_model
-from qdeploy.runtime.bench import BenchConfig, BenchReport, bench
 from qdeploy.training import config_from_recipe, train
 
 MODELS = (

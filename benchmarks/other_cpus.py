@@ -31,12 +31,12 @@ import numpy as np
 from machine import keep
 from numpy.typing import NDArray
 
+from qdeploy.bench import compare, sample_images, time_rounds
 from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
 from qdeploy.core.errors import ArtifactError
 from qdeploy.core.machine import SPEED_FLAGS, cpu_flags, native_target, saturates, versions
 from qdeploy.core.metrics import Floats, agreement, percentile
 from qdeploy.data.embedded import embedded_source
-from qdeploy.runtime.bench import compare, sample_images, time_rounds
 from qdeploy.runtime.session import Session, open_session
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the package of the tests is

@@ -24,13 +24,13 @@ from machine import keep
 from plain_loop import BATCH, train_plainly
 from torch import Tensor, nn
 
+from qdeploy.bench import BenchConfig, bench
 from qdeploy.core.errors import MissingDependencyError, VerdictError
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export import ExportConfig, export_module
 from qdeploy.export.verdict import ArtifactReport
 from qdeploy.models.registry import create_model
-from qdeploy.runtime.bench import BenchConfig, bench
 
 NAMES = (
     "nano", "nano-a", "nano-ar", "mobilevit-depthwise-separable-v2", "yolo11n-cls", "timm/mobilenetv3_small_050",

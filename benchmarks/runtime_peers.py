@@ -38,12 +38,12 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 import qdeploy
+from qdeploy.bench import compare
 from qdeploy.core.metrics import MIN_SAMPLES, percentile
 from qdeploy.core.run_folder import RECORD, read_run
 from qdeploy.data.embedded import embedded_source
 from qdeploy.export import ExportConfig, export
 from qdeploy.models.registry import model_from_record
-from qdeploy.runtime.bench import compare
 from qdeploy.training import config_from_recipe, train
 
 BLOCK = 10

@@ -23,12 +23,12 @@ from typing import Any
 import onnxruntime as ort
 from machine import keep
 
+from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
 from qdeploy.core.metrics import percentile
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export import ExportConfig, export_module
 from qdeploy.models.registry import create_model
-from qdeploy.runtime.bench import sample_images
 from qdeploy.runtime.engines.onnxruntime_providers import session_options
 
 SETTINGS = ((1, "none"), (2, "asleep"), (2, "spinning"), (2, "stopped"))

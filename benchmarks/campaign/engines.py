@@ -12,12 +12,12 @@ from time import perf_counter
 from campaign.results import Cell, Row
 from campaign.sizes import Size
 from campaign.training import is_complete, preset_options, run_folder, run_qdeploy, training_row
+from qdeploy.bench import latency_summary, sample_images, time_rounds
 from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.errors import ArtifactError, MissingDependencyError, VerdictError
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.data.embedded import NAME as EMBEDDED
-from qdeploy.export.engines import build_engine
-from qdeploy.runtime.bench import latency_summary, sample_images, time_rounds
+from qdeploy.export.engines.build import build_engine
 from qdeploy.runtime.session import Session, open_session
 
 

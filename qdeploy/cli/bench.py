@@ -13,7 +13,7 @@ from qdeploy.cli.output import Bar, emit_json, note, show_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qdeploy.runtime.bench import BenchReport, BenchResult
+    from qdeploy.bench import BenchReport, BenchResult
 
 
 @click.command("bench")
@@ -46,11 +46,11 @@ def bench_command(
     ARTIFACTS are model files or export folders, measured in turns in one run. Default: the newest export, else the
     model that ships in the package.
     """
+    from qdeploy.bench import BenchConfig, bench
+    from qdeploy.bench.baseline import TOLERANCE_PERCENT, changes_since, read_baseline, require_comparable
+    from qdeploy.bench.page import html_page
     from qdeploy.core.errors import InputError
     from qdeploy.core.files import require_writable, write_bytes
-    from qdeploy.runtime.bench import BenchConfig, bench
-    from qdeploy.runtime.bench.baseline import TOLERANCE_PERCENT, changes_since, read_baseline, require_comparable
-    from qdeploy.runtime.bench.page import html_page
 
     config = BenchConfig(**how)
     if tolerance is not None and baseline is None:

@@ -10,7 +10,7 @@ import click
 from qdeploy.cli.output import Bar, emit_json, show_table
 
 if TYPE_CHECKING:
-    from qdeploy.runtime.diff import Difference, Numbers
+    from qdeploy.checks.diff import Difference, Numbers
 
 LONG = 60
 
@@ -28,8 +28,8 @@ def diff_command(a: Path, b: Path, data: str | None, split: str, json: bool) -> 
 
     A and B are model files or export folders.
     """
+    from qdeploy.checks.diff import diff
     from qdeploy.runtime.classifier import find_artifact
-    from qdeploy.runtime.diff import diff
 
     with Bar("comparing") as bar:
         result = diff(find_artifact(a), find_artifact(b), data, split, bar.update)

@@ -14,7 +14,7 @@ def doctor_command(json: bool) -> int:
 
     Nothing is changed. The exit code is 1 if something is broken; what is only missing is no error.
     """
-    from qdeploy.runtime.doctor import diagnose
+    from qdeploy.checks.doctor import diagnose
 
     result = diagnose()
     if json:

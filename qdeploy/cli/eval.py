@@ -17,7 +17,7 @@ from qdeploy.cli.output import Bar, emit_json, note, show_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qdeploy.runtime.evaluate import Evaluation, Scored
+    from qdeploy.checks.evaluate import Evaluation, Scored
 
 
 @click.command("eval")
@@ -49,10 +49,10 @@ def eval_command(
     ARTIFACT is a model file or an export's folder; default: as for predict. DATA is what `qdeploy data` takes; default:
     the embedded set. A single argument that is no model is DATA.
     """
+    from qdeploy.checks.evaluate import EvalConfig, evaluate
     from qdeploy.data.catalog import READERS
     from qdeploy.data.embedded import NAME as EMBEDDED
     from qdeploy.runtime.classifier import find_artifact
-    from qdeploy.runtime.evaluate import EvalConfig, evaluate
 
     if artifact is not None and data is None and (artifact in READERS or _is_plain_folder(Path(artifact))):
         artifact, data = None, artifact
@@ -79,8 +79,8 @@ def _rows(file: Path | None) -> Iterator[Callable[[Scored], None] | None]:
     if file is None:
         yield None
         return
+    from qdeploy.checks.evaluate import Scored
     from qdeploy.core.files import file_made_whole, require_writable
-    from qdeploy.runtime.evaluate import Scored
 
     require_writable(file.parent)
     with file_made_whole(file) as stream:

@@ -10,7 +10,7 @@ import click
 from qdeploy.cli.output import emit_json, extra_needed, show_table
 
 if TYPE_CHECKING:
-    from qdeploy.export.lint import LintReport
+    from qdeploy.export.lint.report import LintReport
 
 RUNTIMES = ("x86", "x86-avx2", "arm", "openvino", "tensorrt")
 
@@ -25,7 +25,7 @@ def lint_command(file: Path, runtime: str | None, json: bool) -> int:
     FILE is any ONNX file. x86, x86-avx2 and arm are ONNX Runtime on CPUs with VNNI, without, and on ARM.
     """
     with extra_needed():
-        from qdeploy.export.lint import lint_file
+        from qdeploy.export.lint.report import lint_file
 
     report = lint_file(file)
     if json:
@@ -38,7 +38,7 @@ def lint_command(file: Path, runtime: str | None, json: bool) -> int:
 def _show(file: Path, report: LintReport) -> None:
     from rich.table import Table
 
-    from qdeploy.export.lint import RUNTIMES as LABELS
+    from qdeploy.export.lint.report import RUNTIMES as LABELS
 
     print(f"{file}: opset {report.opset}, {report.nodes} nodes, {'quantized' if report.quantized else 'float'}")
     table = Table("runtime", "--for", "verdict", "findings")

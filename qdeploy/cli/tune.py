@@ -12,7 +12,7 @@ from qdeploy.cli.output import Bar, emit_json, note, show_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qdeploy.runtime.tune import TuneReport
+    from qdeploy.bench.tune import TuneReport
 
 
 @click.command("tune")
@@ -38,8 +38,8 @@ def tune_command(
     package. Every file, installed engine and number of threads is checked and measured; the best within the limits is
     written to device.json beside the model, which predict then uses. The exit code is 1 if none is within the limits.
     """
+    from qdeploy.bench.tune import Limits, TuneConfig, tune
     from qdeploy.core.artifact import SHIPPED, newest_export
-    from qdeploy.runtime.tune import Limits, TuneConfig, tune
 
     limits = Limits(latency_ms=latency_ms, memory_mb=memory_mb, max_drop=max_drop, throughput=throughput)
     config = TuneConfig(limits=limits, seconds=seconds)

@@ -21,8 +21,8 @@ def verify_command(artifact: Path | None, data: str | None, json: bool) -> int:
     ARTIFACT is a model file or an export's folder. Default: the newest export, else the model that ships in the
     package. The exit code is 1 if a check fails.
     """
+    from qdeploy.checks.verify import verify
     from qdeploy.core.artifact import SHIPPED, newest_export
-    from qdeploy.runtime.verify import verify
 
     path = artifact or newest_export() or SHIPPED
     if artifact is None:

@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdeploy.export.float_choice import SearchConfig
-    from qdeploy.export.foreign import export_onnx
-    from qdeploy.export.lint import LintReport, lint_file
-    from qdeploy.export.made import ExportConfig
-    from qdeploy.export.module import export_module
-    from qdeploy.export.run import export
+    from qdeploy.export.config import ExportConfig
+    from qdeploy.export.int8.float_choice import SearchConfig
+    from qdeploy.export.lint.report import LintReport, lint_file
+    from qdeploy.export.sources.module import export_module
+    from qdeploy.export.sources.onnx_file import export_onnx
+    from qdeploy.export.sources.run import export
     from qdeploy.export.verdict import ExportReport
 
 __all__ = [
@@ -28,14 +28,14 @@ __all__ = [
     "lint_file",
 ]
 _HOMES = {
-    "ExportConfig": "made",
+    "ExportConfig": "config",
     "ExportReport": "verdict",
-    "LintReport": "lint",
-    "SearchConfig": "float_choice",
-    "export": "run",
-    "export_module": "module",
-    "export_onnx": "foreign",
-    "lint_file": "lint",
+    "LintReport": "lint.report",
+    "SearchConfig": "int8.float_choice",
+    "export": "sources.run",
+    "export_module": "sources.module",
+    "export_onnx": "sources.onnx_file",
+    "lint_file": "lint.report",
 }
 
 

@@ -18,17 +18,18 @@ from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json
 from qdeploy.data.dataset import Dataset
-from qdeploy.export.calibrate import Calibration, Tick
-from qdeploy.export.engine_step import build_engines
-from qdeploy.export.engines import require_builder
-from qdeploy.export.half import to_fp16
-from qdeploy.export.int8 import Int8Made, int8_step
-from qdeploy.export.kit import FOLDER, is_unchanged_kit, write_c_kit
-from qdeploy.export.made import ExportConfig, Made, Note, Progress, Work, finish
-from qdeploy.export.parity import require_sound
-from qdeploy.export.pinned import int8_artifact
-from qdeploy.export.report import html_report
-from qdeploy.export.ties import without_ties
+from qdeploy.export.config import ExportConfig, Note, Progress, Tick
+from qdeploy.export.engines.build import require_builder
+from qdeploy.export.engines.step import build_engines
+from qdeploy.export.finish import Made, Work, finish
+from qdeploy.export.graph.fp16 import to_fp16
+from qdeploy.export.graph.parity import require_sound
+from qdeploy.export.graph.ties import without_ties
+from qdeploy.export.int8.calibrate import Calibration
+from qdeploy.export.int8.pinned import int8_artifact
+from qdeploy.export.int8.step import Int8Made, int8_step
+from qdeploy.export.kits.c import FOLDER, is_unchanged_kit, write_c_kit
+from qdeploy.export.report.page import html_report
 from qdeploy.export.verdict import ExportReport, Step, judge
 
 PARITY_IMAGES = 512

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdeploy.bench import Comparison, compare, latency_summary, sample_images
+from qdeploy.bench.launches import joined, time_launches
+from qdeploy.bench.rounds import Rounds
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.files import sha256_of
 from qdeploy.core.machine import environment
 from qdeploy.core.metrics import PairedDifference, Parity, paired_difference
 from qdeploy.data.dataset import Split
-from qdeploy.export.engine_step import EngineReport
-from qdeploy.export.int8 import Int8Made, Int8Report
-from qdeploy.export.layers import LayerRow, layer_table
-from qdeploy.export.made import Made, Work
-from qdeploy.runtime.bench import Comparison, compare, latency_summary, sample_images
-from qdeploy.runtime.bench.launches import joined, time_launches
-from qdeploy.runtime.bench.rounds import Rounds
+from qdeploy.export.engines.step import EngineReport
+from qdeploy.export.finish import Made, Work
+from qdeploy.export.int8.layers import LayerRow, layer_table
+from qdeploy.export.int8.step import Int8Made, Int8Report
 
 REPORT_RUNS = 500
 MAX_FLIPS = 24

@@ -202,8 +202,8 @@ def _train(spec: Spec) -> Result:
 
 def _export(spec: Spec) -> Result:
     """Export to fp32 and INT8, slower and coarser ones too; where INT8 is broken, to fp32 alone, with the reason."""
-    from qdeploy.export.made import ExportConfig
-    from qdeploy.export.run import export
+    from qdeploy.export.config import ExportConfig
+    from qdeploy.export.sources.run import export
 
     reason = None
     try:
@@ -230,7 +230,7 @@ def _log(text: str) -> None:
 
 def _measure(spec: Spec) -> Result:
     """Time the files of an export in turn: batch 1, one thread; memory of fresh processes."""
-    from qdeploy.runtime.bench import BenchConfig, bench
+    from qdeploy.bench import BenchConfig, bench
 
     exported = read_json(Path(spec.folder) / f"export-{spec.rung}.json")["artifacts"]
     round_s = sum(a["p50_ms"] for a in exported.values()) / 1e3

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from qdeploy.checks import doctor
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED
-from qdeploy.runtime import doctor
 
 FP32, INT8 = str(SHIPPED / "model.fp32.onnx"), str(SHIPPED / "model.int8.onnx")
 Capture = pytest.CaptureFixture[str]

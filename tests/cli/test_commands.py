@@ -300,7 +300,7 @@ def test_a_folder_without_permission_is_refused(
 def test_a_verdict_is_exit_code_1(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qdeploy.export import parity
+    from qdeploy.export.graph import parity
 
     monkeypatch.setattr(parity, "INT8_MIN_SQNR_DB", 500.0)
     before = sorted((workplace / "exports").rglob("*"))
@@ -312,7 +312,7 @@ def test_a_verdict_is_exit_code_1(
 def test_rejected_int8_is_exit_code_1_and_fp32_is_kept(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qdeploy.export import float_search
+    from qdeploy.export.int8 import float_search
 
     loss = PairedDifference(points=-9.0, margin95=0.5, n=500)
     monkeypatch.setattr(float_search, "paired_difference", lambda *_: loss)

@@ -45,7 +45,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_runtimes_are_those_of_the_report() -> None:
-    from qdeploy.export.lint import RUNTIMES as REPORTED
+    from qdeploy.export.lint.report import RUNTIMES as REPORTED
 
     assert tuple(REPORTED) == RUNTIMES
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qdeploy.bench import sample_images
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.runtime.bench import sample_images
 from qdeploy.runtime.session import ENGINES, Session, open_session
 
 

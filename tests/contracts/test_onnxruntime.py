@@ -7,11 +7,11 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
+from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, read_artifact
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.runtime.bench import sample_images
 from qdeploy.runtime.engines.onnxruntime_providers import CudaSession, ProviderSession
 from qdeploy.runtime.session import open_session
 from tests.contracts.engine_contract import EngineContract

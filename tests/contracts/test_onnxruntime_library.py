@@ -13,11 +13,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import ArtifactError
 from qdeploy.core.machine import resident_bytes
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.runtime.bench import sample_images
 from qdeploy.runtime.engines import onnxruntime_library as library
 from qdeploy.runtime.engines.onnxruntime_library import FUNCTIONS, GET_ERROR_MESSAGE, RELEASES, Model, OnnxRuntimeError
 from qdeploy.runtime.engines.onnxruntime_options import cpu_engine

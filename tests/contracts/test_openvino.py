@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, read_artifact
 from qdeploy.core.errors import ArtifactError, MissingDependencyError
 from qdeploy.core.machine import saturates
 from qdeploy.core.metrics import agreement, sqnr_db
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.runtime.bench import sample_images
 from qdeploy.runtime.session import BF16_GOLDEN_DB, check_goldens, open_session
 from tests.contracts.engine_contract import EngineContract
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
 from qdeploy.core.engine_file import EngineHeader, pack
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.runtime.bench import sample_images
 from qdeploy.runtime.engines import tensorrt_library, tensorrt_session
 from qdeploy.runtime.engines.tensorrt_session import TensorRtSession
 from qdeploy.runtime.session import open_session

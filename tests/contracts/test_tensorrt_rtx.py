@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import ArtifactError, MissingDependencyError
 from qdeploy.core.metrics import agreement, sqnr_db
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.export.engines import BUILDERS, build_engine
-from qdeploy.runtime.bench import sample_images
+from qdeploy.export.engines.build import BUILDERS, build_engine
 from qdeploy.runtime.engines import tensorrt_library
 from qdeploy.runtime.session import open_session
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from qdeploy.checks.doctor import telemetry_finding
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.telemetry import SWITCHES
-from qdeploy.runtime.doctor import telemetry_finding
 from tests.quiet import namespace, quiet_environment, run_quietly, strange_files
 
 QDEPLOY = (sys.executable, "-c", "from qdeploy.cli.main import main; main()")

@@ -14,7 +14,7 @@ from qdeploy.core.metrics import topk_percent
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.embedded import embedded_source
 from qdeploy.data.fashion_mnist import fashion_mnist_source, local_folder
-from qdeploy.export.parity import run_session
+from qdeploy.export.graph.parity import run_session
 from qdeploy.runtime.session import open_session
 
 INT8 = SHIPPED / "model.int8.onnx"

@@ -110,7 +110,7 @@ def test_the_file_for_the_cpu_is_taken_with_a_note(cpu: str, made: ExportReport,
 @pytest.mark.parametrize("cpu", playable("haswell", "icelake"))
 def test_the_c_kit_is_right(cpu: str, made: ExportReport, disguises: Path, tmp_path: Path) -> None:
     from qdeploy.core.artifact import read_artifact
-    from qdeploy.export.kit import write_c_kit
+    from qdeploy.export.kits.c import write_c_kit
 
     home = runtime_folder(tmp_path / "onnxruntime")
     write_c_kit(tmp_path / "kit", [read_artifact(SHIPPED / "model.int8.onnx")], "model.int8.onnx")

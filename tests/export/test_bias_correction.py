@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qdeploy.core.errors import InputError
-from qdeploy.export.bias_correction import channel_means, correct_biases
+from qdeploy.export.int8.bias_correction import channel_means, correct_biases
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -122,7 +122,7 @@ def test_weights_are_rounded_as_the_quantizer_rounds_them() -> None:
     from onnxruntime.quantization import QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
-    from qdeploy.export.bias_correction import rounded
+    from qdeploy.export.int8.bias_correction import rounded
 
     for seven_bits in (False, True):
         model = net()

@@ -10,8 +10,8 @@ import pytest
 from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Split
-from qdeploy.export import calibrate as room
-from qdeploy.export.calibrate import calibrate, choose_images
+from qdeploy.export.int8 import calibrate as room
+from qdeploy.export.int8.calibrate import calibrate, choose_images
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 20]>

@@ -20,14 +20,14 @@ from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Split
-from qdeploy.export import engines
-from qdeploy.export.calibrate import calibrate
-from qdeploy.export.encodings import encoding_for
-from qdeploy.export.engines import build_engine
-from qdeploy.export.half import to_fp16
-from qdeploy.export.quantize import quantize
-from qdeploy.export.seal import sealed_bytes
-from qdeploy.export.trace import trace
+from qdeploy.export.engines import build as engines
+from qdeploy.export.engines.build import build_engine
+from qdeploy.export.graph.fp16 import to_fp16
+from qdeploy.export.graph.seal import sealed_bytes
+from qdeploy.export.int8.calibrate import calibrate
+from qdeploy.export.int8.encodings import encoding_for
+from qdeploy.export.int8.quantize import quantize
+from qdeploy.export.sources.trace import trace
 from qdeploy.models import mobilevit
 from qdeploy.models.classifier import Classifier
 from qdeploy.models.folding import deploy

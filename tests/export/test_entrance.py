@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from qdeploy.export.entrance import streamline_entrance
+from qdeploy.export.graph.entrance import streamline_entrance
 
 RNG = np.random.default_rng(0)
 WEIGHTS = ", ".join(f"{v:.4f}" for v in RNG.normal(size=2 * 3 * 3 * 3))

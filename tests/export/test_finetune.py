@@ -16,7 +16,7 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.run_folder import read_run
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset, Split
-from qdeploy.export.finetune import (
+from qdeploy.export.int8.finetune import (
     FakeQuantized,
     FinetuneConfig,
     fake_quantize_activation,
@@ -25,7 +25,7 @@ from qdeploy.export.finetune import (
     layers_of_nodes,
     layers_to_quantize,
 )
-from qdeploy.export.trace import trace
+from qdeploy.export.sources.trace import trace
 from qdeploy.models.folding import deploy
 from qdeploy.models.registry import create_model, model_from_record
 from qdeploy.training import TrainResult

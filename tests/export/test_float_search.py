@@ -12,18 +12,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from qdeploy.bench import sample_images
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError
 from qdeploy.core.metrics import PairedDifference
 from qdeploy.data.catalog import load_dataset
-from qdeploy.export.calibrate import calibrate, choose_images
-from qdeploy.export.clock import Clock, FloatNodes, real_clock, times_of, timing_of
-from qdeploy.export.encodings import encoding_for
-from qdeploy.export.float_choice import Budget, SearchConfig
-from qdeploy.export.float_search import FloatSearch
-from qdeploy.export.made import open_graph
-from qdeploy.export.units import MAX_MODULES, MAX_ROLES, disjoint, nodes_of, quantizable, units_of
-from qdeploy.runtime.bench import sample_images
+from qdeploy.export.finish import open_graph
+from qdeploy.export.int8.calibrate import calibrate, choose_images
+from qdeploy.export.int8.clock import Clock, FloatNodes, real_clock, times_of, timing_of
+from qdeploy.export.int8.encodings import encoding_for
+from qdeploy.export.int8.float_choice import Budget, SearchConfig
+from qdeploy.export.int8.float_search import FloatSearch
+from qdeploy.export.int8.units import MAX_MODULES, MAX_ROLES, disjoint, nodes_of, quantizable, units_of
 
 X86 = encoding_for("x86")
 MakeSearch = Callable[..., FloatSearch]

@@ -17,9 +17,9 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from qdeploy.core.errors import InputError
-from qdeploy.export.lint import RUNTIMES, LintReport, lint, lint_file
-from qdeploy.export.lint_find import UNKNOWN_TO_TENSORRT
-from qdeploy.export.lint_rules import RULES
+from qdeploy.export.lint.find import UNKNOWN_TO_TENSORRT
+from qdeploy.export.lint.report import RUNTIMES, LintReport, lint, lint_file
+from qdeploy.export.lint.rules import RULES
 
 SHIPPED = Path(__file__).parents[2] / "qdeploy" / "shipped"
 rng = np.random.default_rng(0)

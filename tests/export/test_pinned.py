@@ -12,9 +12,9 @@ from qdeploy.cli.main import run
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError
 from qdeploy.export import ExportConfig, ExportReport, export
-from qdeploy.export.encodings import encoding_for
-from qdeploy.export.pinned import pinned
-from qdeploy.export.units import quantizable, units_of
+from qdeploy.export.int8.encodings import encoding_for
+from qdeploy.export.int8.pinned import pinned
+from qdeploy.export.int8.units import quantizable, units_of
 from qdeploy.training import TrainResult
 from tests.conftest import SHORT
 

@@ -11,19 +11,22 @@ import numpy as np
 import onnx
 import pytest
 
+from qdeploy.bench import Comparison
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.metrics import PairedDifference, agreement, sqnr_db, topk_percent
 from qdeploy.data.catalog import load_dataset
-from qdeploy.export import float_search, int8, verdict
-from qdeploy.export import run as trained_runs
-from qdeploy.export import trace as tracing
-from qdeploy.export.made import ExportConfig, Work
+from qdeploy.export import verdict
+from qdeploy.export.config import ExportConfig
+from qdeploy.export.finish import Work
+from qdeploy.export.int8 import float_search
+from qdeploy.export.int8 import step as int8
+from qdeploy.export.int8.quantize import int8_of_portable
 from qdeploy.export.pipeline import no_progress
-from qdeploy.export.quantize import int8_of_portable
-from qdeploy.export.run import export
+from qdeploy.export.sources import run as trained_runs
+from qdeploy.export.sources import trace as tracing
+from qdeploy.export.sources.run import export
 from qdeploy.export.verdict import ExportReport
-from qdeploy.runtime.bench import Comparison
 from qdeploy.training import TrainResult
 from tests.conftest import SHORT
 from tests.ort_session import plain_session
@@ -172,7 +175,7 @@ def test_a_second_export_reads_the_graph_that_the_first_kept(
 def test_a_broken_step_stops_the_export_and_leaves_nothing(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qdeploy.export.trace import trace_once as real
+    from qdeploy.export.sources.trace import trace_once as real
 
     def wrong_trace(*arguments: Any) -> onnx.ModelProto:
         model = real(*arguments)

@@ -18,11 +18,11 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.machine import native_target
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.data.catalog import load_dataset
-from qdeploy.export.calibrate import calibrate, choose_images
-from qdeploy.export.encodings import ENCODINGS, Encoding, encoding_for
-from qdeploy.export.quantize import GELU_SLOPE, int8_of_portable, quantize
-from qdeploy.export.ranges import Range
-from qdeploy.export.trace import trace
+from qdeploy.export.int8.calibrate import calibrate, choose_images
+from qdeploy.export.int8.encodings import ENCODINGS, Encoding, encoding_for
+from qdeploy.export.int8.quantize import GELU_SLOPE, int8_of_portable, quantize
+from qdeploy.export.int8.ranges import Range
+from qdeploy.export.sources.trace import trace
 from qdeploy.models.folding import deploy
 from qdeploy.models.registry import create_model
 from tests.ort_session import plain_session

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from qdeploy.export.histogram import BINS, SAMPLE, Histogram
-from qdeploy.export.ranges import METHODS, mse, range_of
+from qdeploy.export.int8.histogram import BINS, SAMPLE, Histogram
+from qdeploy.export.int8.ranges import METHODS, mse, range_of
 
 Values = NDArray[np.float32]
 

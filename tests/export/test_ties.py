@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.export import ExportConfig, export_module
-from qdeploy.export.ties import without_ties
+from qdeploy.export.graph.ties import without_ties
 from qdeploy.models.heads import SotaHead
 from tests.export.test_other_models import few
 

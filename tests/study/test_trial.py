@@ -10,7 +10,7 @@ import pytest
 
 from qdeploy import training
 from qdeploy.core.errors import InputError
-from qdeploy.export import parity
+from qdeploy.export.graph import parity
 from qdeploy.study import trial
 from qdeploy.study.trial import Spec, outcome
 from tests.conftest import MakeImages

@@ -1,0 +1,64 @@
+"""What a user allows the choice of ``qdeploy tune`` to cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from qdeploy.core.errors import InputError
+
+if TYPE_CHECKING:
+    from qdeploy.bench.tune.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """None is no limit."""
+
+    latency_ms: float | None = None
+    """Of the 95th percentile of one call: 19 of 20 are faster. Where fewer than 130 ran, the slowest counts."""
+    memory_mb: float | None = None
+    """Peak of a fresh process, in 10^6 bytes."""
+    max_drop: float = 1.0
+    """Points of top-1 against the fp32 file, as at export; of a file whose card has no accuracy it is not checked."""
+    throughput: float | None = None
+    """Images per second at least."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None and not (value > 0 or (f.name == "max_drop" and value == 0)):
+                raise InputError(f"--{f.name.replace('_', '-')} must be positive, found {value}")
+
+    def broken_before_timing(self, trial: Trial) -> str | None:
+        """Say which limit a candidate misses already without being timed."""
+        found = self._memory(trial)
+        if trial.drop_points is not None and trial.drop_points > self.max_drop:
+            found = f"drops {trial.drop_points:.2f} points, over {self.max_drop:g}"
+        return found
+
+    def broken(self, trial: Trial) -> str | None:
+        """Say which limit a measured candidate misses."""
+        if self.latency_ms is not None and trial.tail_ms > self.latency_ms:
+            return f"p95 {trial.tail_ms:.3f} ms, over {self.latency_ms:g}"
+        if self.throughput is not None and trial.throughput_per_s < self.throughput:
+            return f"{trial.throughput_per_s:.0f} images/s, under {self.throughput:g}"
+        return self.broken_before_timing(trial)
+
+    def excess(self, trial: Trial) -> float:
+        """Give by what part a candidate misses its limits, summed over them; 0 is within."""
+        pairs = [(trial.drop_points, self.max_drop or 1e-9), (_mb(trial), self.memory_mb)]
+        if trial.rounds:
+            pairs += [(trial.tail_ms, self.latency_ms)]
+            pairs += [(self.throughput, trial.throughput_per_s)] if self.throughput else []
+        return sum(max(0.0, value / limit - 1) for value, limit in pairs if value is not None and limit is not None)
+
+    def _memory(self, trial: Trial) -> str | None:
+        used = _mb(trial)
+        if self.memory_mb is not None and used is not None and used > self.memory_mb:
+            return f"{used:.0f} MB, over {self.memory_mb:g}"
+        return None
+
+
+def _mb(trial: Trial) -> float | None:
+    return None if trial.peak_rss_bytes is None else trial.peak_rss_bytes / 1e6

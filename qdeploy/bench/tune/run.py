@@ -1,0 +1,173 @@
+"""Choose file, engine, threads and batch for this machine by measuring them all, under the user's limits.
+
+Every candidate first gives its goldens' answers; a wrong one is fast for nothing. The others run interleaved in one
+process, and who is clearly slower than the fastest within the limits stops running (successive elimination), so that
+the time goes to those who are close.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from qdeploy.bench.tune.limits import Limits
+from qdeploy.bench.tune.report import TuneReport, device_of, report_of
+from qdeploy.bench.tune.trial import WORTH, Trial, race
+from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, model_files, read_artifact
+from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
+from qdeploy.core.files import write_json
+from qdeploy.core.machine import usable_cores
+from qdeploy.runtime.device import DEVICE_FILE
+from qdeploy.runtime.session import ENGINES, open_session
+
+Tick = Callable[[int, int, str], None]
+BATCHES = (1, 8, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What to look for."""
+
+    limits: Limits = field(default_factory=Limits)
+    seconds: float = 30.0
+    """Of timing; opening, checking and measuring memory come on top."""
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise InputError(f"--seconds must be positive, found {self.seconds}")
+
+
+def tune(model: Path, config: TuneConfig | None = None, tick: Tick | None = None) -> TuneReport:
+    """Measure every candidate, choose one, and write ``device.json`` beside it.
+
+    Nothing is written if nothing is within the limits, into a folder that cannot be written to, and for the shipped
+    model, whose folder belongs to the package.
+
+    Args:
+        model: A model file or an export's folder.
+        config: Limits and time.
+        tick: Called with what is done, the total, and what goes on.
+
+    Raises:
+        ArtifactError: If there is no usable model file.
+    """
+    config = config or TuneConfig()
+    tick = tick or (lambda done, total, text: None)
+    trials, not_tried = opened(read_all(model), config.limits, tick)
+    try:
+        reference = next((t.artifact.card.accuracy.get("top1") for t in trials if t.precision == "fp32"), None)
+        for trial in trials:
+            trial.drop_points = drop(trial.artifact, reference)
+            trial.rejected = trial.rejected or _rejection(trial, config.limits)
+        race([t for t in trials if t.rejected is None], config.limits, config.seconds, tick)
+    finally:
+        for trial in trials:
+            trial.close()
+    chosen = choose(trials, config.limits)
+    if chosen:
+        chosen.measure_memory()
+    return _kept(model, report_of(trials, chosen, not_tried, config.limits), chosen)
+
+
+def _rejection(trial: Trial, limits: Limits) -> str | None:
+    """Say what rules out a candidate before it is timed; memory is measured only if it is limited."""
+    try:
+        if limits.memory_mb is not None:
+            trial.measure_memory()
+    except QdeployError as error:
+        return str(error)
+    return limits.broken_before_timing(trial)
+
+
+def read_all(model: Path) -> list[Artifact]:
+    """Read the model files of a folder, fp32 first; or the one file given.
+
+    Raises:
+        ArtifactError: If there is none, or one is damaged.
+    """
+    return sorted((read_artifact(f) for f in model_files(model)), key=lambda a: a.card.precision != "fp32")
+
+
+def drop(artifact: Artifact, reference: float | None) -> float | None:
+    """Give the points of top-1 that a file loses against the fp32 file; None where a card does not tell."""
+    top1 = artifact.card.accuracy.get("top1")
+    return None if top1 is None or reference is None else round(reference - top1, 4)
+
+
+def thread_counts(cores: int) -> list[int]:
+    """Give the powers of two up to the usable cores, and these."""
+    return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
+
+
+def opened(artifacts: Sequence[Artifact], limits: Limits, tick: Tick) -> tuple[list[Trial], dict[str, str]]:
+    """Open every file with every engine that fits and can run here; a wrong answer is kept as the reason against it."""
+    trials: list[Trial] = []
+    not_tried: dict[str, str] = {}
+    wanted = list(_combinations(artifacts, BATCHES if limits.throughput else BATCHES[:1]))
+    for i, (artifact, engine, threads, batch) in enumerate(wanted):
+        tick(i, len(wanted), "opening and checking")
+        if engine in not_tried:
+            continue
+        trial = Trial(artifact=artifact, engine=engine, threads=threads, batch=batch)
+        try:
+            trial.session = open_session(_with_goldens_of(artifact, batch), engine, threads)
+            trial.runs_on = trial.session.engine
+        except MissingDependencyError as error:
+            not_tried[engine] = str(error)
+            continue
+        except QdeployError as error:
+            trial.rejected = str(error)
+        trials.append(trial)
+    return trials, not_tried
+
+
+def _combinations(artifacts: Sequence[Artifact], batches: Sequence[int]) -> Iterator[tuple[Artifact, str, int, int]]:
+    for artifact, (name, engine) in itertools.product(artifacts, ENGINES.items()):
+        builder = artifact.engine.builder if artifact.engine else None
+        on_gpu = engine.builder is not None
+        if engine.builder == builder:
+            for threads, batch in itertools.product([1] if on_gpu else thread_counts(usable_cores()), batches):
+                yield artifact, name, threads, batch
+
+
+def _with_goldens_of(artifact: Artifact, batch: int) -> Artifact:
+    """Repeat the goldens until they fill a batch: an engine may compile another graph for it."""
+    goldens = artifact.card.goldens
+    count = len(goldens.rows)
+    repeated = np.arange(max(batch, count)) % count
+    filled = Goldens.of(goldens.images[repeated], goldens.logits[repeated], goldens.min_sqnr_db)
+    return replace(artifact, card=replace(artifact.card, goldens=filled))
+
+
+def choose(trials: Sequence[Trial], limits: Limits) -> Trial | None:
+    """Give the simplest of those that are about as fast as the fastest within the limits; None if none is within.
+
+    Simple is: the engine that comes first in ``ENGINES``, few threads, a small batch, fp32.
+    """
+    able = [t for t in trials if t.rejected is None and t.rounds and limits.broken(t) is None]
+    if not able:
+        return None
+    fastest = min(able, key=lambda t: t.p50_ms)
+    ties = [t for t in able if t is fastest or t.against(fastest)[1] <= WORTH]
+    best = min(ties, key=_complexity)
+    # one that was measured more exactly may have left the ties for being surely slower than the fastest
+    return min((t for t in able if t.against(best)[0] <= 1.0), key=_complexity)
+
+
+def _complexity(trial: Trial) -> tuple[float, ...]:
+    return list(ENGINES).index(trial.engine), trial.threads, trial.batch, trial.precision != "fp32", trial.p50_ms
+
+
+def _kept(model: Path, report: TuneReport, chosen: Trial | None) -> TuneReport:
+    """Write the choice beside the model, if that is the user's own folder."""
+    folder = model if model.is_dir() else model.parent
+    ours = folder.resolve() != SHIPPED.resolve() and os.access(folder, os.W_OK)
+    if chosen is None or not ours:
+        return report
+    write_json(folder / DEVICE_FILE, device_of(chosen, report))
+    return replace(report, written=str(folder / DEVICE_FILE))

@@ -1,0 +1,95 @@
+"""What an export is to make, and how it tells about its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qdeploy.core.errors import InputError, near_miss
+from qdeploy.core.machine import native_target
+from qdeploy.export.int8.encodings import encoding_for
+from qdeploy.export.int8.float_choice import SearchConfig
+from qdeploy.export.int8.ranges import METHODS
+
+Tick = Callable[[int, int], None]
+Note = Callable[[str], None]
+Progress = Callable[[str], Tick]
+"""Given a step's name, gives what is called with the number of its parts that are done and their total."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to make."""
+
+    int8: bool = False
+    target: str = "auto"
+    """Encodings of the INT8 files: keys of ``ENCODINGS`` between commas; auto is what this machine runs best."""
+    calibration_images: int = 256
+    """Images of the training split whose values set the ranges."""
+    random_calibration: bool = False
+    """Set the ranges with noise instead: only to try a graph. The card says so, and ``qdeploy verify`` refuses it."""
+    calibration: str = "auto"
+    """How: minmax, percentile, entropy, mse, mixed (the best for each tensor); auto tries all."""
+    max_drop: float = 1.0
+    """Points of validation top-1 that INT8 may cost."""
+    max_drop_relative: float | None = None
+    """The same in percent of the float model's top-1; given, it takes the place of ``max_drop``."""
+    allow_drop: bool = False
+    """Keep an INT8 file that costs more."""
+    allow_slower: bool = False
+    """Keep an INT8 file that is not faster than fp32 here."""
+    qat_epochs: int = 0
+    """Passes over the training images of a quantization-aware fine-tune, made only if INT8 misses its budget."""
+    fp16: bool = False
+    """Also make an fp16 model, for GPUs."""
+    tensorrt: bool = False
+    """Also build TensorRT engines, for the GPU of this machine."""
+    tensorrt_rtx: bool = False
+    """Also build TensorRT-RTX engines, which needs no GPU."""
+    kit: str | None = None
+    """Also write a folder for devices without Python: ``c``, a C program against ONNX Runtime."""
+    float_layers: tuple[str, ...] | None = None
+    """Leave these in float instead of searching: parts as the report names them, modules, nodes; ``none``: nothing."""
+    like: Path | None = None
+    """Leave in float what this INT8 file of the same model does, instead of searching."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """How hard the layers that stay in float are searched for."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The encodings to make."""
+        names = [native_target() if t.strip() == "auto" else t.strip() for t in self.target.split(",")]
+        if self.builders:
+            names.append("tensorrt")
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def builders(self) -> tuple[str, ...]:
+        """The packages that build engines."""
+        return tuple(name for name in ("tensorrt", "tensorrt_rtx") if getattr(self, name))
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            encoding_for(target)
+        if self.kit not in (None, "c"):
+            raise InputError(f"there is no kit '{self.kit}'; known: c")
+        known = (*METHODS, "mixed", "auto")
+        if self.calibration not in known:
+            raise InputError(
+                f"there is no calibration '{self.calibration}'{near_miss(self.calibration, known)}; known: "
+                f"{', '.join(known)}"
+            )
+        if self.float_layers == ():
+            raise InputError("--float-layers names nothing; give parts between commas, or: none")
+        if self.float_layers is not None and self.like is not None:
+            raise InputError("--float-layers and --like both say what stays in float; give one of them")
+        if not 0 <= self.qat_epochs <= 1000:
+            raise InputError(f"--qat-epochs must be between 0 and 1000, found {self.qat_epochs}")
+        relative = self.max_drop_relative
+        if relative is not None and not 0 <= relative <= 100:
+            raise InputError(f"--max-drop-relative must be between 0 and 100 percent, found {relative}")
+        if not 1 <= self.calibration_images <= 100_000:
+            raise InputError(f"--calibration-images must be between 1 and 100000, found {self.calibration_images}")
+        if not 0 <= self.max_drop <= 100:
+            raise InputError(f"--max-drop must be between 0 and 100 points, found {self.max_drop}")

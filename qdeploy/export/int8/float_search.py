@@ -1,0 +1,351 @@
+"""The search for the layers that INT8 leaves in float: those that do not pay on this device, then those that cost most.
+
+Every choice only rewrites Q/DQ pairs from one calibration. First each part of the graph
+(``qdeploy.export.int8.units``) is left in float alone, and its time and error are measured. Then, step by step, the
+part whose floats save most time is left in float, as long as it saves more than ``SearchConfig.worth`` and more than
+the noise of the clock; of parts that the clock cannot tell apart the one that leaves least in float is taken. So the
+same graph gets the same choice again. If the result loses more accuracy than allowed, the parts that cause most error
+for the time they save follow, as few as the budget needs, found by bisection.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qdeploy.core.artifact import Artifact, Card
+from qdeploy.core.machine import usable_cores
+from qdeploy.core.metrics import Floats, paired_difference, sqnr_db
+from qdeploy.export.config import Tick
+from qdeploy.export.graph.parity import INT8_MIN_SQNR_DB, run_session
+from qdeploy.export.int8.clock import Clock, FloatNodes, Forecast, Timing, timing_of
+from qdeploy.export.int8.encodings import Encoding
+from qdeploy.export.int8.float_choice import Budget, Found, SearchConfig, Survey, Tried
+from qdeploy.export.int8.quantize import quantize
+from qdeploy.export.int8.ranges import Range
+from qdeploy.export.int8.units import Unit, disjoint, nodes_of, quantizable, units_of
+from qdeploy.runtime.session import Session, open_session
+
+ERROR_IMAGES = 64
+"""Validation images that a part's error is measured on."""
+TOGETHER = 10
+"""Sessions timed in turn; more would only cost memory."""
+SIDE_BY_SIDE = 4
+"""Parts that are tried beside what is in float already, in each step."""
+OPENINGS = 2
+"""Times that each candidate of a step is opened anew."""
+HARDLY_FASTER = 1.05
+"""Times fp32's speed; below it the search also begins from float."""
+STEP_OPENINGS = 30
+"""Graphs that the steps open, as the forecast reckons."""
+
+
+class _OutOfTimeError(Exception):
+    """The search has no time left."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Where parts are moved to, one by one."""
+
+    join: Callable[[FloatNodes, FloatNodes], FloatNodes]
+    """Returns what is in float once a part has been moved."""
+    names: Callable[[Sequence[Unit]], tuple[str, ...]]
+    """Returns what a choice is called."""
+
+
+TO_FLOAT = _Way(frozenset.union, lambda units: tuple(u.name for u in units))
+
+
+@dataclass(kw_only=True)
+class FloatSearch:
+    """The search for one encoding."""
+
+    model: onnx.ModelProto
+    """The float graph."""
+    session: Session
+    """The float graph, opened."""
+    card: Card
+    """That the choices are opened with."""
+    encoding: Encoding
+    ranges: Mapping[str, Range]
+    biases: Mapping[str, Floats]
+    """Of layers whose bias expects rounded weights."""
+    pixels: NDArray[np.uint8]
+    """Validation images."""
+    labels: NDArray[np.int64]
+    budget: Budget
+    clock: Clock | None
+    """None if this machine's speed says nothing about the target."""
+    config: SearchConfig
+    note: Callable[[str], None]
+    tick: Tick
+    """Called with the seconds that have passed, and the seconds that the search is expected to take."""
+    now: Callable[[], float] = time.perf_counter
+    """Returns the time in seconds."""
+    _before: Floats = field(init=False)
+    _tried: dict[FloatNodes, Tried] = field(init=False, default_factory=dict)
+    _survey: Survey = field(init=False)
+    _forecast: Forecast = field(init=False)
+    _best: Tried = field(init=False)
+    """What is taken if the search is stopped."""
+
+    def __post_init__(self) -> None:
+        self._forecast = Forecast(limit_s=self.config.seconds, now=self.now)
+        self._before = run_session(self.session, self.pixels)
+        self._survey = Survey()
+
+    def search(self, start: FloatNodes = frozenset()) -> Found:
+        """Find what stays in float.
+
+        If the time is up, or the user interrupts the search, the best choice so far is taken, with a note.
+
+        Args:
+            start: Nodes that stay in float in any case.
+        """
+        whole = self._best = self._try((), start)
+        try:
+            self._measure_parts(start)
+            if self.clock:
+                self._best, _ = self._settle(self._descend(whole, self._survey.gains, TO_FLOAT))
+                if (self._best.speed or 0.0) < HARDLY_FASTER:
+                    self._from_float(start)
+            if not self._sound(self._best):
+                self._repair()
+        except _OutOfTimeError:
+            self.note(f"float search: stopped after {self.config.seconds:g} s; the best choice so far is taken")
+        except KeyboardInterrupt:
+            self.note("float search: interrupted; the best choice so far is taken (once more stops the export)")
+        return self._found()
+
+    def pinned(self, nodes: FloatNodes, names: Sequence[str]) -> Found:
+        """Measure one given choice instead of searching.
+
+        Args:
+            nodes: What stays in float.
+            names: The same as the user named it.
+        """
+        self._best = self._try(names, nodes)
+        return self._found()
+
+    def _found(self) -> Found:
+        best = self._best
+        return Found(
+            float_units=best.names,
+            float_nodes=tuple(sorted(best.nodes)),
+            model=self._quantized(best.nodes),
+            difference=best.difference,
+            within_budget=self._sound(best),
+            units=self._survey.report(),
+            choices=tuple(t.report(t is best) for t in self._tried.values() if t is best or math.isfinite(t.sqnr)),
+        )
+
+    def _measure_parts(self, start: FloatNodes) -> None:
+        """Leave each part in float alone, and measure what that changes; at most half of the time is spent on it."""
+        every = units_of(self.model, self.encoding, self.config.modules, self.config.roles)
+        units = [u for u in every if u.nodes - start]
+        timed = self.config.runs if self.clock else 0
+        self._forecast.plan(len(units) + (STEP_OPENINGS if timed else 0), ERROR_IMAGES + timed)
+        self.note(f"float search: {len(units)} parts, about {self._forecast.total_s():.0f} s")
+        for group in _groups(units):
+            if self._forecast.passed_s() > self.config.seconds / 2:
+                self.note(f"float search: no time for {len(units) - len(self._survey.units)} of {len(units)} parts")
+                return
+            nodes = [start, *(u.nodes | start for u in group)]
+            with self._opened(nodes) as (whole, *sessions):
+                self._survey.noise = self._squared_error(whole)
+                for unit, session in zip(group, sessions, strict=True):
+                    self._survey.errors[unit.name] = self._squared_error(session)
+                    self._survey.units.append(unit)
+                if self.clock:
+                    base, *times = self.clock(nodes, [whole, *sessions], self.config.runs, self._forecast.left_s())
+                    self._survey.gains.update((u.name, ms / base - 1) for u, ms in zip(group, times, strict=True))
+
+    def _descend(self, current: Tried, gains: Mapping[str, float], way: _Way) -> list[Tried]:
+        """Move parts one by one while that saves time that counts; return what was passed.
+
+        Args:
+            current: Where to begin.
+            gains: Of each part, the time that is lost by moving it, the others being where they are at the beginning.
+            way: Where they are moved to.
+        """
+        worth = self.config.worth
+        hopeful = [u for u in self._survey.units if gains.get(u.name, 1.0) < worth / 2]
+        ordered = sorted(hopeful, key=lambda u: gains[u.name])
+        path, moved = [current], list[Unit]()
+        while True:
+            there = path[-1].nodes
+            moves = {u.name: way.join(there, u.nodes) for u in ordered}
+            ordered = [u for u in ordered if moves[u.name] != there]
+            beside = ordered[:SIDE_BY_SIDE]
+            first = self._time([there, *(moves[u.name] for u in beside)], openings=1).ms
+            quick = {u: ms for u, ms in zip(beside, first[1:], strict=True) if 1 - ms / first[0] > worth / 4}
+            if not quick:
+                return path
+            timing = self._time([there, *(moves[u.name] for u in quick)], first=(first[0], *quick.values()))
+            base, *times = timing.ms
+            if 1 - min(times) / base < max(worth, timing.noise):
+                return path
+            tie = base * max(worth / 2, timing.noise)
+            ties = [u for u, ms in zip(quick, times, strict=True) if ms <= min(times) + tie]
+            moved.append(min(ties, key=lambda u: self._simplicity(moves[u.name])))
+            path.append(self._try(way.names(moved), moves[moved[-1].name]))
+            if math.isfinite(path[-1].sqnr):
+                self._best = path[-1]
+
+    def _settle(self, path: Sequence[Tried]) -> tuple[Tried, float]:
+        """Time what was passed in turn with fp32; return its end, and the noise of that.
+
+        An end that has nothing in INT8, and so no error at all, is the float graph: what was before counts.
+        """
+        path = [t for t in dict.fromkeys(path) if math.isfinite(t.sqnr)] or list(path)
+        timing = self._time([None, *(t.nodes for t in path)])
+        for one, ms in zip(path, timing.ms[1:], strict=True):
+            one.speed = timing.ms[0] / ms
+        return path[-1], timing.noise
+
+    def _from_float(self, start: FloatNodes) -> None:
+        """Try in INT8 only what is faster than fp32 when all else is float, the most rewarding first."""
+        every = quantizable(self.model, self.encoding) | start
+        self.note(
+            f"float search: {self._best.speed or 0.0:.2f}x fp32 so far; trying the other end, everything in float"
+        )
+        way = _Way(lambda nodes, part: nodes - (part - start), lambda us: (f"all but {', '.join(u.name for u in us)}",))
+        gains: dict[str, float] = {}
+        for group in _groups(self._survey.units):
+            timing = self._time([None, *(way.join(every, u.nodes) for u in group)], openings=1)
+            gains.update((u.name, ms / timing.ms[0] - 1) for u, ms in zip(group, timing.ms[1:], strict=True))
+        chosen = self._best
+        path = self._descend(self._try(("everything",), every), gains, way)
+        other, noise = self._settle([chosen, *path[1:]])
+        saved = 1 - (chosen.speed or 0.0) / (other.speed or 1.0)
+        self._best = other if saved >= max(self.config.worth, noise) else chosen
+
+    def _repair(self) -> None:
+        """Leave as few further parts in float as the budget needs; by bisection, so in log2(parts) choices."""
+        chosen, survey = self._best, self._survey
+        rest = (u for u in survey.units if u.nodes - chosen.nodes)
+        ordered = disjoint(sorted(rest, key=survey.worth_in_float, reverse=True))
+
+        def with_first(count: int) -> Tried:
+            names = (*chosen.names, *(u.name for u in ordered[:count]))
+            return self._try(names, nodes_of(ordered[:count]) | chosen.nodes)
+
+        few, many = 0, len(ordered)
+        while many - few > 1:
+            middle = (few + many) // 2
+            tried = with_first(middle)
+            if self._sound(tried):
+                many, self._best = middle, tried
+            else:
+                few = middle
+        self._best = with_first(many)
+        self.note(f"float search: left {many} more parts in float for accuracy")
+        if self.clock:
+            self._settle([self._best])
+
+    def _try(self, names: Sequence[str], nodes: FloatNodes) -> Tried:
+        """Make and measure a graph on all validation images; the same one is made once."""
+        if nodes not in self._tried:
+            begin = self.now()
+            with self._opened([nodes]) as (session,):
+                self._forecast.opening_s = self.now() - begin
+                begin = self.now()
+                logits = run_session(session, self.pixels)
+                self._forecast.image_s = (self.now() - begin) * usable_cores() / len(self.pixels)
+            self._tried[nodes] = Tried(
+                names=tuple(names),
+                nodes=nodes,
+                sqnr=sqnr_db(self._before, logits),
+                difference=paired_difference(logits, self._before, self.labels),
+            )
+        return self._tried[nodes]
+
+    def _time(
+        self,
+        choices: Sequence[FloatNodes | None],
+        openings: int = OPENINGS,
+        first: Sequence[float] = (),
+    ) -> Timing:
+        """Time choices in turn, each opened anew; several openings are repeated while the noise is above what counts.
+
+        Args:
+            choices: What each leaves in float; None is the float graph.
+            openings: How often each is opened at least; 1 is not repeated.
+            first: What they took when they were opened before; then it is also repeated until ``_is_clear``.
+        """
+        if self.clock is None or len(choices) < 2:
+            return Timing(ms=(1.0,) * len(choices), noise=0.0)
+        most = openings * self.config.repeats if openings > 1 else 1
+        found = [first] if first else []
+        while True:
+            with self._opened(choices) as sessions:
+                found.append(self.clock(choices, sessions, self.config.runs, self._forecast.left_s()))
+            timing = timing_of(found)
+            sure = timing.noise <= self.config.worth / 2 and (not first or self._is_clear(timing))
+            if len(found) == most or (len(found) >= openings and sure):
+                return timing
+
+    def _is_clear(self, timing: Timing) -> bool:
+        """Tell whether the best saves surely more, or surely less, than is worth the while."""
+        return abs(1 - min(timing.ms) / timing.ms[0] - self.config.worth) >= timing.noise
+
+    @contextmanager
+    def _opened(self, choices: Sequence[FloatNodes | None]) -> Iterator[list[Session]]:
+        """Make and open graphs, and close them.
+
+        One thread shows best what a part costs, and a neighbour disturbs it least; the export's verdict times the files
+        as they will run.
+        """
+        self._check_time()
+        with ExitStack() as stack:
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                sessions = [stack.enter_context(session) for session in pool.map(self._open, choices)]
+            yield sessions
+        self._forecast.opened(len(choices))
+
+    def _open(self, nodes: FloatNodes | None) -> Session:
+        return open_session(self._artifact(nodes), threads=1, selftest=False)
+
+    def _check_time(self) -> None:
+        if self._tried and self._forecast.left_s() <= 0:
+            raise _OutOfTimeError
+
+    def _artifact(self, nodes: FloatNodes | None) -> Artifact:
+        """Make a graph, which is not written to disk and needs no checksum."""
+        self._check_time()
+        self.tick(round(self._forecast.passed_s()), round(self._forecast.total_s()))
+        if nodes is None:
+            card = replace(self.card, precision="fp32", target="float")
+            return Artifact(Path("the float graph"), self.model.SerializeToString(), card)
+        return Artifact(Path("the INT8 graph"), self._quantized(nodes).SerializeToString(), self.card)
+
+    def _quantized(self, nodes: FloatNodes) -> onnx.ModelProto:
+        return quantize(self.model, self.ranges, self.encoding, nodes, self.biases)
+
+    def _squared_error(self, session: Session) -> float:
+        """Return the squared error of the logits on some images."""
+        few = self.pixels[:ERROR_IMAGES]
+        return float(np.square(self._before[: len(few)].astype(np.float64) - run_session(session, few)).sum())
+
+    def _sound(self, tried: Tried) -> bool:
+        return tried.sqnr >= INT8_MIN_SQNR_DB and self.budget.allows(tried.difference)
+
+    def _simplicity(self, nodes: FloatNodes) -> tuple[int, int, list[str]]:
+        """Return what the simplest choice has least of: nodes in float, and bytes of their weights."""
+        read = {i for n in self.model.graph.node if n.name in nodes for i in n.input}
+        weights = sum(i.ByteSize() for i in self.model.graph.initializer if i.name in read)
+        return len(nodes), weights, sorted(nodes)
+
+
+def _groups(units: Sequence[Unit]) -> list[Sequence[Unit]]:
+    return [units[i : i + TOGETHER] for i in range(0, len(units), TOGETHER)]

@@ -1,0 +1,267 @@
+"""The INT8 step: one calibration, then for each target its ranges, its layers in float, and its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qdeploy.bench import sample_images
+from qdeploy.core.artifact import Card
+from qdeploy.core.files import sha256_of
+from qdeploy.core.machine import native_target, usable_cores
+from qdeploy.core.metrics import Floats, PairedDifference, sqnr_db, topk_percent
+from qdeploy.data.dataset import Split
+from qdeploy.export.finish import Made, Work, finish, open_graph
+from qdeploy.export.graph.parity import require_sound, run_session
+from qdeploy.export.int8.bias_correction import biases_of, channel_means, correct_biases
+from qdeploy.export.int8.calibrate import Calibration, calibrate, choose_images, random_images
+from qdeploy.export.int8.clock import real_clock
+from qdeploy.export.int8.encodings import Encoding, encoding_for
+from qdeploy.export.int8.float_choice import Budget, FloatChoice, Found, UnitCost
+from qdeploy.export.int8.float_search import FloatSearch
+from qdeploy.export.int8.pinned import Pinned, pinned
+from qdeploy.export.int8.quantize import quantize
+from qdeploy.export.int8.ranges import METHODS, Range
+
+CALIBRATION_SEED = 0
+INT8_GOLDEN_DB = 35.0
+"""Other CPUs reach 42 dB and more, kernels that saturate 15 to 30 (benchmarks/other_cpus.py)."""
+PICKING_GOLDEN_DB = 20.0
+"""The same of graphs that pick their largest values: rounding may pick another one where two are nearly equal."""
+SEARCH_IMAGES = 2000
+"""Validation images, at most, that choices of float layers are judged on."""
+WAY_IMAGES = 128
+"""Validation images that the ways to calibrate are judged on."""
+SMALL_CHANNELS = 16
+"""Convolutions that read fewer stay in float for TensorRT: their integers do not pay there."""
+FLOAT_FOR_TENSORRT = "products of activations, convolutions of few channels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Report:
+    """How one INT8 file came about."""
+
+    target: str
+    native: bool
+    """Whether this machine runs the target, so that its speed was measured."""
+    calibration: str
+    """The method that set its ranges and, where it helps, bias correction."""
+    methods: dict[str, float]
+    """Signal-to-noise ratio of the logits on validation images, in decibels, in each way that was tried."""
+    float_units: tuple[str, ...]
+    units: tuple[UnitCost, ...]
+    choices: tuple[FloatChoice, ...]
+    """Of float layers that were measured whole."""
+    val_difference: PairedDifference
+    """INT8 minus fp32 accuracy on validation images."""
+    budget: float
+    """Points of top-1 that were allowed."""
+    within_budget: bool
+    qat_epochs: int
+    """Of the fine-tune that its weights come from; 0 if none was needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Made:
+    """An INT8 graph and how it came about."""
+
+    made: Made
+    report: Int8Report
+    ranges: dict[str, Range]
+
+
+def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) -> tuple[list[Int8Made], Calibration]:
+    """Make the INT8 graphs of a float one, one for each target.
+
+    Args:
+        work: The export.
+        fp32: What INT8 is judged against.
+        finetuned: The same graph with weights that expect INT8, to make it from.
+
+    Raises:
+        VerdictError: If one of them is broken.
+    """
+    graph = finetuned or fp32.model
+    images = _images(work)
+    calibration = calibrate(graph, images, CALIBRATION_SEED, work.tick("calibrating"))
+    epochs = work.config.qat_epochs if finetuned else 0
+    means = {} if finetuned else channel_means(graph, images.pixels)  # tuned biases expect the rounding already
+    made = [_one(work, fp32, graph, epochs, means, calibration, target) for target in work.config.targets]
+    return made, calibration
+
+
+def _images(work: Work) -> Split:
+    """Give the images to calibrate on, and say what they are."""
+    config, dataset = work.config, work.dataset
+    if config.random_calibration:
+        work.note("calibrating on noise: the INT8 file is only good for trying, and its card says so")
+        return random_images(dataset.splits["train"], config.calibration_images, CALIBRATION_SEED)
+    images = choose_images(dataset, config.calibration_images, CALIBRATION_SEED)
+    work.note(f"calibrating on {len(images)} training images, none of which is in validation or test")
+    counts = np.bincount(images.labels, minlength=len(dataset.classes))
+    fewest = int(counts.argmin())
+    if counts[fewest] < counts.max() - 1:  # a balanced choice differs by one at most
+        work.note(
+            f"only {counts[fewest]} of them are of the class '{dataset.classes[fewest]}', which has no more, against "
+            f"{counts.max()} of others: INT8 may be worse for it"
+        )
+    return images
+
+
+def float_for_tensorrt(model: onnx.ModelProto) -> frozenset[str]:
+    """Give the nodes whose integers do not pay in TensorRT, whatever they cost in accuracy.
+
+    These are products of two activations (attention), which it fuses in 16-bit floats, and convolutions of few
+    channels, such as the first; NVIDIA's own quantizer leaves out the same.
+    """
+    weights = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    stay = set()
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and not any(i in weights for i in node.input):
+            stay.add(node.name)
+        shape = weights.get(node.input[1], ()) if node.op_type == "Conv" else ()
+        if shape and shape[1] * _groups(node) < SMALL_CHANNELS:
+            stay.add(node.name)
+    return frozenset(stay)
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "group"), 1)
+
+
+def _one(
+    work: Work,
+    fp32: Made,
+    graph: onnx.ModelProto,
+    epochs: int,
+    means: Mapping[str, Floats],
+    calibration: Calibration,
+    target: str,
+) -> Int8Made:
+    encoding = encoding_for(target)
+    lineage = {**fp32.card.lineage, "parent_sha256": sha256_of(fp32.data), "qat_epochs": epochs}
+    card = replace(fp32.card, precision="int8", target=encoding.target, lineage=lineage)
+    start = float_for_tensorrt(graph) if encoding.target == "tensorrt" else frozenset[str]()
+    ways = _ways(work, graph, means, calibration, encoding)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        found_db = pool.map(lambda way: _error(work, fp32, graph, way, encoding, card, start), ways)
+    errors = {way.name: db for way, db in zip(ways, found_db, strict=True)}
+    way = max(ways, key=lambda w: errors[w.name])
+    native = encoding.target == native_target()
+    budget = _budget(work, fp32)
+    val = work.dataset.splits["val"]
+    search = FloatSearch(
+        model=graph,
+        session=fp32.session,
+        card=card,
+        encoding=encoding,
+        ranges=way.ranges,
+        biases=way.biases,
+        pixels=val.pixels[:SEARCH_IMAGES],
+        labels=val.labels[:SEARCH_IMAGES],
+        budget=budget,
+        clock=real_clock(sample_images(work.dataset.preprocessing)) if native else None,
+        config=work.config.search,
+        note=work.note,
+        tick=work.tick(f"INT8 for {encoding.target}"),
+    )
+    pins = pinned(work.config, graph, encoding)
+    found = search.search(start) if pins is None else search.pinned(start | pins.nodes, pins.names)
+    return Int8Made(
+        made=_finished(work, fp32, card, found, pins, calibration, way.name, native),
+        report=Int8Report(
+            target=encoding.target,
+            native=native,
+            calibration=way.name,
+            methods=errors,
+            float_units=found.float_units,
+            units=found.units,
+            choices=found.choices,
+            val_difference=found.difference,
+            budget=budget.points,
+            within_budget=found.within_budget,
+            qat_epochs=epochs,
+        ),
+        ranges=way.ranges,
+    )
+
+
+def _finished(
+    work: Work,
+    fp32: Made,
+    card: Card,
+    found: Found,
+    pins: Pinned | None,
+    calibration: Calibration,
+    method: str,
+    native: bool,
+) -> Made:
+    images: dict[str, Any] = {"method": method, "images": list(calibration.image_hashes), "seed": calibration.seed}
+    if work.config.random_calibration:
+        images["random"] = True
+    chosen_by = {"by": "search", "layers": list(found.float_units)} if pins is None else pins.to_dict()
+    lineage = {**card.lineage, "calibration": images, "float_choice": chosen_by}
+    card = replace(card, float_layers=found.float_nodes, lineage=lineage)
+    file = "model.int8.onnx" if native else f"model.int8.{card.target}.onnx"
+    fixed = [FLOAT_FOR_TENSORRT] if card.target == "tensorrt" else []
+    words = ", ".join((*fixed, *found.float_units)) or "nothing"
+    picks = any(node.op_type == "TopK" for node in found.model.graph.node)
+    golden_db = PICKING_GOLDEN_DB if picks else INT8_GOLDEN_DB
+    int8 = finish(work, found.model, card, fp32.parity_logits, file, golden_db, words)
+    require_sound(f"fp32 to INT8 for {card.target}", int8.parity)
+    work.note(
+        f"int8 for {card.target}: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.top1_agreement:.1%} of "
+        f"images; left in float: {words}"
+    )
+    return int8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """One way to set the integers' parameters."""
+
+    name: str
+    ranges: dict[str, Range]
+    biases: dict[str, Floats]
+
+
+def _ways(
+    work: Work, graph: onnx.ModelProto, means: Mapping[str, Floats], calibration: Calibration, encoding: Encoding
+) -> list[_Way]:
+    """Give every method's ranges, of one calibration, without and, where means are given, with corrected biases."""
+    asked = work.config.calibration
+    names = (*METHODS, "mixed") if asked == "auto" else (asked,)
+    ranges = {name: calibration.ranges(name, encoding.symmetric) for name in names}
+    ways = [_Way(name=name, ranges=ranges[name], biases={}) for name in names]
+    if not means:
+        return ways
+    corrected = biases_of(correct_biases(graph, means, seven_bit_weights=encoding.seven_bit_weights))
+    return ways + [_Way(name=f"{n}, bias correction", ranges=ranges[n], biases=corrected) for n in names]
+
+
+def _error(
+    work: Work,
+    fp32: Made,
+    graph: onnx.ModelProto,
+    way: _Way,
+    encoding: Encoding,
+    card: Card,
+    start: frozenset[str],
+) -> float:
+    """Give the signal-to-noise ratio of the logits on validation images, with all that may be INT8 in INT8."""
+    pixels, before = work.dataset.splits["val"].pixels[:WAY_IMAGES], fp32.parity_logits[:WAY_IMAGES]
+    with open_graph(quantize(graph, way.ranges, encoding, start, way.biases), card) as session:
+        return sqnr_db(before, run_session(session, pixels))
+
+
+def _budget(work: Work, fp32: Made) -> Budget:
+    config, val = work.config, work.dataset.splits["val"]
+    if config.max_drop_relative is None:
+        return Budget(points=config.max_drop)
+    top1 = topk_percent(fp32.parity_logits, val.labels[: len(fp32.parity_logits)], 1)
+    return Budget(points=config.max_drop_relative / 100 * top1)

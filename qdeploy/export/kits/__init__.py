@@ -1,0 +1,1 @@
+"""Folders with which other programs run an exported model."""

@@ -1,0 +1,1 @@
+"""Which runtimes take an ONNX graph, and why not."""

@@ -1,0 +1,201 @@
+"""Which runtimes will take an ONNX graph, which will run it slowly or wrongly, and why: told before any build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, external_data_helper
+
+from qdeploy.core.errors import InputError
+from qdeploy.export.lint.find import CONTRIB_Q_OPERATORS, DYNAMIC, Q_OPERATORS
+from qdeploy.export.lint.graph import DEQUANTIZE, QUANTIZE, Graph
+from qdeploy.export.lint.rules import ALL, ORT, RULES
+
+RUNTIMES = {
+    "x86": "onnxruntime x86 with VNNI/AMX",
+    "x86-avx2": "onnxruntime x86 without VNNI",
+    "arm": "onnxruntime ARM",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt 10.12+ / 11",
+}
+"""Named after the targets of ``qdeploy export`` that are made for them."""
+VERDICTS = ("ok", "slow", "wrong", "refused")
+"""From the best to the worst."""
+MAX_BYTES = 2**31 - 1
+MAX_REASON = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One rule that applies."""
+
+    rule: str
+    severity: str
+    """refused, wrong, slow, or note, which leaves the verdict alone."""
+    runtimes: tuple[str, ...]
+    places: int
+    """How many nodes it concerns."""
+    first: str
+    """Name of the first of them."""
+    why: str
+    fix: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintReport:
+    """What was found in a graph."""
+
+    opset: int
+    nodes: int
+    quantized: bool
+    verdicts: dict[str, str]
+    """For each of ``RUNTIMES``: ok (nothing known against it), slow, wrong or refused."""
+    findings: tuple[Finding, ...]
+    """The worst first."""
+
+    def findings_for(self, runtime: str) -> tuple[Finding, ...]:
+        """Give the findings that concern a runtime."""
+        return tuple(f for f in self.findings if runtime in f.runtimes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON-ready values."""
+        return asdict(self)
+
+
+def lint_file(path: Path | str) -> LintReport:
+    """Judge an ONNX file, made by qdeploy or by others.
+
+    Raises:
+        InputError: If there is no such file, it is not ONNX, or data that it keeps in other files are missing.
+    """
+    path = Path(path)
+    model = _read(path)
+    outside = Graph(model).external
+    if not outside:
+        return lint(model)
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} keeps weights in another file that cannot be read ({_short(error)}); put that file beside it"
+        ) from error
+    return _report(model, [_external(outside)])
+
+
+def lint(model: onnx.ModelProto) -> LintReport:
+    """Judge a graph by its structure, and open it once in ONNX Runtime.
+
+    The verdict ``ok`` means that nothing is known against a runtime; only a build proves that it takes the graph.
+
+    Raises:
+        InputError: If the model has no opset, so that it is no ONNX graph.
+    """
+    outside = Graph(model).external
+    return _report(model, [_external(outside)] if outside else [])
+
+
+def _report(model: onnx.ModelProto, findings: list[Finding]) -> LintReport:
+    graph = Graph(model)
+    if not graph.opset:
+        raise InputError("this is no ONNX graph: it names no opset; give an exported .onnx file")
+    if any(len(n.input) < 2 for n in graph.of(QUANTIZE, DEQUANTIZE)):
+        raise InputError("this is no valid ONNX graph: a Q or DQ node has no scale; export it again")
+    for rule in RULES:
+        places = list(dict.fromkeys(rule.find(graph)))
+        if places:
+            findings.append(_finding(rule.id, rule.severity, rule.runtimes, places, rule.why, rule.fix))
+    findings += _opened(model, complete=not graph.external)
+    findings.sort(key=lambda f: -_rank(f.severity))
+    return LintReport(
+        opset=graph.opset,
+        nodes=len(graph.nodes),
+        quantized=any(graph.of(QUANTIZE, DEQUANTIZE, *Q_OPERATORS, *CONTRIB_Q_OPERATORS, *DYNAMIC)),
+        verdicts={r: VERDICTS[max([0, *(_rank(f.severity) for f in findings if r in f.runtimes)])] for r in RUNTIMES},
+        findings=tuple(findings),
+    )
+
+
+def _rank(severity: str) -> int:
+    return VERDICTS.index(severity) if severity in VERDICTS else 0
+
+
+def _finding(rule: str, severity: str, runtimes: tuple[str, ...], places: Iterable[str], why: str, fix: str) -> Finding:
+    names = list(places)
+    return Finding(rule=rule, severity=severity, runtimes=runtimes, places=len(names), first=names[0], why=why, fix=fix)
+
+
+def _external(tensors: list[str]) -> Finding:
+    return _finding(
+        "external-data",
+        "note",
+        ALL,
+        tensors,
+        "The weights are in another file, without which the graph cannot be opened.",
+        "copy both files to the device, or save it as one: onnx.save(onnx.load(FILE), OTHER)",
+    )
+
+
+def _opened(model: onnx.ModelProto, complete: bool) -> list[Finding]:
+    """Open the graph in the installed ONNX Runtime: what it refuses here, it refuses on every CPU."""
+    version = f"ONNX Runtime {ort.__version__}"
+    if _refusal(_smallest(model)):
+        opset = max((o.version for o in model.opset_import if not o.domain), default=0)
+        text = f"{version} knows neither opset {opset} with IR version {model.ir_version} nor newer ones."
+        fix = "export with an older opset (qdeploy writes opset 20), or install a newer onnxruntime"
+        return [_finding("newer-than-onnxruntime", "refused", ORT, ["the whole graph"], text, fix)]
+    reason = _refusal(model) if complete and model.ByteSize() <= MAX_BYTES else ""
+    if not reason:
+        return []
+    fix = "replace what the message names; ONNX Runtime lists its operators and types in OperatorKernels.md"
+    text = f"{version} does not open the graph: {reason}"
+    return [_finding("onnxruntime-refuses", "refused", ORT, ["the whole graph"], text, fix)]
+
+
+def _refusal(model: onnx.ModelProto) -> str:
+    """Give the reason why ONNX Runtime does not open a model; empty if it does."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class
+        return _short(error)
+    return ""
+
+
+def _smallest(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give a graph of one node with the opset and IR version of another."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "one",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+    )
+    standard = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return onnx.helper.make_model(graph, opset_imports=standard, ir_version=model.ir_version)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}; give an ONNX file")
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except DecodeError as error:
+        raise InputError(f"{path} is no ONNX file; give an exported .onnx file") from error
+    if not model.opset_import:
+        raise InputError(f"{path} is no ONNX file: it names no opset; give an exported .onnx file")
+    return model
+
+
+def _short(error: Exception) -> str:
+    """Give an error's text on one line, without the code in front."""
+    text = " ".join(str(error).split()).rpartition("[ONNXRuntimeError] : ")[2]
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."

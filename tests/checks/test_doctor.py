@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qdeploy.checks import doctor
+from qdeploy.checks.doctor import Diagnosis, diagnose, engine_finding, folder_finding, int8_finding
+from qdeploy.core.artifact import SHIPPED, Goldens, read_artifact
+from qdeploy.runtime.session import ENGINES, Engine
+
+
+def by_name(result: Diagnosis) -> dict[str, doctor.Finding]:
+    assert result.ok == all(c.status != "problem" for c in result.checks)
+    return {c.name: c for c in result.checks}
+
+
+def test_this_machine_runs_the_shipped_model() -> None:
+    result = diagnose()
+    found = by_name(result)
+    assert result.ok
+    assert found["engine ort"].status == "ok"
+    assert "goldens of the shipped model agree" in found["engine ort"].detail
+    assert {"python", "base", "cpu", "cores", "memory", "runs", "exports", "cache", "gpu", "shipped model"} <= set(
+        found
+    )
+    assert all(c.detail for c in result.checks)
+    assert all(c.fix == "" for c in result.checks if c.status == "ok")
+    extras = {n for n in found if n.startswith("extra ")}
+    assert {"extra train", "extra tensorrt"} <= extras
+    assert "extra dev" not in extras
+
+
+def test_what_is_not_installed_says_what_to_install() -> None:
+    absent = Engine("qdeploy.no_such_engine:Session", "qdeploy.no_such_engine", "qdeploy[x]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENGINES, "x", absent)
+        found = engine_finding("x", absent, read_artifact(SHIPPED / "model.int8.onnx"))
+    assert found.status == "missing"
+    assert found.fix == "pip install 'qdeploy[x]'"
+
+
+def test_a_damaged_shipped_model_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Path(shutil.copytree(SHIPPED, tmp_path / "shipped"))
+    file = shipped / "model.int8.onnx"
+    file.write_bytes(file.read_bytes()[:-1])
+    monkeypatch.setattr(doctor, "SHIPPED", shipped)
+    result = diagnose()
+    assert not result.ok
+    assert by_name(result)["shipped model"].status == "problem"
+
+
+def test_wrong_answers_are_a_problem() -> None:
+    artifact = read_artifact(SHIPPED / "model.fp32.onnx")
+    sound = artifact.card.goldens
+    goldens = Goldens.of(sound.images, sound.logits + 1, sound.min_sqnr_db)
+    wrong = replace(artifact, card=replace(artifact.card, goldens=goldens))
+    found = engine_finding("ort", ENGINES["ort"], wrong)
+    assert found.status == "problem"
+    assert "gives wrong answers" in found.detail
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    found = folder_finding("cache", tmp_path / "file" / "below")
+    assert found.status == "problem"
+    assert "QDEPLOY_CACHE" in found.fix
+    assert folder_finding("cache", tmp_path / "new" / "one").status == "ok"
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 1 << 62)
+    assert folder_finding("runs", tmp_path).status == "problem"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "status", "says", "target"),
+    [
+        ("x86_64", {"avx2", "avx512_vnni"}, "ok", "avx512_vnni: fast INT8", "x86"),
+        ("x86_64", {"avx2"}, "missing", "AVX2 without VNNI", "x86-avx2"),
+        ("x86_64", {"sse4_1"}, "missing", "neither VNNI nor AVX2", "x86-avx2"),
+        ("aarch64", {"asimd", "asimddp", "i8mm"}, "ok", "i8mm: fast INT8", "arm"),
+        ("aarch64", {"asimd", "asimddp"}, "ok", "dot products: fast INT8", "arm"),
+        ("aarch64", {"asimd"}, "missing", "no dot products", "arm"),
+    ],
+)
+def test_cpu_flags_are_explained(
+    machine: str, flags: set[str], status: str, says: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    for module in ("qdeploy.core.machine", "qdeploy.checks.doctor"):
+        monkeypatch.setattr(f"{module}.cpu_flags", lambda: frozenset(flags))
+    found = int8_finding()
+    assert found.status == status
+    assert says in found.detail
+    assert target in found.detail + found.fix
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "says"),
+    [
+        ("echo 'NVIDIA H100, 580.1, 81559 MiB, 9.0'", "ok", "H100"),
+        ("echo 'could not talk to the driver' >&2; exit 9", "problem", "could not talk"),
+    ],
+)
+def test_the_gpu_is_asked_for(
+    script: str, status: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = doctor.gpu_finding()
+    assert found.status == status
+    assert says in found.detail
