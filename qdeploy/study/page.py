@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from qdeploy.core.files import write_bytes
-from qdeploy.core.metrics import wilson_interval
+from qdeploy.core.intervals import wilson_interval
 from qdeploy.study.picture import draw_pareto
 from qdeploy.study.record import Record
 from qdeploy.study.rows import Row, csv_of, pareto_of, rows_of

@@ -202,8 +202,8 @@ def _train(spec: Spec) -> Result:
 
 def _export(spec: Spec) -> Result:
     """Export to fp32 and INT8, slower and coarser ones too; where INT8 is broken, to fp32 alone, with the reason."""
+    from qdeploy.export.api import export
     from qdeploy.export.config import ExportConfig
-    from qdeploy.export.sources.run import export
 
     reason = None
     try:
@@ -214,8 +214,8 @@ def _export(spec: Spec) -> Result:
         report = export(spec.run, ExportConfig(), spec.export, _log)
     artifacts = {
         a.precision: {
-            "test_top1": a.accuracy["top1"],
-            "test_n": a.accuracy["n"],
+            "test_top1": a.accuracy.top1,
+            "test_n": a.accuracy.n,
             "size_bytes": a.size_bytes,
             "p50_ms": a.latency_ms["p50"],
         }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 if TYPE_CHECKING:
-    from qdeploy.export.verdict import Flip
+    from qdeploy.export.report.record import Flip
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
@@ -53,7 +53,7 @@ def html_report(report: dict[str, Any], flips: Sequence[Flip] = ()) -> str:
         *_layers(report["layers"]),
         *_flips(flips),
         "<h2>Where it comes from</h2>",
-        f"<pre>{escape(json.dumps(_lineage(report['lineage']), indent=1))}</pre>",
+        f"<pre>{escape(json.dumps(_origin(report), indent=1))}</pre>",
         *(f"<p>{escape(_base(a['path']))} <code>{a['sha256']}</code></p>" for a in report["artifacts"]),
         "<h2>Measured on</h2>",
         f"<p>{escape(_machine(report['environment']))}</p>",
@@ -110,12 +110,17 @@ def _int8(int8: dict[str, Any]) -> list[str]:
     """Show how one INT8 file came about: its calibration, what each part costs and gains, and the choices."""
     where = "this machine" if int8["native"] else "not timed here"
     methods = ", ".join(f"{name} {db:.1f} dB" for name, db in int8["methods"].items())
-    difference = int8["val_difference"]
+    difference, flips = int8["loss"]["difference"], int8["loss"]["flips"]
+    changed = (
+        f" {flips['flips']} of {flips['n']} predictions changed over all images that did not calibrate."
+        if flips
+        else ""
+    )
     return [
         f"<h2>INT8 for {escape(int8['target'])} ({where})</h2>",
-        f"<p>Ranges by <b>{escape(int8['calibration'])}</b> ({escape(methods)}; everything in INT8). Validation top-1 "
-        f"{difference['points']:+.2f} &plusmn; {difference['margin95']:.2f} points on {difference['n']} images, "
-        f"{int8['budget']:.3g} allowed.{_tuned(int8['qat_epochs'])}</p>",
+        f"<p>Ranges by <b>{escape(int8['calibration'])}</b> ({escape(methods)}; everything in INT8). Top-1 "
+        f"{difference['points']:+.2f} &plusmn; {difference['margin95']:.2f} points on {difference['n']} validation "
+        f"images that chose nothing, {int8['budget']['points']:.3g} allowed.{changed}{_tuned(int8['qat_epochs'])}</p>",
         *_parts(int8),
         "<p><b>Choices of float layers</b></p>",
         _pareto(int8["choices"]),
@@ -237,12 +242,12 @@ def _data_url(flip: Flip) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _lineage(lineage: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the many hashes of the calibration images: calibration.json has them."""
-    calibration = lineage.get("calibration")
+def _origin(report: dict[str, Any]) -> dict[str, Any]:
+    """Return origin and calibration without the many hashes of images: calibration.json has them."""
+    calibration = report["calibration"]
     if calibration is None:
-        return lineage
-    return {**lineage, "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
+        return dict(report["origin"])
+    return {**report["origin"], "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
