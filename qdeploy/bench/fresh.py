@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.core.errors import QdeployError
+from qdeploy.core.interpreter import python_command
 
 PROBE = (
     "from qdeploy.checks.probe import main; "
@@ -112,9 +112,7 @@ def growth_of(readings: Sequence[tuple[int, int]]) -> Growth | None:
 
 
 def _run(what: str, code: str, *arguments: str) -> str:
-    # not -m: that would let a file of the user's folder, a numpy.py say, be imported
-    code = f"import sys; sys.path.remove(''); {code}"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*python_command(code), *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
         raise QdeployError(f"{what} in a fresh process failed: {last}")

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -16,14 +15,10 @@ from typing import Any, Protocol
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import read_json, write_json
+from qdeploy.core.interpreter import python_command
 from qdeploy.study.trial import Spec
 
-# not -m: that would let a file of the user's folder, a numpy.py say, be imported
-COMMAND = (
-    sys.executable,
-    "-c",
-    "import sys; sys.path.remove(''); from qdeploy.study.trial import main; main(sys.argv[1])",
-)
+COMMAND = python_command("from qdeploy.study.trial import main; main(sys.argv[1])")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LOOK_S = 0.02
 
