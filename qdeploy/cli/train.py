@@ -53,14 +53,14 @@ def train_command(
     them). Default: the embedded 3,500 images. Several GPUs: torchrun --nproc-per-node N -m qdeploy train ...
     """
     with extra_needed():
-        from qdeploy.training import loop, recipes
+        from qdeploy.training import recipes, start
 
     given = {k: v for k, v in {**fields, "data": data, "tensorboard": tensorboard or None}.items() if v is not None}
     if resume is not None:
         if given or recipe or out or settings or dry_run:
             raise InputError("--resume takes everything from the run; give no data and no other option but --json")
         with _watched() as progress:
-            result = loop.resume(None if resume == NEWEST else Path(resume), progress)
+            result = start.resume(None if resume == NEWEST else Path(resume), progress)
     else:
         changes = recipes.parse_settings(settings)
         if twice := sorted(given.keys() & changes):
@@ -70,7 +70,7 @@ def train_command(
             _show_plan(config, json)
             return
         with _watched() as progress:
-            result = loop.train(config, out, progress)
+            result = start.train(config, out, progress)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         _show_result(asdict(result), json)
 

@@ -6,13 +6,16 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from qdeploy.core.errors import InputError
+
+Note = Callable[[str], None]
+"""Told a line for the user."""
 
 
 def sha256_of(data: bytes) -> str:
@@ -42,6 +45,23 @@ def file_made_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_rendered(path: Path, render: Callable[[], bytes], note: Note) -> bytes | None:
+    """Make a picture or a page of results that are written already: where that fails, the reason is only a note.
+
+    Returns:
+        What was written, or None.
+    """
+    try:
+        data = render()
+        write_bytes(path, data)
+    except Exception as error:  # whatever a drawing library raises, or a full disk
+        reason = error.strerror if isinstance(error, OSError) else None
+        first = str(error).strip().partition("\n")[0]
+        note(f"{path} could not be made ({reason or f'{type(error).__name__}: {first}'}); the results are written")
+        return None
+    return data
 
 
 def write_json(path: Path, value: Any) -> None:

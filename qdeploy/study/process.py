@@ -1,4 +1,4 @@
-"""Starts trials as processes, some at a time, and says how each ended."""
+"""Starts the steps of trials as processes, some at a time, and says how each ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOOK_S = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a trial ended."""
+    """How a step ended."""
 
     result: dict[str, Any]
     """What it found; empty if it failed."""
@@ -36,24 +36,24 @@ class Outcome:
 
 
 Ended = Generator[tuple[Spec, Outcome], None, None]
-"""Trials as they end; closing it ends those that still run."""
+"""Steps as they end; closing it ends those that still run."""
 
 
 class Pool(Protocol):
-    """Whatever runs trials."""
+    """Whatever runs the steps of trials."""
 
     slots: int
-    """Trials at a time."""
+    """Steps at a time."""
 
     def run(self, specs: Iterable[Spec]) -> Ended:
-        """Run trials and give each as it ends."""
+        """Run steps and yield each as it ends."""
 
     def close(self) -> None:
         """Let go of what the pool holds."""
 
 
-class TrialProcess:
-    """One trial while it runs."""
+class StepProcess:
+    """One step while it runs."""
 
     def __init__(self, spec: Spec, threads: int) -> None:
         self.spec, self.folder = spec, Path(spec.folder)
@@ -75,7 +75,7 @@ class TrialProcess:
             )
 
     def poll(self) -> Outcome | None:
-        """Give the outcome, or None while it runs."""
+        """Return the outcome, or None while it runs."""
         code = self.process.poll()
         if code is None:
             return None
@@ -104,7 +104,7 @@ class TrialProcess:
 
 
 def remove_leftovers(spec: Spec) -> None:
-    """Remove what an earlier attempt at this trial has left."""
+    """Remove what an earlier attempt at this step has left."""
     Path(spec.folder, f"{spec.name}.json").unlink(missing_ok=True)
     if spec.kind == "train":
         shutil.rmtree(spec.run, ignore_errors=True)
@@ -122,27 +122,27 @@ def _reason(code: int, log: Path) -> str:
 
 
 class LocalPool:
-    """Runs trials on this machine."""
+    """Runs steps on this machine."""
 
     def __init__(self, slots: int, threads: int) -> None:
         self.slots, self.threads = slots, threads
 
     def run(self, specs: Iterable[Spec]) -> Ended:
-        """Run trials and give each as it ends."""
-        waiting, running = deque(specs), list[TrialProcess]()
+        """Run steps and yield each as it ends."""
+        waiting, running = deque(specs), list[StepProcess]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.slots:
-                    running.append(TrialProcess(waiting.popleft(), self.threads))
-                for trial in list(running):
-                    outcome = trial.poll()
+                    running.append(StepProcess(waiting.popleft(), self.threads))
+                for process in list(running):
+                    outcome = process.poll()
                     if outcome is not None:
-                        running.remove(trial)
-                        yield trial.spec, outcome
+                        running.remove(process)
+                        yield process.spec, outcome
                 time.sleep(LOOK_S)
         finally:
-            for trial in running:
-                trial.stop()
+            for process in running:
+                process.stop()
 
     def close(self) -> None:
         """Nothing is held."""

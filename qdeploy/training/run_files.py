@@ -23,8 +23,8 @@ from qdeploy.data.dataset import Dataset
 from qdeploy.models.registry import model_config, summarise
 from qdeploy.training.averaging import Weights
 from qdeploy.training.device import Precision
+from qdeploy.training.progress import Row
 from qdeploy.training.recipes import TrainConfig
-from qdeploy.training.reporter import Row
 
 
 @dataclass(frozen=True, kw_only=True)

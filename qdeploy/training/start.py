@@ -1,4 +1,4 @@
-"""A training run from configuration to folder, and its continuation."""
+"""The start of a training run, from configuration to folder, and its continuation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from qdeploy.training.device import choose_precision
 from qdeploy.training.distributed import World, joined
 from qdeploy.training.events import require_tensorboard
 from qdeploy.training.learner import Learner
+from qdeploy.training.progress import Progress, Row, Silent
 from qdeploy.training.recipes import TrainConfig, config_from_record
-from qdeploy.training.reporter import Reporter, Row, Silent
 from qdeploy.training.run import Run
 from qdeploy.training.run_files import TrainResult, describe, free_folder, remove_if_empty, save_record
 
@@ -41,7 +41,7 @@ _FIELDS: dict[str, type] = {
 """What resuming reads from a record."""
 
 
-def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | None = None) -> TrainResult:
+def train(config: TrainConfig, out: Path | None = None, progress: Progress | None = None) -> TrainResult:
     """Train a model and leave a run's folder: weights, record, log and curves.
 
     The best epoch by validation top-1 is kept, of the raw or of the averaged weights, whichever is better; under a
@@ -52,7 +52,7 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
     Args:
         config: Everything that decides the run.
         out: The run's folder; the default is a new one below ``./runs``.
-        reporter: Shown the progress, in process 0.
+        progress: Told how far it is, in process 0.
 
     Raises:
         InputError: If the model, the data, an option or the folder cannot be used, or memory does not suffice.
@@ -62,7 +62,7 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the folder has been made usable.
     """
     summarise(config.model, input_size=config.input_size)  # refuses what cannot be built
-    with _together(config, reporter) as (world, shown):
+    with _together(config, progress) as (world, shown):
         folder = Path(world.agree(str(free_folder(config, out)) if world.writes else ""))
         dataset = _read(config, world, shown)
         record = describe(config, dataset, choose_precision(config.device, config.amp), world.size)
@@ -74,14 +74,14 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
             return _go(run)
 
 
-def resume(folder: Path | None = None, reporter: Reporter | None = None) -> TrainResult:
+def resume(folder: Path | None = None, progress: Progress | None = None) -> TrainResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
 
     On the CPU the weights and the log become bit for bit those of an uninterrupted run, except for its timings.
 
     Args:
         folder: The run's folder; the default is the newest below ``./runs``.
-        reporter: Shown the progress, in process 0.
+        progress: Told how far it is, in process 0.
 
     Raises:
         InputError: If there is no such run, it is complete or going on, its data, the device, the precision or the
@@ -89,7 +89,7 @@ def resume(folder: Path | None = None, reporter: Reporter | None = None) -> Trai
     """
     folder = folder or newest_run()
     config = config_from_record(_unfinished(folder)["config"])
-    with _together(config, reporter) as (world, shown), _held(folder, world):
+    with _together(config, progress) as (world, shown), _held(folder, world):
         record = _unfinished(folder)  # now that no other process can complete it
         dataset = _read(config, world, shown)
         _check_same(record, config, dataset, world)
@@ -104,7 +104,7 @@ def resume(folder: Path | None = None, reporter: Reporter | None = None) -> Trai
 
 
 @contextmanager
-def _together(config: TrainConfig, reporter: Reporter | None) -> Iterator[tuple[World, Reporter]]:
+def _together(config: TrainConfig, progress: Progress | None) -> Iterator[tuple[World, Progress]]:
     if config.tensorboard:
         require_tensorboard()
     precision = choose_precision(config.device, config.amp)
@@ -112,7 +112,7 @@ def _together(config: TrainConfig, reporter: Reporter | None) -> Iterator[tuple[
         if config.batch_size % world.size:
             raise InputError(f"--batch-size {config.batch_size} cannot be shared evenly by {world.size} processes")
         try:
-            yield world, reporter if reporter and world.writes else Silent()
+            yield world, progress if progress and world.writes else Silent()
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_big(config) from error
         except RuntimeError as error:
@@ -158,17 +158,17 @@ def _held(folder: Path, world: World) -> Iterator[None]:
         (folder / LOCK).unlink(missing_ok=True)
 
 
-def _read(config: TrainConfig, world: World, reporter: Reporter) -> Dataset:
+def _read(config: TrainConfig, world: World, progress: Progress) -> Dataset:
     size = model_config(config.model, input_size=config.input_size).input_size
     rules = Preprocessing(size=size, interpolation=config.interpolation)
     with world.first_alone():
-        dataset = load_dataset(config.data, rules, reporter.reading)
+        dataset = load_dataset(config.data, rules, progress.reading)
     for text in dataset.notes:
-        reporter.note(text)
+        progress.note(text)
     return dataset
 
 
-def _build(config: TrainConfig, dataset: Dataset, record: Row, folder: Path, world: World, reporter: Reporter) -> Run:
+def _build(config: TrainConfig, dataset: Dataset, record: Row, folder: Path, world: World, progress: Progress) -> Run:
     torch.manual_seed(config.seed)
     model = create_model(config.model, len(dataset.classes), config.input_size)
     precision = choose_precision(config.device, config.amp)
@@ -176,7 +176,7 @@ def _build(config: TrainConfig, dataset: Dataset, record: Row, folder: Path, wor
     if world.rank:  # each process drops out other units
         torch.manual_seed(config.seed + 1_000_003 * world.rank)
     batches = Batches(dataset.splits["train"], len(dataset.classes), dataset.preprocessing, config, world)
-    return Run(config, dataset, learner, batches, folder, record, reporter)
+    return Run(config, dataset, learner, batches, folder, record, progress)
 
 
 def _go(run: Run) -> TrainResult:

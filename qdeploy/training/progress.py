@@ -1,4 +1,4 @@
-"""Who is told of a run's progress."""
+"""How a run tells how far it is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Protocol
 Row = dict[str, Any]
 
 
-class Reporter(Protocol):
-    """Whoever shows a run's progress."""
+class Progress(Protocol):
+    """Told how far a run is."""
 
     def reading(self, done: int, total: int) -> None:
         """So many images of the data set are decoded."""
@@ -28,7 +28,7 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """A reporter that shows nothing."""
+    """Shows nothing."""
 
     def reading(self, done: int, total: int) -> None:
         """Ignore."""

@@ -14,8 +14,8 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.run_folder import read_run
 from qdeploy.training import TrainResult, train
 from qdeploy.training.device import choose_precision
+from qdeploy.training.progress import Silent
 from qdeploy.training.recipes import config_from_recipe
-from qdeploy.training.reporter import Silent
 from tests.conftest import MakeImages
 
 
