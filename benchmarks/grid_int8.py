@@ -47,7 +47,7 @@ def facts(report: ExportReport) -> dict[str, Any]:
     assert speed
     assert drop
     return {
-        "fp32_top1": report.artifacts[0].accuracy["top1"],
+        "fp32_top1": report.artifacts[0].accuracy.top1,
         "drop_points": round(-drop.points, 2),
         "margin95": round(drop.margin95, 2),
         "n": drop.n,

@@ -32,7 +32,8 @@ from machine import keep
 from numpy.typing import NDArray
 
 from qdeploy.bench import compare, sample_images, time_rounds
-from qdeploy.core.artifact import SHIPPED, Card, read_artifact
+from qdeploy.core.artifact import SHIPPED, read_artifact
+from qdeploy.core.card import Card
 from qdeploy.core.errors import DataError
 from qdeploy.core.machine import versions
 from qdeploy.core.metrics import Floats, paired_difference, percentile, sqnr_db

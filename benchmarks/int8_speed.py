@@ -84,7 +84,7 @@ def row(name: str, reports: list[BenchReport], exported: ExportReport) -> dict[s
         "fp32_kB": round(fp32[0].model_bytes / 1e3),
         "int8_kB": round(int8[0].model_bytes / 1e3),
         "float_layers": exported.artifacts[1].float_layers,
-        "sqnr_db": round(exported.artifacts[1].parity["sqnr_db"], 1),
+        "sqnr_db": round(exported.artifacts[1].parity.sqnr_db, 1),
         "verdict": exported.verdict,
     }
 

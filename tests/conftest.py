@@ -16,10 +16,10 @@ from PIL import Image
 
 from qdeploy.core.files import locked
 from qdeploy.data.embedded import FASHION_CLASSES, embedded_source
+from qdeploy.export.api import export
 from qdeploy.export.config import ExportConfig
 from qdeploy.export.int8.float_choice import SearchConfig
-from qdeploy.export.sources.run import export
-from qdeploy.export.verdict import ExportReport
+from qdeploy.export.report.record import ExportReport
 from qdeploy.training import TrainResult, config_from_recipe, train
 
 MakeImages = Callable[..., Path]

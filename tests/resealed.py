@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, read_artifact, sealed
+from qdeploy.core.card import Goldens
 from qdeploy.core.metrics import Floats
 
 
@@ -23,6 +24,12 @@ def reseal(source: Path, target: Path, change: Callable[[dict[str, Any]], object
     onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card), CHECKSUM_KEY: BLANK})
     target.write_bytes(sealed(model.SerializeToString()))
     return target
+
+
+def change_logits(card: dict[str, Any], change: Callable[[Floats], Floats]) -> None:
+    """Change the logits ``[N, K]`` of a card's goldens."""
+    goldens = Goldens.from_dict(card["goldens"])
+    card["goldens"] = Goldens.of(goldens.images, change(goldens.logits), goldens.min_sqnr_db).to_dict()
 
 
 def with_head(
@@ -43,8 +50,7 @@ def with_reversed_labels(source: Path, target: Path) -> Path:
 
     def change(card: dict[str, Any]) -> None:
         card["labels"].reverse()
-        for row in card["goldens"]["logits"]:
-            row.reverse()
+        change_logits(card, lambda rows: rows[:, ::-1])
 
     return with_head(source, target, lambda values: values[::-1], change)
 

@@ -14,7 +14,7 @@ import torch
 
 import qdeploy
 from qdeploy.core.files import read_json, write_json
-from qdeploy.core.lineage import git_commit
+from qdeploy.core.git import git_commit
 from qdeploy.core.machine import environment
 
 Row = dict[str, Any]

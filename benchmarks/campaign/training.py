@@ -12,7 +12,7 @@ from pathlib import Path
 from campaign.results import Cell, Row, spread
 from campaign.sizes import PRESET_BATCH, REPORTED, Size
 from qdeploy.core.files import read_json
-from qdeploy.core.metrics import wilson_interval
+from qdeploy.core.intervals import wilson_interval
 from qdeploy.core.run_folder import RECORD
 
 TEST_TOP1 = 94.5

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from qdeploy.bench.latency import latency_summary
-from qdeploy.core.artifact import Card
+from qdeploy.core.card import Card
 from qdeploy.runtime.classifier import Prediction
 from qdeploy.runtime.session import Session
 

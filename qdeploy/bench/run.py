@@ -144,7 +144,7 @@ def _result(subject: Subject, phases: Phases | None, config: BenchConfig) -> Ben
         import_ms=found["import_ms"],
         load_ms=found["load_ms"],
         first_ms=found["first_ms"],
-        accuracy=artifact.card.accuracy,
+        accuracy=artifact.card.accuracy.to_dict() if artifact.card.accuracy else {},
         **_details(fresh, found, config),
     )
 

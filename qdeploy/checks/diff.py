@@ -14,16 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact, read_artifact
+from qdeploy.core.card import Card
 from qdeploy.core.errors import DataError, MissingDependencyError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.metrics import (
-    Floats,
-    PairedDifference,
-    Parity,
-    mcnemar_p,
-    measure,
-    paired_difference,
-)
+from qdeploy.core.intervals import PairedDifference, mcnemar_p
+from qdeploy.core.metrics import Floats, Parity, measure, paired_difference
 from qdeploy.core.onnx_bytes import operator_counts
 from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.embedded import NAME as EMBEDDED
@@ -158,10 +153,6 @@ def diff(
     )
 
 
-_TOLD_APART = ("training", "calibration", "dataset", "git", "versions", "parent_sha256", "qat_epochs", "float_choice")
-"""Of the lineage."""
-
-
 def _changes(a: Artifact, b: Artifact) -> Iterator[Change]:
     """Compare subject by subject and field by field; what one lacks is None there."""
     first, second = _facts(a), _facts(b)
@@ -174,13 +165,8 @@ def _changes(a: Artifact, b: Artifact) -> Iterator[Change]:
 
 def _facts(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
     """Give everything that an artifact says, by subject and field."""
-    card = artifact.card
-    lineage = card.lineage
-    calibration = dict(lineage.get("calibration") or {})
-    images = calibration.pop("images", None)
-    if isinstance(images, list):
-        calibration |= {"images": len(images), "images_sha256": sha256_of("\n".join(sorted(images)).encode())}
-    made = {"commit": (lineage.get("git") or {}).get("commit"), **lineage["versions"]}
+    card, origin = artifact.card, artifact.card.origin
+    made = {"commit": (origin.git or {}).get("commit"), **origin.versions}
     precision = {
         "precision": card.precision,
         "target": card.target,
@@ -188,24 +174,31 @@ def _facts(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
         "engine": artifact.engine.describe() if artifact.engine else None,
     }
     rules = {k: v for k, v in card.preprocessing.to_dict().items() if k != "sha256"}
-    config = {k: v for k, v in card.model.items() if k != "config"}
+    model = {k: v for k, v in card.model.to_dict().items() if k != "config"}
     return {
         "file": {"size_bytes": len(artifact.data), "sha256": artifact.sha256, "name": card.name},
-        "model": {**config, **{f"config.{k}": v for k, v in card.model.get("config", {}).items()}},
+        "model": {**model, **{f"config.{k}": v for k, v in card.model.config.items()}},
         "labels": {"labels": list(card.labels)},
         "preprocessing": rules,
         "precision": precision,
-        "calibration": {
-            **calibration,
-            "qat_epochs": lineage.get("qat_epochs"),
-            "float_choice": lineage.get("float_choice"),
-        },
-        "training": {**lineage["training"], **{k: v for k, v in lineage.items() if k not in _TOLD_APART}},
-        "data": lineage["dataset"],
+        "calibration": _calibration_facts(card),
+        "training": {**origin.training, "created": origin.created},
+        "data": asdict(origin.dataset),
         "versions": made,
-        "accuracy": card.accuracy,
+        "accuracy": card.accuracy.to_dict() if card.accuracy else {},
         "graph": {} if artifact.engine else operator_counts(artifact.data),
     }
+
+
+def _calibration_facts(card: Card) -> dict[str, Any]:
+    facts: dict[str, Any] = {"qat_epochs": card.qat_epochs}
+    if record := card.calibration:
+        digest = sha256_of("\n".join(sorted(record.images)).encode())
+        facts |= {"method": record.method, "images": len(record.images), "images_sha256": digest, "seed": record.seed}
+        facts |= {"random": True} if record.random else {}
+    if card.float_choice:
+        facts["float_choice"] = asdict(card.float_choice)
+    return facts
 
 
 def _meaning(a: Artifact, b: Artifact, different: set[str]) -> Iterator[str]:
@@ -219,13 +212,13 @@ def _meaning(a: Artifact, b: Artifact, different: set[str]) -> Iterator[str]:
         )
     if "preprocessing" in different:
         yield "images are prepared differently: the same image is another input"
-    if {"training", "data"} & different and a.card.model.get("name") == b.card.model.get("name"):
+    if {"training", "data"} & different and a.card.model.name == b.card.model.name:
         yield "trained apart: " + ", ".join(sorted({"training", "data"} & different)) + " differ"
 
 
 def _relation(a: Artifact, b: Artifact, different: set[str]) -> str:
     """Say in one sentence what the two are to each other."""
-    parents = [x.engine.source_sha256 if x.engine else x.card.lineage.get("parent_sha256") for x in (a, b)]
+    parents = [x.engine.source_sha256 if x.engine else x.card.origin.parent_sha256 for x in (a, b)]
     if a.sha256 == b.sha256:
         return "A and B are the same file"
     if parents[1] == a.sha256:
@@ -235,8 +228,8 @@ def _relation(a: Artifact, b: Artifact, different: set[str]) -> str:
     if parents[0] == parents[1] and parents[0]:
         return "A and B were made from the same weights"
     if "model" in different:
-        return f"A and B are different models: {a.card.model['name']} and {b.card.model['name']}"
-    return f"A and B are the same architecture, {a.card.model['name']}, with different weights"
+        return f"A and B are different models: {a.card.model.name} and {b.card.model.name}"
+    return f"A and B are the same architecture, {a.card.model.name}, with different weights"
 
 
 def _numbers(a: Artifact, b: Artifact, data: str, split: str, progress: Progress | None) -> Numbers:

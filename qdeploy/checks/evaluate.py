@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core.artifact import Card, read_artifact
+from qdeploy.core.artifact import read_artifact
+from qdeploy.core.card import Card
 from qdeploy.core.errors import DataError, InputError
-from qdeploy.core.metrics import Floats, label_ranks, wilson_interval
+from qdeploy.core.intervals import wilson_interval
+from qdeploy.core.metrics import Floats, label_ranks
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import ALL, Batch, LabelledImages, labelled_images
 from qdeploy.data.source import Progress
@@ -135,7 +137,7 @@ def evaluate(
     artifact = read_artifact(path)
     card = artifact.card
     images = labelled_images(config.data, config.split, card.preprocessing, card.labels, progress)
-    tally = _Tally(card.labels, frozenset(_calibration_hashes(card)))
+    tally = _Tally(card.labels, frozenset(card.calibration.images if card.calibration else ()))
     with open_session(artifact, config.engine, config.threads) as session:
         for batch, logits, probabilities, seconds in _inferred(session, images.batches(config.batch_size)):
             tally.add(batch, logits, seconds)
@@ -165,7 +167,7 @@ def evaluate(
         confusion=tuple(map(tuple, tally.confusion.tolist())),
         classes=_class_scores(card.labels, tally.confusion),
         images_per_s=tally.n / tally.seconds,
-        card_accuracy=card.accuracy,
+        card_accuracy=card.accuracy.to_dict() if card.accuracy else {},
         notes=(*images.notes, *_lineage_notes(card, images, tally.calibrated)),
         problems=tuple(images.problems),
     )
@@ -239,18 +241,13 @@ def _class_scores(labels: tuple[str, ...], confusion: Integers) -> tuple[ClassSc
     return tuple(scores)
 
 
-def _calibration_hashes(card: Card) -> list[str]:
-    images = card.lineage.get("calibration", {}).get("images")
-    return images if isinstance(images, list) else []
-
-
 def _lineage_notes(card: Card, images: LabelledImages, calibrated: int) -> list[str]:
     """Say whether the model knew these images before."""
-    trained = card.lineage["dataset"]
+    trained = card.origin.dataset
     notes = []
-    if images.sha256 is not None and images.sha256 == trained.get("sha256"):
+    if images.sha256 is not None and images.sha256 == trained.sha256:
         notes.append(f"{images.name} is the data set that the model was trained on; {_KNOWN[images.split]}")
-    elif images.split == ALL and images.name == trained.get("name"):
+    elif images.split == ALL and images.name == trained.name:
         notes.append(
             f"the model was trained on a data set of this name, {images.name}: if it is the same, most of these images "
             "were trained on, and the accuracy says little; use --split test"

@@ -133,31 +133,35 @@ def _card(artifact: Artifact) -> Check:
     wrong = []
     if len(set(card.labels)) < len(card.labels) or not card.labels:
         wrong.append("its labels are not all different")
-    for key, found in (("num_classes", len(card.labels)), ("input_size", card.preprocessing.size)):
-        if card.model.get(key, found) != found:
-            wrong.append(f"{key} is {card.model[key]}, found {found}")
+    for key, says, found in (
+        ("num_classes", card.model.num_classes, len(card.labels)),
+        ("input_size", card.model.input_size, card.preprocessing.size),
+    ):
+        if says != found:
+            wrong.append(f"{key} is {says}, found {found}")
     if artifact.engine and artifact.engine.precision != card.precision:
         wrong.append(f"the engine is {artifact.engine.precision}, its card says {card.precision}")
     rules = card.preprocessing.to_dict()["sha256"][:12]
-    detail = "; ".join(wrong) or f"schema {card.schema}, {len(card.labels)} labels, preprocessing {rules}"
+    detail = "; ".join(wrong) or f"{len(card.labels)} labels, preprocessing {rules}"
     return Check(name=f"{artifact.path.name}: card", ok=not wrong, detail=detail)
 
 
 def _calibration(artifact: Artifact, folder: Path) -> Check:
     """Check that INT8 was calibrated on real images, the ones that calibration.json lists."""
     name = f"{artifact.path.name}: calibration"
-    record = artifact.card.lineage.get("calibration")
+    record = artifact.card.calibration
     if artifact.card.precision != "int8":
         return Check(name=name, ok=True, detail=f"{artifact.card.precision} needs none")
-    if not isinstance(record, dict):
+    if record is None:
         return Check(name=name, ok=False, detail="the card of this INT8 file does not say how it was calibrated")
-    if record.get("random") is True:
+    if record.random:
         return Check(
             name=name, ok=False, detail="its ranges come from RANDOM inputs, so its accuracy is not that of real use"
         )
-    own = record.get("images")
     if not (folder / "calibration.json").is_file():
-        return Check(name=name, ok=None, detail=f"{_count(own)} real images; no calibration.json beside it to compare")
+        return Check(
+            name=name, ok=None, detail=f"{len(record.images)} real images; no calibration.json beside it to compare"
+        )
     try:
         listed = read_json(folder / "calibration.json")
         images, digest = list(listed["images"]), listed["images_sha256"]
@@ -166,20 +170,16 @@ def _calibration(artifact: Artifact, folder: Path) -> Check:
         return Check(name=name, ok=False, detail=f"calibration.json is damaged: {error}")
     if not same:
         return Check(name=name, ok=False, detail="calibration.json is damaged: its images have another hash")
-    if (sorted(own) != sorted(images)) if isinstance(own, list) else (own != len(images)):
+    if sorted(record.images) != sorted(images):
         return Check(name=name, ok=False, detail="calibration.json lists other images than the card")
     return Check(name=name, ok=True, detail=f"{len(images)} images, as in calibration.json ({digest[:12]})")
-
-
-def _count(images: Any) -> int:
-    return len(images) if isinstance(images, list) else int(images or 0)
 
 
 def _parent(artifact: Artifact, folder: Path) -> Check:
     """Look for the file or the run's weights that an artifact was made from, by its SHA-256."""
     name = f"{artifact.path.name}: parent"
-    parent = artifact.engine.source_sha256 if artifact.engine else artifact.card.lineage.get("parent_sha256")
-    if not isinstance(parent, str) or len(parent) != 64:
+    parent = artifact.engine.source_sha256 if artifact.engine else artifact.card.origin.parent_sha256
+    if len(parent) != 64:
         return Check(name=name, ok=False, detail="the card does not name what it was made from")
     if artifact.engine is None and artifact.card.precision == "fp32":
         return _weights(name, parent)
@@ -228,10 +228,10 @@ def _goldens(artifact: Artifact) -> Check:
 def _data_checks(artifact: Artifact, dataset: Dataset) -> Iterator[Check]:
     """Compare with the data set: its content, the labels, and that no image calibrated and measured."""
     file, card = artifact.path.name, artifact.card
-    trained = card.lineage["dataset"]
-    same = dataset.sha256 == trained.get("sha256")
+    trained = card.origin.dataset
+    same = dataset.sha256 == trained.sha256
     detail = f"{dataset.name} {dataset.sha256[:12]}" + (
-        "" if same else f" is not the data set of the card, {trained.get('name')} {str(trained.get('sha256'))[:12]}"
+        "" if same else f" is not the data set of the card, {trained.name} {trained.sha256[:12]}"
     )
     yield Check(name=f"{file}: data", ok=same, detail=detail)
     ordered = dataset.classes == card.labels
@@ -240,8 +240,8 @@ def _data_checks(artifact: Artifact, dataset: Dataset) -> Iterator[Check]:
         ok=ordered,
         detail="those of the data set, in its order" if ordered else "are not the classes of the data set",
     )
-    images = card.lineage.get("calibration", {}).get("images")
-    if isinstance(images, list):
+    if card.calibration:
+        images = card.calibration.images
         measured = {h for split in ("val", "test") for h in dataset.splits[split].hashes}
         shared = len(measured & set(images))
         detail = f"{shared} of {len(images)} calibration images are validation or test images"

@@ -11,7 +11,7 @@ import click
 from qdeploy.cli.output import Bar, emit_json, extra_needed
 
 if TYPE_CHECKING:
-    from qdeploy.export.verdict import ExportReport
+    from qdeploy.export.report.record import ExportReport
 
 Command = Callable[..., int]
 Ticks = Callable[[str], Callable[[int, int], None]]
@@ -102,7 +102,7 @@ def show(report: ExportReport, json: bool, kit: str | None) -> int:
         return int(not report.accepted)
     for a in report.artifacts:
         print(
-            f"{a.path}: top-1 {a.accuracy['top1']:.2f} % on {a.accuracy['n']} test images, "
+            f"{a.path}: top-1 {a.accuracy.top1:.2f} % on {a.accuracy.n} test images, "
             f"{a.size_bytes / 1e3:.0f} kB, p50 {a.latency_ms['p50']:.3f} ms"
         )
     for e in report.engines:

@@ -39,39 +39,38 @@ def inspect_command(artifact: Path | None, json: bool) -> None:
 
 def _lines(found: Artifact) -> dict[str, str]:
     card, goldens, rules = found.card, found.card.goldens, found.card.preprocessing.to_dict()
-    lineage, accuracy = card.lineage, card.accuracy
-    data, git, calibration = lineage["dataset"], lineage.get("git"), lineage.get("calibration")
+    origin, accuracy, calibration = card.origin, card.accuracy, card.calibration
     lines = {
         "file": f"{found.path} ({len(found.data):,} bytes, checksum verified)",
-        "model": f"{card.model['name']}, {card.model['params']:,} parameters, {card.model['macs'] / 1e6:.1f} M MACs",
+        "model": f"{card.model.name}, {card.model.params:,} parameters, {card.model.macs / 1e6:.1f} M MACs",
         "precision": card.precision
         + (f", encoding {card.target}, {len(card.float_layers)} layers left in float" if calibration else ""),
         "labels": ", ".join(card.labels),
         "input": f"uint8 RGB {rules['size']}x{rules['size']}",
         "preprocessing": f"{rules['crop']}, {rules['resize']}, EXIF turned, 16 bits: {rules['sixteen_bit']}, "
         f"transparency on RGB {rules['background']} ({rules['sha256'][:12]})",
-        "data": f"{data.get('name')} {str(data.get('sha256'))[:12]}",
-        "training": ", ".join(f"{k} {v}" for k, v in lineage["training"].items()) or "elsewhere",
-        "commit": f"{git['commit'][:12]}{' and changes' if git['dirty'] else ''}" if git else "unknown",
-        "made with": ", ".join(f"{k} {v}" for k, v in lineage["versions"].items()),
-        "made from": str(found.engine.source_sha256 if found.engine else lineage.get("parent_sha256")),
+        "data": f"{origin.dataset.name} {origin.dataset.sha256[:12]}",
+        "training": ", ".join(f"{k} {v}" for k, v in origin.training.items()) or "elsewhere",
+        "commit": f"{str(origin.git['commit'])[:12]}{' and changes' if origin.git['dirty'] else ''}"
+        if origin.git
+        else "unknown",
+        "made with": ", ".join(f"{k} {v}" for k, v in origin.versions.items()),
+        "made from": str(found.engine.source_sha256 if found.engine else origin.parent_sha256),
         "goldens": f"{len(goldens.rows)} images, at least {goldens.min_sqnr_db:.0f} dB",
         "sha256": found.sha256,
     }
     if accuracy:
-        low, high = accuracy["ci95"]
-        n = f"{accuracy['n']} {accuracy['split']} images"
-        lines["accuracy"] = f"{accuracy['top1']} % top-1 ({low} to {high}) on {n}"
+        low, high = accuracy.ci95
+        n = f"{accuracy.n} {accuracy.split} images"
+        lines["accuracy"] = f"{accuracy.top1} % top-1 ({low} to {high}) on {n}"
     if calibration:
-        images = calibration["images"]
-        count = len(images) if isinstance(images, list) else images
-        kind = "RANDOM inputs" if calibration.get("random") else "training images"
-        lines["calibration"] = f"{calibration['method']} on {count} {kind}, seed {calibration['seed']}"
-    if choice := lineage.get("float_choice"):
-        by = {"search": "the search", "user": "--float-layers", "file": "--like"}.get(choice["by"], choice["by"])
-        lines["in float"] = f"{', '.join(choice['layers']) or 'nothing'}, chosen by {by}"
-    if lineage.get("qat_epochs"):
-        lines["fine-tuned"] = f"{lineage['qat_epochs']} epochs with rounded weights and activations"
+        kind = "RANDOM inputs" if calibration.random else "training images"
+        lines["calibration"] = f"{calibration.method} on {len(calibration.images)} {kind}, seed {calibration.seed}"
+    if choice := card.float_choice:
+        by = {"search": "the search", "user": "--float-layers", "file": "--like"}.get(choice.by, choice.by)
+        lines["in float"] = f"{', '.join(choice.layers) or 'nothing'}, chosen by {by}"
+    if card.qat_epochs:
+        lines["fine-tuned"] = f"{card.qat_epochs} epochs with rounded weights and activations"
     if found.engine:
         lines["engine"] = f"{found.engine.describe()}, batches of 1 to {found.engine.max_batch}"
     return lines

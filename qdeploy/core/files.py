@@ -59,7 +59,7 @@ def write_rendered(path: Path, render: Callable[[], bytes], note: Note) -> bytes
     except Exception as error:  # whatever a drawing library raises, or a full disk
         reason = error.strerror if isinstance(error, OSError) else None
         first = str(error).strip().partition("\n")[0]
-        note(f"{path} could not be made ({reason or f'{type(error).__name__}: {first}'}); the results are written")
+        note(f"{path.name} could not be made ({reason or f'{type(error).__name__}: {first}'}); the results are written")
         return None
     return data
 

@@ -1,4 +1,4 @@
-"""Numbers that decide: accuracy, agreement, signal-to-noise, percentiles and their intervals.
+"""Numbers that decide: accuracy, agreement, signal-to-noise, percentiles.
 
 Array names: N samples, K classes.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qdeploy.core.intervals import PairedDifference
 
 Floats = NDArray[np.float32]
 
@@ -95,24 +97,6 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(percent / 100.0 * len(ordered)) - 1)]
 
 
-def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """Give the 95 % Wilson interval of a share in [0, 1] seen in n samples."""
-    z = 1.959964
-    centre = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """Accuracy of one model minus another's on the same samples, in points of top-1."""
-
-    points: float
-    margin95: float
-    """Half width of the 95 % interval, from the discordant pairs."""
-    n: int
-
-
 def paired_difference(new_NK: Floats, old_NK: Floats, labels_N: NDArray[np.int64]) -> PairedDifference:
     """Compare two models' predictions sample by sample."""
     n = len(labels_N)
@@ -121,20 +105,3 @@ def paired_difference(new_NK: Floats, old_NK: Floats, labels_N: NDArray[np.int64
     # Agresti and Min: half a pair more in each cell, so that no discordant pair does not mean no doubt
     margin = 1.959964 * math.sqrt(discordant + 1 - net**2 / (n + 2)) / (n + 2)
     return PairedDifference(points=100 * net / n, margin95=100 * margin, n=n)
-
-
-def mcnemar_p(lost: int, gained: int) -> float:
-    """Give the exact two-sided p-value of McNemar's test.
-
-    Args:
-        lost: Samples that only the first of two models gets right.
-        gained: Samples that only the second gets right.
-
-    Returns:
-        The probability of so uneven a split, or a more uneven one, if both models were equally good; 1 without any.
-    """
-    n, few = lost + gained, min(lost, gained)
-    if n == 0:
-        return 1.0
-    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(few + 1)]
-    return min(1.0, 2 * math.fsum(map(math.exp, logs)))

@@ -9,13 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qdeploy.export.api import export, export_module, export_onnx
     from qdeploy.export.config import ExportConfig
     from qdeploy.export.int8.float_choice import SearchConfig
     from qdeploy.export.lint.report import LintReport, lint_file
-    from qdeploy.export.sources.module import export_module
-    from qdeploy.export.sources.onnx_file import export_onnx
-    from qdeploy.export.sources.run import export
-    from qdeploy.export.verdict import ExportReport
+    from qdeploy.export.report.record import ExportReport
 
 __all__ = [
     "ExportConfig",
@@ -29,12 +27,12 @@ __all__ = [
 ]
 _HOMES = {
     "ExportConfig": "config",
-    "ExportReport": "verdict",
+    "ExportReport": "report.record",
     "LintReport": "lint.report",
     "SearchConfig": "int8.float_choice",
-    "export": "sources.run",
-    "export_module": "sources.module",
-    "export_onnx": "sources.onnx_file",
+    "export": "api",
+    "export_module": "api",
+    "export_onnx": "api",
     "lint_file": "lint.report",
 }
 

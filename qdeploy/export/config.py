@@ -11,11 +11,21 @@ from qdeploy.core.machine import native_target
 from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.export.int8.ranges import METHODS
+from qdeploy.export.verdict import Policy
 
 Tick = Callable[[int, int], None]
 Note = Callable[[str], None]
 Progress = Callable[[str], Tick]
-"""Given a step's name, gives what is called with the number of its parts that are done and their total."""
+"""Takes a step's name, and returns what is called with the number of its parts that are done and their total."""
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def no_progress(_: str) -> Tick:
+    """Show nothing."""
+    return lambda done, total: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,8 @@ class ExportConfig:
     """Points of validation top-1 that INT8 may cost."""
     max_drop_relative: float | None = None
     """The same in percent of the float model's top-1; given, it takes the place of ``max_drop``."""
+    strict: bool = False
+    """Reject an INT8 file, too, whose loss too few images show to be within the budget."""
     allow_drop: bool = False
     """Keep an INT8 file that costs more."""
     allow_slower: bool = False
@@ -63,6 +75,11 @@ class ExportConfig:
         if self.builders:
             names.append("tensorrt")
         return tuple(dict.fromkeys(names))
+
+    @property
+    def policy(self) -> Policy:
+        """What the verdict on an INT8 file allows."""
+        return Policy(strict=self.strict, allow_drop=self.allow_drop, allow_slower=self.allow_slower)
 
     @property
     def builders(self) -> tuple[str, ...]:

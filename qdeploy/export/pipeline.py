@@ -8,29 +8,33 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
+from qdeploy.core.budget import Shown
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json, write_rendered
+from qdeploy.core.metrics import measure
 from qdeploy.data.dataset import Dataset
-from qdeploy.export.config import ExportConfig, Note, Progress, Tick
+from qdeploy.export.config import ExportConfig, Note, Progress, no_progress, silent
 from qdeploy.export.engines.build import require_builder
 from qdeploy.export.engines.step import build_engines
-from qdeploy.export.finish import Made, Work, finish
+from qdeploy.export.finish import Made, Work, finish, first_card
 from qdeploy.export.graph.fp16 import to_fp16
-from qdeploy.export.graph.parity import require_sound
+from qdeploy.export.graph.parity import FOLD_TOLERANCE, FP32_TOLERANCE, require_equal, require_sound
 from qdeploy.export.graph.ties import without_ties
 from qdeploy.export.int8.calibrate import Calibration
 from qdeploy.export.int8.pinned import int8_artifact
 from qdeploy.export.int8.step import Int8Made, int8_step
 from qdeploy.export.kits.c import FOLDER, is_unchanged_kit, write_c_kit
+from qdeploy.export.measure import measure_and_judge
 from qdeploy.export.report.page import html_report
-from qdeploy.export.verdict import ExportReport, Step, judge
+from qdeploy.export.report.record import ExportReport, Step
+from qdeploy.export.sources.source import Source
 
 PARITY_IMAGES = 512
 FLOAT_GOLDEN_DB = 80.0
@@ -40,40 +44,29 @@ OWN_FILES = re.compile(r"model\.[a-z0-9.-]+\.(onnx|engine)|report\.(json|html)|c
 """What an export's folder may hold and be replaced."""
 
 
-class Source(Protocol):
-    """Where the float graph comes from."""
-
-    @property
-    def graph(self) -> onnx.ModelProto:
-        """The float graph: uint8 images in, logits and probabilities out."""
-
-    def float_step(self, work: Work) -> tuple[Made, tuple[Step, ...]]:
-        """Make the fp32 file, compared with what it comes from."""
-
-    def finetuned(self, work: Work) -> onnx.ModelProto | None:
-        """Give the same graph with weights that expect INT8, or None if there is nothing to train."""
-
-
-def silent(_: str) -> None:
-    """Say nothing."""
-
-
-def no_progress(_: str) -> Tick:
-    """Show nothing."""
-    return lambda done, total: None
-
-
 def export_source(
     source: Source,
-    record: dict[str, Any],
     read: Callable[[], Dataset],
-    config: ExportConfig | None,
+    config: ExportConfig,
     out: Path,
     note: Note = silent,
     tick: Progress = no_progress,
 ) -> ExportReport:
-    """Export what a record describes as ``run.json`` does; ``read`` gives its data."""
-    config = config or ExportConfig()
+    """Export what a source gives.
+
+    Args:
+        source: The float model.
+        read: Reads its data; called once the folder is known to be free.
+        config: What to make.
+        out: The export's folder.
+        note: Called with a line after each step.
+        tick: Takes a step's name, and returns what is called with the number of its parts that are done and their
+            total.
+
+    Raises:
+        InputError: If ``out`` holds other files, or the data cannot be used.
+        VerdictError: If a step's parity is missed.
+    """
     _require_own(out)
     if config.like is not None:
         int8_artifact(config.like)
@@ -83,20 +76,18 @@ def export_source(
         dataset = read()
         for text in dataset.notes:
             note(text)
-        name = f"{record['model']['name'].replace('/', '-')}-{dataset.name}"
+        name = f"{source.model.name.replace('/', '-')}-{dataset.name}"
         pixels = _parity_pixels(source.graph, dataset, note)
-        work = Work(
-            record=record, dataset=dataset, name=name, config=config, note=note, tick=tick, parity_pixels=pixels
-        )
+        work = Work(dataset=dataset, name=name, config=config, note=note, tick=tick, parity_pixels=pixels)
         stack.callback(gc.unfreeze)
         gc.freeze()  # else what tracing has left is looked through again and again
-        fp32, steps = source.float_step(work)
+        fp32, steps = _float_step(work, source)
         half = [_half_step(work, fp32)] if config.fp16 else []
         int8: list[Int8Made] = []
         if config.int8:
             int8, calibration = _int8(work, source, fp32)
             write_json(folder / "calibration.json", _calibration_record(calibration, int8))
-        judged = judge(work, [fp32, *half], int8, steps, out)
+        judged = measure_and_judge(work, [fp32, *half], int8, steps, out)
         for item in judged.kept:
             write_bytes(folder / item.file, item.data)
         report = replace(judged.report, engines=build_engines(work, judged.kept, folder, out))
@@ -133,11 +124,27 @@ def _is_own(path: Path) -> bool:
     return path.is_file() and OWN_FILES.fullmatch(path.name) is not None
 
 
+def _float_step(work: Work, source: Source) -> tuple[Made, list[Step]]:
+    """Make the fp32 file: every form of the model, and the graph, must give what the model gave as it came."""
+    first, *others = source.references(work.parity_pixels)
+    steps = []
+    for other in others:
+        parity = measure(first.values, other.values)
+        tolerance = FOLD_TOLERANCE * max(1.0, float(np.abs(first.values).max()))
+        require_equal(f"{first.form} to {other.form}", parity, tolerance)
+        steps.append(Step(step=f"{first.form} to {other.form}", parity=parity))
+    card = first_card(work, source)
+    made = finish(work, source.graph, card, first.values, "model.fp32.onnx", FLOAT_GOLDEN_DB, output=first.output)
+    require_equal(f"{first.form} to fp32", made.parity, FP32_TOLERANCE)
+    work.note(f"fp32: {first.output} within {made.parity.max_abs:.1e} of {first.form} on {made.parity.n} images")
+    return made, [*steps, Step(step=f"{first.form} to fp32", parity=made.parity)]
+
+
 def _half_step(work: Work, fp32: Made) -> Made:
     """Make the fp16 graph: for GPUs and engines, not faster on a CPU."""
-    lineage = {**fp32.card.lineage, "parent_sha256": sha256_of(fp32.data)}
-    card = replace(fp32.card, precision="fp16", lineage=lineage)
-    half = finish(work, to_fp16(fp32.model), card, fp32.parity_logits, "model.fp16.onnx", HALF_GOLDEN_DB)
+    origin = replace(fp32.card.origin, parent_sha256=sha256_of(fp32.data))
+    card = replace(fp32.card, precision="fp16", origin=origin)
+    half = finish(work, to_fp16(fp32.model), card, fp32.parity_logits, "model.fp16.onnx", HALF_GOLDEN_DB, fp32=fp32)
     require_sound("fp32 to fp16", half.parity, HALF_GOLDEN_DB)
     work.note(f"fp16: {half.parity.sqnr_db:.1f} dB, top-1 agrees on {half.parity.top1_agreement:.1%} of images")
     return half
@@ -146,12 +153,18 @@ def _half_step(work: Work, fp32: Made) -> Made:
 def _int8(work: Work, source: Source, fp32: Made) -> tuple[list[Int8Made], Calibration]:
     """Quantize, and where that misses the budget and a fine-tune is wanted, fine-tune and quantize again."""
     made = int8_step(work, fp32)
-    if work.config.qat_epochs and not all(i.report.within_budget for i in made[0]):
-        finetuned = source.finetuned(work)
+    if work.config.qat_epochs and not all(_tolerable(i) for i in made[0]):
+        finetuned = source.finetuned(work.dataset, work.config.qat_epochs, work.note)
         if finetuned is not None:
             return int8_step(work, fp32, finetuned)
         work.note("a graph without its model cannot be fine-tuned: --qat-epochs changes nothing")
     return made
+
+
+def _tolerable(item: Int8Made) -> bool:
+    budget, loss = item.report.budget, item.report.loss
+    shown = budget.judge(loss.difference, loss.flips)
+    return shown is Shown.WITHIN or (shown is Shown.NOT_SHOWN and budget.allows(loss.difference))
 
 
 def _calibration_record(calibration: Calibration, int8: list[Int8Made]) -> dict[str, Any]:

@@ -1,212 +1,149 @@
-"""Whether the INT8 files are kept: accuracy by paired predictions, speed by interleaved runs on this machine."""
+"""Whether an INT8 file is kept: a pure decision from what was measured, and its words."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from enum import Enum
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qdeploy.bench import Comparison, compare, latency_summary, sample_images
-from qdeploy.bench.launches import joined, time_launches
-from qdeploy.bench.rounds import Rounds
-from qdeploy.core.artifact import Artifact
-from qdeploy.core.files import sha256_of
-from qdeploy.core.machine import environment
-from qdeploy.core.metrics import PairedDifference, Parity, paired_difference
-from qdeploy.data.dataset import Split
-from qdeploy.export.engines.step import EngineReport
-from qdeploy.export.finish import Made, Work
-from qdeploy.export.int8.layers import LayerRow, layer_table
-from qdeploy.export.int8.step import Int8Made, Int8Report
-
-REPORT_RUNS = 500
-MAX_FLIPS = 24
-"""Images shown whose prediction INT8 changed."""
+from qdeploy.bench import Comparison
+from qdeploy.core.budget import AccuracyBudget, Flips, Shown
+from qdeploy.core.intervals import PairedDifference
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArtifactReport:
-    """One file that an export made."""
+class Outcome(str, Enum):
+    """What is done with a file."""
 
-    path: str
-    precision: str
-    target: str
-    engine: str
-    size_bytes: int
-    sha256: str
-    parity: dict[str, Any]
-    """Against the step before: max_abs, mean_abs, cosine, sqnr_db, top1_agreement, flips, n."""
-    accuracy: dict[str, Any]
-    """split, top1 and top5 in percent, n, ci95."""
-    latency_ms: dict[str, float | None]
-    float_layers: str
+    ACCEPTED = "accepted"
+    NOT_SHOWN = "not shown"
+    """Kept with a warning: its loss is within the budget by the estimate, but too few images show it."""
+    REJECTED = "rejected"
+
+
+class Reason(str, Enum):
+    """Why a file is not simply accepted."""
+
+    LOSS_OVER = "it loses more accuracy than allowed"
+    LOSS_NOT_SHOWN = "its loss is not shown to be within what is allowed"
+    NOT_FASTER = "it is not faster than fp32 on this device"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One link of the chain from the trained model to a file."""
+class Loss:
+    """What is known of the accuracy of an INT8 file against fp32."""
 
-    name: str
-    parity: Parity
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """The whole export."""
-
-    name: str
-    out: str
-    artifacts: tuple[ArtifactReport, ...]
-    """The files that were kept."""
-    accepted: bool
-    """False if an INT8 file was made and not kept."""
-    verdict: str
-    recommended: str
-    """Name of the file that predict and bench take: INT8 if it was measured to be faster here."""
-    comparison: Comparison | None
-    """Speed of this machine's INT8 against fp32."""
-    difference: PairedDifference | None
-    """INT8 minus fp32 accuracy on the test split, of the first INT8 file."""
-    steps: tuple[dict[str, Any], ...]
-    """Parity of every step, those of files that were not kept included."""
-    int8: tuple[Int8Report, ...]
-    layers: tuple[LayerRow, ...]
-    """Of the first INT8 file."""
-    engines: tuple[EngineReport, ...] = ()
-    lineage: dict[str, Any]
-    environment: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy export``."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flip:
-    """A test image that INT8 classifies otherwise."""
-
-    pixels: NDArray[np.uint8]
-    """``[S, S, 3]``"""
-    label: str
-    fp32: str
-    int8: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What is written."""
-
-    report: ExportReport
-    kept: list[Made]
-    flips: tuple[Flip, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Verdict:
-    """What is said of one INT8 file."""
-
-    item: Int8Made
-    comparison: Comparison | None
     difference: PairedDifference
-    keep: bool
-    text: str
+    """On validation images that took no part in any choice."""
+    flips: Flips | None
+    """Over every image that took no part in calibration; None where the difference alone was enough."""
 
 
-def judge(work: Work, floats: list[Made], int8: list[Int8Made], steps: tuple[Step, ...], out: Path) -> Judged:
-    """Time the files in turn, compare their predictions, and keep what pays.
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the user allows."""
+
+    strict: bool = False
+    """Reject what is not shown to be within the budget."""
+    allow_drop: bool = False
+    """Keep a file whatever it loses."""
+    allow_slower: bool = False
+    """Keep a file that is not faster than fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is decided of one INT8 file."""
+
+    outcome: Outcome
+    reasons: tuple[Reason, ...]
+    shown: Shown
+    loss: Loss
+    budget: AccuracyBudget
+    speed: Comparison | None
+    """None if this machine does not run the file's target."""
+
+    @property
+    def keep(self) -> bool:
+        """Whether the file is written."""
+        return self.outcome is not Outcome.REJECTED
+
+    @property
+    def faster(self) -> bool:
+        """Whether it is kept and was measured to be faster than fp32."""
+        return self.keep and self.speed is not None and self.speed.verdict == "faster"
+
+
+def decide(loss: Loss, speed: Comparison | None, budget: AccuracyBudget, policy: Policy) -> Verdict:
+    """Decide what is done with an INT8 file.
 
     Args:
-        work: The export.
-        floats: The fp32 file, and others that are kept in any case.
-        int8: What is judged.
-        steps: Parity of the steps to the fp32 file.
-        out: The export's folder.
+        loss: Of accuracy against fp32.
+        speed: Against fp32, measured side by side; None where it could not be measured.
+        budget: What may be lost.
+        policy: What the user allows in any case.
     """
-    fp32 = floats[0]
-    made = [*floats, *(i.made for i in int8)]
-    images = sample_images(fp32.card.preprocessing)
-    launches = time_launches([Artifact(out / m.file, m.data, m.card) for m in made], images, REPORT_RUNS, seconds=60.0)
-    verdicts = [
-        _verdict(work, fp32, item, mine, launches[0]) for item, mine in zip(int8, launches[len(floats) :], strict=True)
-    ]
-    kept = [*floats, *(v.item.made for v in verdicts if v.keep)]
-    first = verdicts[0] if verdicts else None
-    fastest = next((v for v in verdicts if v.keep and v.comparison and v.comparison.verdict == "faster"), None)
-    links = [("fp32 to fp16", m) for m in floats[1:]] + [(f"fp32 to INT8 for {i.report.target}", i.made) for i in int8]
-    chain = (*steps, *(Step(name=name, parity=m.parity) for name, m in links))
-    report = ExportReport(
-        name=work.name,
-        out=str(out),
-        artifacts=tuple(_artifact(out, m, joined(t)) for m, t in zip(made, launches, strict=True) if m in kept),
-        accepted=all(v.keep for v in verdicts),
-        verdict="; ".join(v.text for v in verdicts) or "fp32 exported; its logits are those of the trained model",
-        recommended=fastest.item.made.file if fastest else fp32.file,
-        comparison=next((v.comparison for v in verdicts if v.comparison), None),
-        difference=first.difference if first else None,
-        steps=tuple({"step": s.name, **s.parity.to_dict()} for s in chain),
-        int8=tuple(i.report for i in int8),
-        layers=layer_table(fp32.model, first.item.made.model, work.parity_pixels) if first else (),
-        lineage=first.item.made.card.lineage if first else fp32.card.lineage,
-        environment=environment("qdeploy", "torch", "onnx", "onnxruntime", "numpy"),
+    shown = budget.judge(loss.difference, loss.flips)
+    reasons = []
+    if shown is Shown.OVER:
+        reasons.append(Reason.LOSS_OVER)
+    elif shown is Shown.NOT_SHOWN:
+        reasons.append(Reason.LOSS_NOT_SHOWN)
+    tolerable = shown is Shown.WITHIN or (
+        shown is Shown.NOT_SHOWN and budget.allows(loss.difference) and not policy.strict
     )
-    flips = _flips(work.dataset.classes, work.dataset.splits["test"], fp32, first.item.made) if first else ()
-    return Judged(report=report, kept=kept, flips=flips)
+    slower = speed is not None and speed.verdict != "faster"
+    if slower:
+        reasons.append(Reason.NOT_FASTER)
+    rejected = (not tolerable and not policy.allow_drop) or (slower and not policy.allow_slower)
+    warned = shown is Shown.NOT_SHOWN and not policy.allow_drop
+    outcome = Outcome.REJECTED if rejected else Outcome.NOT_SHOWN if warned else Outcome.ACCEPTED
+    return Verdict(outcome=outcome, reasons=tuple(reasons), shown=shown, loss=loss, budget=budget, speed=speed)
 
 
-def _verdict(work: Work, fp32: Made, item: Int8Made, mine: list[Rounds], base: list[Rounds]) -> _Verdict:
-    config, report, test = work.config, item.report, work.dataset.splits["test"]
-    difference = paired_difference(item.made.test_logits, fp32.test_logits, test.labels)
-    openings = [len(rounds) for rounds in base]
-    comparison = compare("int8", "fp32", joined(mine), joined(base), 1, openings) if report.native else None
-    val = report.val_difference
-    accuracy = f"{difference.points:+.2f} +- {difference.margin95:.2f} points of top-1 on {difference.n} test images"
-    too_coarse = not report.within_budget and not config.allow_drop
-    slower = comparison is not None and comparison.verdict != "faster" and not config.allow_slower
-    if comparison is None:
-        speed = "its speed must be measured on the target"
-    else:
-        low, high = comparison.ci95
-        speed = f"{comparison.ratio:.2f}x the speed of fp32 (95 % interval {low:.2f} to {high:.2f})"
-    what = "INT8" if report.native else f"INT8 for {report.target}"
-    if too_coarse:
-        hint = "" if report.qat_epochs else "try --qat-epochs 2 when exporting a run, or "
-        text = (
-            f"{what} REJECTED: it costs {-val.points:.2f} +- {val.margin95:.2f} points of top-1 on {val.n} validation "
-            f"images, at most {report.budget:.3g} allowed; kept {fp32.file}; {hint}keep INT8 with --allow-drop"
-        )
-    elif slower:
-        text = f"{what} REJECTED: not faster on this device, {speed}; kept {fp32.file}; keep INT8 with --allow-slower"
-    else:
-        text = f"{what} accepted: {accuracy}, {speed}"
-    return _Verdict(item=item, comparison=comparison, difference=difference, keep=not (too_coarse or slower), text=text)
+def in_words(
+    verdict: Verdict, what: str, kept: str, test: PairedDifference, policy: Policy, *, finetuned: bool = False
+) -> str:
+    """Return a verdict as one line.
 
-
-def _artifact(out: Path, made: Made, rounds: list[list[float]]) -> ArtifactReport:
-    return ArtifactReport(
-        path=str(out / made.file),
-        precision=made.card.precision,
-        target=made.card.target,
-        engine=made.session.engine,
-        size_bytes=len(made.data),
-        sha256=sha256_of(made.data),
-        parity=made.parity.to_dict(),
-        accuracy=made.card.accuracy,
-        latency_ms=latency_summary([t for block in rounds for t in block]),
-        float_layers=made.float_layers,
+    Args:
+        verdict: What was decided.
+        what: The file, ``INT8`` say.
+        kept: Name of the file that is kept where this one is not.
+        test: INT8 minus fp32 accuracy on the test split.
+        policy: What the user allows.
+        finetuned: Whether its weights were fine-tuned for INT8 already.
+    """
+    speed = _speed_words(verdict.speed)
+    if verdict.outcome is not Outcome.REJECTED:
+        accuracy = f"{test.points:+.2f} +- {test.margin95:.2f} points of top-1 on {test.n} test images"
+        doubt = f"; NOT SHOWN: {_not_shown_words(verdict)}" if verdict.outcome is Outcome.NOT_SHOWN else ""
+        return f"{what} accepted: {accuracy}, {speed}{doubt}"
+    tolerable = verdict.shown is Shown.WITHIN or policy.allow_drop
+    if tolerable or (verdict.budget.allows(verdict.loss.difference) and not policy.strict):
+        return f"{what} REJECTED: not faster on this device, {speed}; kept {kept}; keep INT8 with `allow_slower`"
+    hint = "" if finetuned else "try `qat_epochs` 2 when exporting a run, or "
+    loss = verdict.loss.difference
+    cost = (
+        f"it costs {-loss.points:.2f} +- {loss.margin95:.2f} points of top-1 on {loss.n} validation images, at most "
+        f"{verdict.budget.points:.3g} allowed"
+        if verdict.shown is Shown.OVER
+        else _not_shown_words(verdict)
     )
+    return f"{what} REJECTED: {cost}; kept {kept}; {hint}keep INT8 with `allow_drop`"
 
 
-def _flips(classes: tuple[str, ...], test: Split, fp32: Made, int8: Made) -> tuple[Flip, ...]:
-    before, after = fp32.test_logits.argmax(1), int8.test_logits.argmax(1)
-    return tuple(
-        Flip(
-            pixels=test.pixels[i],
-            label=classes[int(test.labels[i])],
-            fp32=classes[int(before[i])],
-            int8=classes[int(after[i])],
-        )
-        for i in np.flatnonzero(before != after)[:MAX_FLIPS]
+def _speed_words(speed: Comparison | None) -> str:
+    if speed is None:
+        return "its speed must be measured on the target"
+    low, high = speed.ci95
+    return f"{speed.ratio:.2f}x the speed of fp32 (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _not_shown_words(verdict: Verdict) -> str:
+    loss, flips = verdict.loss.difference, verdict.loss.flips
+    needed = verdict.budget.images_needed(loss)
+    more = f"; about {needed} labelled images would show it" if needed else ""
+    other = f", {flips.flips} of {flips.n} predictions changed" if flips else ""
+    return (
+        f"a loss of {-loss.points:.2f} +- {loss.margin95:.2f} points on {loss.n} validation images{other}: too few to "
+        f"tell whether it is within {verdict.budget.points:.3g}{more}"
     )

@@ -144,7 +144,7 @@ def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = 
         ArtifactError: If the engine refuses the file or its answers differ from the goldens.
     """
     if threads is None:
-        threads = 1 if artifact.card.model.get("macs", 0) < SMALL_MACS else usable_cores()
+        threads = 1 if artifact.card.model.macs < SMALL_MACS else usable_cores()
     if not 1 <= threads <= 1024:
         raise InputError(f"--threads must be between 1 and 1024, found {threads}")
     opener = engine_class(engine)

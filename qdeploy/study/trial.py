@@ -210,8 +210,8 @@ def _train(spec: Spec) -> Trained:
 
 def _export(spec: Spec) -> Exported:
     """Export to fp32 and INT8, slower and coarser ones too; where INT8 is broken, to fp32 alone, with the reason."""
+    from qdeploy.export.api import export
     from qdeploy.export.config import ExportConfig
-    from qdeploy.export.sources.run import export
 
     reason = None
     try:
@@ -222,8 +222,8 @@ def _export(spec: Spec) -> Exported:
         report = export(spec.run, ExportConfig(), spec.export, _log)
     artifacts = {
         a.precision: ExportedFile(
-            test_top1=a.accuracy["top1"],
-            test_n=a.accuracy["n"],
+            test_top1=a.accuracy.top1,
+            test_n=a.accuracy.n,
             size_bytes=a.size_bytes,
             p50_ms=a.latency_ms["p50"],
         )

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import dated_folder, require_writable, sha256_of, write_bytes, write_json
-from qdeploy.core.lineage import git_commit
+from qdeploy.core.git import git_commit
 from qdeploy.core.machine import environment
 from qdeploy.core.run_folder import LOCK, RECORD, RUNS, weights_name
 from qdeploy.data.catalog import location_of

@@ -14,8 +14,10 @@ from qdeploy.bench.tune import run as tuning
 from qdeploy.bench.tune.report import report_of
 from qdeploy.bench.tune.trial import Trial, race
 from qdeploy.cli.main import run
-from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
+from qdeploy.core.card import Goldens
 from qdeploy.core.errors import ArtifactError, InputError
+from qdeploy.core.intervals import PairedDifference
 from qdeploy.runtime import device
 from qdeploy.runtime.classifier import find_setup
 from qdeploy.runtime.session import ENGINES
@@ -70,8 +72,10 @@ def test_limits_are_kept_and_the_nearest_is_named() -> None:
     limits = Limits(memory_mb=100, latency_ms=0.9)
     assert tuning.choose([fast, small], limits) is None
     assert min((fast, small), key=limits.excess) is small
-    fast.drop_points = 1.2
+    fast.difference = PairedDifference(points=-1.2, margin95=0.1, n=10_000)
     assert limits.broken_before_timing(fast) == "drops 1.20 points, over 1"
+    fast.difference = PairedDifference(points=-1.2, margin95=0.5, n=300)
+    assert limits.broken_before_timing(fast) == "drops 1.20 points, over 1, with 300 images not shown to be within"
     assert Limits(max_drop=2).broken(fast) is None
 
 

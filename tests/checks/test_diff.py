@@ -72,20 +72,18 @@ def test_outputs_in_another_order_are_compared_by_label(boots: Path, tmp_path: P
     assert result.numbers.top1[0] == result.numbers.top1[1]
 
 
-def test_other_labels_preprocessing_and_lineage(tmp_path: Path) -> None:
+def test_other_labels_preprocessing_and_origin(tmp_path: Path) -> None:
     def change(card: dict[str, Any]) -> None:
         card["labels"] = [f"{label} of another shop" for label in card["labels"]]
-        card["lineage"]["training"]["seed"] = 7
-        card["lineage"]["news"] = 1
-        card["lineage"]["git"] = {"commit": "abc", "dirty": False}
-        card["lineage"]["parent_sha256"] = "0" * 64
+        card["origin"]["training"]["seed"] = 7
+        card["origin"]["git"] = {"commit": "abc", "dirty": False}
+        card["origin"]["parent_sha256"] = "0" * 64
         card["goldens"]["min_sqnr_db"] = 0
 
     other = reseal(FP32, tmp_path / "m.onnx", change)
     result = diff(FP32, other)
     found = changed(result)
     assert found["training.seed"] == (0, 7)
-    assert found["training.news"] == (None, 1)
     assert found["versions.commit"] == (None, "abc")
     assert result.numbers is None
     assert result.meaning[0] == "A and B are the same architecture, nano, with different weights"
@@ -99,5 +97,6 @@ def test_every_field_of_the_card_is_compared() -> None:
     left_out = {"schema", "task", "goldens", "float_layers"}
     card = read_artifact(INT8).card.to_dict()
     assert set(card) - left_out == {
-        "name", "model", "labels", "preprocessing", "precision", "target", "lineage", "accuracy"
+        "name", "model", "labels", "preprocessing", "precision", "target", "origin", "accuracy",
+        "calibration", "float_choice", "qat_epochs",
     }  # fmt: skip

@@ -8,7 +8,8 @@ import pytest
 
 from qdeploy.checks import doctor
 from qdeploy.checks.doctor import Diagnosis, diagnose, engine_finding, folder_finding, int8_finding
-from qdeploy.core.artifact import SHIPPED, Goldens, read_artifact
+from qdeploy.core.artifact import SHIPPED, read_artifact
+from qdeploy.core.card import Goldens
 from qdeploy.runtime.session import ENGINES, Engine
 
 

@@ -20,12 +20,14 @@ INT8, FP32 = SHIPPED / "model.int8.onnx", SHIPPED / "model.fp32.onnx"
 def test_it_finds_what_the_card_says(int8_file: Path) -> None:
     card = read_artifact(int8_file).card
     found = evaluate(int8_file)
-    assert (found.n, found.top1, found.top5) == tuple(card.accuracy[k] for k in ("n", "top1", "top5"))
-    assert list(found.ci95) == card.accuracy["ci95"]
+    says = card.accuracy
+    assert says is not None
+    assert (found.n, found.top1, found.top5, found.ci95) == (says.n, says.top1, says.top5, says.ci95)
     assert any("is the data set that the model was trained on; its test images took no part" in n for n in found.notes)
     training = evaluate(int8_file, EvalConfig(split="train"))
     assert any("TRAINING images" in n for n in training.notes)
-    calibrated = len(card.lineage["calibration"]["images"])
+    assert card.calibration is not None
+    calibrated = len(card.calibration.images)
     assert f"{calibrated} of these images calibrated this INT8 file" in training.notes[-1]
 
 

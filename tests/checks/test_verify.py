@@ -6,15 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qdeploy.checks.verify import Verification, verify
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.data.catalog import load_dataset
-from qdeploy.export.verdict import ExportReport
+from qdeploy.export.report.record import ExportReport
 from tests.conftest import MakeImages
-from tests.resealed import reseal
+from tests.resealed import change_logits, reseal
 
 INT8, FP32 = "model.int8.onnx", "model.fp32.onnx"
 
@@ -67,11 +68,11 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
 
 
 def other_goldens(card: dict[str, Any]) -> None:
-    card["goldens"]["logits"][0][0] += 40
+    change_logits(card, lambda rows: rows + 40 * np.eye(*rows.shape, dtype=np.float32))
 
 
 def random_calibration(card: dict[str, Any]) -> None:
-    card["lineage"]["calibration"]["random"] = True
+    card["calibration"]["random"] = True
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], set[str]]] = {
@@ -159,7 +160,7 @@ def test_calibration_images_must_stay_apart_from_evaluation(folder: Path) -> Non
     measured = load_dataset("fashion-mnist-mini").splits["test"].hashes[0]
 
     def calibrate_on_it(card: dict[str, Any]) -> None:
-        card["lineage"]["calibration"]["images"][0] = measured
+        card["calibration"]["images"][0] = measured
 
     path = reseal(folder / INT8, folder / "alone.onnx", calibrate_on_it)
     checks = {c.name: c for c in verify(path, "fashion-mnist-mini").checks}

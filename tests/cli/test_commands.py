@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from qdeploy.cli.main import run
-from qdeploy.core.metrics import PairedDifference
-from qdeploy.export.verdict import ExportReport
+from qdeploy.core.intervals import PairedDifference
+from qdeploy.export.report.record import ExportReport
 from qdeploy.training.learner import Learner
 from tests.conftest import MakeImages
 

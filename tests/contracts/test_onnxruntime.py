@@ -8,7 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from qdeploy.bench import sample_images
-from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
+from qdeploy.core.card import Goldens
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.core.preprocessing import Preprocessing

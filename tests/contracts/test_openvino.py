@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from qdeploy.bench import sample_images
-from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
+from qdeploy.core.card import Goldens
 from qdeploy.core.errors import ArtifactError, MissingDependencyError
 from qdeploy.core.machine import saturates
 from qdeploy.core.metrics import agreement, sqnr_db

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import onnx
 import pytest
 
 import qdeploy
-from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, SHIPPED, Card, Goldens, read_artifact, sealed
+from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, SHIPPED, read_artifact, sealed
+from qdeploy.core.card import Card, Goldens
 from qdeploy.core.errors import ArtifactError
 from qdeploy.core.machine import native_target
 from qdeploy.core.metrics import sqnr_db
@@ -21,8 +23,38 @@ from qdeploy.runtime import classifier
 
 def test_the_card_survives_json(int8_file: Path) -> None:
     card = read_artifact(int8_file).card
-    again = Card.from_dict(card.to_dict())
-    assert again.to_dict() == card.to_dict()
+    assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+
+
+@pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx"])
+def test_a_card_of_schema_1_is_read(name: str) -> None:
+    new = read_artifact(SHIPPED / name).card
+    fields = new.to_dict()
+    calibration, choice = fields.pop("calibration"), fields.pop("float_choice")
+    origin = fields.pop("origin")
+    lineage = {**origin, "trained": origin["created"]}
+    if calibration:
+        lineage |= {"qat_epochs": 0, "calibration": {k: v for k, v in calibration.items() if k != "random"}}
+        lineage["float_choice"] = {k: v for k, v in choice.items() if v is not None}
+    goldens = {k: v for k, v in fields["goldens"].items() if k != "logits_float32_base64"}
+    logits = [[round(v, 6) for v in row] for row in new.goldens.rows]
+    accuracy = {k: v for k, v in fields["accuracy"].items() if k != "against_fp32"}
+    old = {**fields, "schema": 1, "lineage": lineage, "accuracy": accuracy, "goldens": {**goldens, "logits": logits}}
+    read = Card.from_dict(old)
+    assert read.goldens.sqnr_db(new.goldens.rows) > 100
+    assert new.accuracy is not None
+    assert read == replace(new, goldens=read.goldens, accuracy=replace(new.accuracy, against_fp32=None))
+
+
+def test_goldens_are_exact() -> None:
+    """Small logits, too: rounded to six decimals, these would miss their own floor of 80 dB."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=0.003, size=(4, 10)).astype(np.float32)
+    goldens = Goldens.of(np.zeros((4, 8, 8, 3), np.uint8), logits, 80.0)
+    again = Goldens.from_dict(json.loads(json.dumps(goldens.to_dict())))
+    assert np.array_equal(again.logits, logits)
+    rounded = np.round(logits, 6)
+    assert goldens.sqnr_db(rounded.tolist()) < 80.0
 
 
 def test_the_card_says_everything_a_user_needs(int8_file: Path, fp32_file: Path) -> None:
@@ -31,15 +63,18 @@ def test_the_card_says_everything_a_user_needs(int8_file: Path, fp32_file: Path)
     assert card.target == native_target()
     assert len(card.labels) == 10
     assert card.preprocessing.size == 64
-    assert card.accuracy["split"] == "test"
-    assert card.accuracy["n"] == 1000
-    assert card.model["config"]["dims"] == [16, 32, 64, 128]
-    lineage = card.lineage
-    assert lineage["parent_sha256"] == read_artifact(fp32_file).sha256
-    assert len(lineage["calibration"]["images"]) == 256
-    assert lineage["training"]["seed"] == 0
-    assert lineage["dataset"]["name"] == "fashion-mnist-mini"
-    assert {"torch", "onnx", "onnxruntime", "qdeploy"} <= set(lineage["versions"])
+    assert card.accuracy is not None
+    assert card.accuracy.split == "test"
+    assert card.accuracy.n == 1000
+    assert card.model.config["dims"] == [16, 32, 64, 128]
+    assert card.accuracy.against_fp32 is not None
+    origin = card.origin
+    assert origin.parent_sha256 == read_artifact(fp32_file).sha256
+    assert card.calibration is not None
+    assert len(card.calibration.images) == 256
+    assert origin.training["seed"] == 0
+    assert origin.dataset.name == "fashion-mnist-mini"
+    assert {"torch", "onnx", "onnxruntime", "qdeploy"} <= set(origin.versions)
     assert card.goldens.images.shape == (4, 64, 64, 3)
 
 
@@ -117,7 +152,8 @@ def test_it_is_a_plain_valid_onnx_file_without_local_paths(fp32_file: Path, int8
 
 
 GOLDENS = read_artifact(SHIPPED / "model.int8.onnx").card.to_dict()["goldens"]
-COUNT, CLASSES = len(GOLDENS["logits"]), len(GOLDENS["logits"][0])
+COUNT, CLASSES = GOLDENS["shape"][0], 10
+LOGITS = GOLDENS["logits_float32_base64"]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +163,13 @@ COUNT, CLASSES = len(GOLDENS["logits"]), len(GOLDENS["logits"][0])
         {"shape": [COUNT, 64, 64, 4]},
         {"shape": [COUNT + 1, 64, 64, 3]},
         {"shape": None},
+        {"logits_float32_base64": ""},
+        {"logits_float32_base64": None},
+        {"logits_float32_base64": LOGITS[: len(LOGITS) // 4 // COUNT * 4]},
+        {"logits_float32_base64": "%" + LOGITS[1:]},
         {"logits": []},
-        {"logits": GOLDENS["logits"][1:]},
-        {"logits": [row[1:] for row in GOLDENS["logits"]]},
+        {"logits": [[0.0] * CLASSES] * (COUNT - 1)},
+        {"logits": [[0.0] * (CLASSES - 1)] * COUNT},
         {"logits": [[10**400] * CLASSES] * COUNT},
         {"logits": [["a"] * CLASSES] * COUNT},
         {"min_sqnr_db": 10**400},
@@ -154,7 +194,11 @@ def test_wrong_goldens_are_refused_by_the_card(change: dict[str, Any]) -> None:
         {"labels": [1] * 10},
         {"model": {"name": "nano"}},
         {"model": []},
-        {"lineage": {}},
+        {"origin": {}},
+        {"origin": None},
+        {"calibration": {"method": "mse", "images": "abc", "seed": 0, "random": False}},
+        {"accuracy": {"split": "test", "top1": "93", "top5": 99.0, "n": 10, "ci95": [90, 95]}},
+        {"qat_epochs": True},
         {"goldens": {}},
         {"preprocessing": {"std": []}},
     ],
@@ -171,7 +215,7 @@ def test_a_wrong_card_is_refused_even_with_a_right_checksum(
         read_artifact(tmp_path / "m.onnx")
 
 
-def test_goldens_survive_json() -> None:
+def test_goldens_survive_a_dict() -> None:
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     goldens = Goldens.of(images, np.array([[0.5, 1.25]] * 2, np.float32), 20.0)
     again = Goldens.from_dict(goldens.to_dict())

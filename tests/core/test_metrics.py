@@ -6,16 +6,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from qdeploy.core.intervals import mcnemar_p, wilson_interval
 from qdeploy.core.metrics import (
     MIN_SAMPLES,
     agreement,
     label_ranks,
-    mcnemar_p,
     paired_difference,
     percentile,
     sqnr_db,
     topk_percent,
-    wilson_interval,
 )
 
 LOGITS = np.array([[3, 2, 1], [1, 3, 2], [1, 2, 3], [3, 1, 2]], np.float32)

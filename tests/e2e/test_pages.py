@@ -12,7 +12,7 @@ from qdeploy.bench import BenchConfig, bench
 from qdeploy.bench.page import html_page
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.export.report.page import html_report
-from qdeploy.export.verdict import ExportReport, Flip
+from qdeploy.export.report.record import ExportReport, Flip
 from qdeploy.study.page import html_page as sweep_html
 from qdeploy.study.rows import pareto_of, rows_of
 from tests.study.sweeps import measured_sweep

@@ -24,16 +24,18 @@ FP32 = SHIPPED / "model.fp32.onnx"
 def test_it_is_small_accurate_and_int8_costs_little() -> None:
     assert sum(p.stat().st_size for p in SHIPPED.iterdir()) <= 5e6
     fp32, int8 = (read_artifact(f).card.accuracy for f in (FP32, INT8))
-    assert int8["n"] == fp32["n"] == 10_000
-    assert int8["top1"] >= 93.0
-    assert fp32["top1"] - int8["top1"] <= 0.3
+    assert fp32 is not None
+    assert int8 is not None
+    assert int8.n == fp32.n == 10_000
+    assert int8.top1 >= 93.0
+    assert fp32.top1 - int8.top1 <= 0.3
 
 
 def test_it_was_trained_on_the_full_set_and_says_how() -> None:
-    lineage = read_artifact(INT8).card.lineage
-    assert lineage["dataset"]["name"] == "fashion-mnist"
-    assert lineage["dataset"]["images"] == {"train": 58_000, "val": 2_000, "test": 10_000}
-    assert lineage["parent_sha256"] == read_artifact(FP32).sha256
+    origin = read_artifact(INT8).card.origin
+    assert origin.dataset.name == "fashion-mnist"
+    assert origin.dataset.images == {"train": 58_000, "val": 2_000, "test": 10_000}
+    assert origin.parent_sha256 == read_artifact(FP32).sha256
     assert read_json(SHIPPED / "report.json")["recommended"] == "model.int8.onnx"
 
 
@@ -57,4 +59,5 @@ def test_the_card_s_accuracy_is_true(file: Path) -> None:
     pixels = np.stack([rules(r.image()) for r in records])
     labels = np.asarray([r.label for r in records])
     top1 = topk_percent(run_session(open_session(artifact), pixels), labels, 1)
-    assert top1 == pytest.approx(artifact.card.accuracy["top1"], abs=0.05)
+    assert artifact.card.accuracy is not None
+    assert top1 == pytest.approx(artifact.card.accuracy.top1, abs=0.05)

@@ -86,8 +86,8 @@ def test_what_is_exported_there_is_as_good_as_here(
     report = json.loads((tmp_path / "there" / "report.json").read_text())
     here = {a.target: a for a in made.artifacts}
     for row in report["artifacts"]:
-        assert row["parity"]["sqnr_db"] is None or row["parity"]["sqnr_db"] >= here[row["target"]].parity["sqnr_db"] - 1
-        assert row["accuracy"]["top1"] == pytest.approx(here[row["target"]].accuracy["top1"], abs=1.0)
+        assert row["parity"]["sqnr_db"] is None or row["parity"]["sqnr_db"] >= here[row["target"]].parity.sqnr_db - 1
+        assert row["accuracy"]["top1"] == pytest.approx(here[row["target"]].accuracy.top1, abs=1.0)
     assert [i["target"] for i in report["int8"] if i["native"]] == ["x86-avx2"]
     files = sorted((tmp_path / "there").glob("*.onnx"))
     for line in run("icelake", disguises, GOLDENS, *files).splitlines():

@@ -14,7 +14,8 @@ import onnx
 import pytest
 import torch
 
-from qdeploy.core.artifact import SHIPPED, Artifact, Card, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
+from qdeploy.core.card import Card
 from qdeploy.core.engine_file import unpack
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.preprocessing import Preprocessing

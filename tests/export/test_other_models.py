@@ -65,8 +65,8 @@ def test_every_operator_exports_with_parity_and_to_int8(name: str, small: Datase
     model = lived_in(create_model(name, 10))
     report = export_module(model, small.classes, RULES, small, tmp_path / "out", name=name, config=CONFIG)
     fp32, int8 = report.artifacts
-    assert fp32.parity["max_abs"] <= 1e-4
-    assert int8.parity["sqnr_db"] >= 10
+    assert fp32.parity.max_abs <= 1e-4
+    assert int8.parity.sqnr_db >= 10
     logits = load(Path(fp32.path)).session.infer(small.splits["test"].pixels)[0]
     mean, std = torch.tensor(RULES.mean), torch.tensor(RULES.std)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_a_baseline_from_training_to_prediction(
     assert Path(result.run).parent == Path("runs")
     report = export(Path(result.run))
     classifier = load(Path(report.artifacts[0].path))
-    assert classifier.card.model["name"] == "torchvision/shufflenet_v2_x0_5"
+    assert classifier.card.model.name == "torchvision/shufflenet_v2_x0_5"
     assert classifier(Path(data) / "cat" / "0.png").label in ("cat", "dog")
 
 
@@ -130,8 +130,8 @@ def test_a_user_s_module_gets_the_same_card_and_is_left_alone(small: Dataset, tm
     assert module.training
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     classifier = load(Path(report.artifacts[1].path))
-    assert classifier.card.model["family"] == "module"
-    assert classifier.card.model["params"] == sum(p.numel() for p in module.parameters())
+    assert classifier.card.model.family == "module"
+    assert classifier.card.model.params == sum(p.numel() for p in module.parameters())
     assert classifier.card.labels == small.classes
     assert {u.unit for u in report.int8[0].units} == {"model.layers", "model.last"}
     assert classifier("examples/shirt.png").label in small.classes

@@ -10,6 +10,7 @@ import pytest
 
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import read_artifact
+from qdeploy.core.card import FloatLayersRecord
 from qdeploy.core.errors import InputError
 from qdeploy.export import ExportConfig, ExportReport, export
 from qdeploy.export.int8.encodings import encoding_for
@@ -87,7 +88,7 @@ def test_a_pinned_choice_is_exported_and_recorded(
     file = Path(first.out) / "model.int8.onnx"
     card = read_artifact(file).card
     assert set(card.float_layers) == stem
-    assert card.lineage["float_choice"] == {"by": "user", "layers": ["stem"]}
+    assert card.float_choice == FloatLayersRecord(by="user", layers=("stem",))
     assert first.int8[0].float_units == ("stem",)
     assert len(first.int8[0].choices) == 1  # nothing was searched
     assert run(["inspect", str(file)]) == 0
@@ -101,8 +102,8 @@ def test_a_file_s_choice_is_repeated(
     like = Path(first.out) / "model.int8.onnx"
     again = export(Path(trained.run), replace(QUICK, like=like), tmp_path / "again")
     other = read_artifact(tmp_path / "again" / "model.int8.onnx")
-    expected = {"by": "file", "layers": ["stem"], "like_sha256": read_artifact(like).sha256}
-    assert other.card.lineage["float_choice"] == expected
+    expected = FloatLayersRecord(by="file", layers=("stem",), like_sha256=read_artifact(like).sha256)
+    assert other.card.float_choice == expected
     graphs = [onnx.load(str(f)).graph for f in (like, other.path)]
     assert graphs[0].SerializeToString(deterministic=True) == graphs[1].SerializeToString(deterministic=True)
     assert again.artifacts[1].size_bytes == pytest.approx(first.artifacts[1].size_bytes, abs=200)
@@ -113,12 +114,12 @@ def test_a_file_s_choice_is_repeated(
 
 def test_a_file_that_was_searched_for_is_repeated_with_its_names(exported: ExportReport, int8_file: Path) -> None:
     card = read_artifact(int8_file).card
-    assert card.lineage["float_choice"] == {"by": "search", "layers": list(exported.int8[0].float_units)}
+    assert card.float_choice == FloatLayersRecord(by="search", layers=exported.int8[0].float_units)
     graph = onnx.load(exported.artifacts[0].path)
     found = pinned(ExportConfig(like=int8_file), graph, X86)
     assert found is not None
     assert set(card.float_layers) == found.nodes
-    assert found.names == exported.int8[0].float_units
+    assert found.record.layers == exported.int8[0].float_units
 
 
 def test_a_file_of_another_model_is_refused(first: ExportReport, fp32: onnx.ModelProto) -> None:

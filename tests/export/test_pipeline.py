@@ -14,19 +14,17 @@ import pytest
 from qdeploy.bench import Comparison
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
-from qdeploy.core.metrics import PairedDifference, agreement, sqnr_db, topk_percent
+from qdeploy.core.metrics import agreement, sqnr_db, topk_percent
 from qdeploy.data.catalog import load_dataset
-from qdeploy.export import verdict
-from qdeploy.export.config import ExportConfig
+from qdeploy.export import measure
+from qdeploy.export.api import export
+from qdeploy.export.config import ExportConfig, no_progress
 from qdeploy.export.finish import Work
-from qdeploy.export.int8 import float_search
 from qdeploy.export.int8 import step as int8
 from qdeploy.export.int8.quantize import int8_of_portable
-from qdeploy.export.pipeline import no_progress
-from qdeploy.export.sources import run as trained_runs
+from qdeploy.export.report.record import ExportReport
+from qdeploy.export.sources import torch_model
 from qdeploy.export.sources import trace as tracing
-from qdeploy.export.sources.run import export
-from qdeploy.export.verdict import ExportReport
 from qdeploy.training import TrainResult
 from tests.conftest import SHORT
 from tests.ort_session import plain_session
@@ -73,9 +71,9 @@ def test_the_graph_is_the_promised_contract(fp32_file: Path) -> None:
 
 def test_fp32_is_within_a_ten_thousandth_on_real_images(exported: ExportReport) -> None:
     parity = exported.artifacts[0].parity
-    assert parity["max_abs"] <= 1e-4
-    assert parity["n"] == 500
-    assert parity["top1_agreement"] == 1.0
+    assert parity.max_abs <= 1e-4
+    assert parity.n == 500
+    assert parity.top1_agreement == 1.0
 
 
 def test_int8_numbers_in_the_report_are_those_of_the_files(
@@ -85,11 +83,11 @@ def test_int8_numbers_in_the_report_are_those_of_the_files(
     val, test = dataset.splits["val"], dataset.splits["test"]
     fp32, int8 = logits_of(fp32_file, val.pixels), logits_of(int8_file, val.pixels)
     parity = exported.artifacts[1].parity
-    assert parity["sqnr_db"] == pytest.approx(sqnr_db(fp32, int8), abs=0.1)
-    assert parity["sqnr_db"] >= 20
-    assert parity["top1_agreement"] == pytest.approx(agreement(fp32, int8), abs=0.005)
+    assert parity.sqnr_db == pytest.approx(sqnr_db(fp32, int8), abs=0.1)
+    assert parity.sqnr_db >= 20
+    assert parity.top1_agreement == pytest.approx(agreement(fp32, int8), abs=0.005)
     for report, file in zip(exported.artifacts, (fp32_file, int8_file), strict=True):
-        assert report.accuracy["top1"] == pytest.approx(
+        assert report.accuracy.top1 == pytest.approx(
             topk_percent(logits_of(file, test.pixels), test.labels, 1), abs=0.2
         )
         assert report.accuracy == read_artifact(file).card.accuracy
@@ -183,37 +181,37 @@ def test_a_broken_step_stops_the_export_and_leaves_nothing(
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(2e-4), bias.name))
         return model
 
-    monkeypatch.setattr(trained_runs, "trace_once", wrong_trace)
-    with pytest.raises(VerdictError, match="parity failed at 'torch to ONNX fp32'"):
+    monkeypatch.setattr(torch_model, "trace_once", wrong_trace)
+    with pytest.raises(VerdictError, match="parity failed at 'trained to fp32'"):
         export(Path(trained.run), ExportConfig(), tmp_path / "exports" / "x")
     assert list((tmp_path / "exports").iterdir()) == []
 
 
-def test_int8_beyond_its_budget_is_rejected(
-    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_int8_whose_loss_too_few_images_show_is_kept_with_a_warning_or_rejected(
+    trained: TrainResult, tmp_path: Path
 ) -> None:
-    found = {"difference": PairedDifference(points=-2.0, margin95=1.5, n=500)}
-    monkeypatch.setattr(float_search, "paired_difference", lambda *_: found["difference"])
-    config = replace(QUICK, allow_drop=False)
-    report = export(Path(trained.run), config, tmp_path / "x")
-    assert not report.accepted
-    assert re.match(
-        r"INT8 REJECTED: it costs 2.00 \+- 1.50 points .* at most 1 allowed; kept model.fp32.onnx", report.verdict
+    config = replace(QUICK, allow_drop=False, max_drop=0.01)
+    strict = export(Path(trained.run), replace(config, strict=True), tmp_path / "strict")
+    assert not strict.accepted
+    assert re.search(
+        r"INT8 REJECTED: .* points on 250 validation images, \d+ of \d+ predictions changed", strict.verdict
     )
-    assert [a.precision for a in report.artifacts] == ["fp32"]
-    assert sorted(p.name for p in (tmp_path / "x").glob("*.onnx")) == ["model.fp32.onnx"]
-    assert report.recommended == "model.fp32.onnx"
-    relative = export(Path(trained.run), replace(config, max_drop_relative=5.0), tmp_path / "relative")
-    assert relative.accepted  # 5 % of some 70 points are more than 2
-    found["difference"] = PairedDifference(points=-2.0, margin95=2.5, n=12)  # too few images to tell
-    assert export(Path(trained.run), config, tmp_path / "few").accepted
+    assert [a.precision for a in strict.artifacts] == ["fp32"]
+    assert sorted(p.name for p in (tmp_path / "strict").glob("*.onnx")) == ["model.fp32.onnx"]
+    assert strict.recommended == "model.fp32.onnx"
+    loss = strict.int8[0].loss
+    assert loss.flips is not None
+    assert loss.flips.n == 2000 - 256 + 250 + 1000  # training without calibration, half of validation, test
+    relative = export(Path(trained.run), replace(config, max_drop_relative=9.0, strict=True), tmp_path / "relative")
+    assert relative.accepted  # 9 % of some 70 points are more than six
+    assert relative.int8[0].budget.points == pytest.approx(0.09 * relative.artifacts[0].accuracy.top1)
 
 
 def test_int8_that_is_not_faster_is_rejected(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tie = Comparison(model="int8", against="fp32", ratio=1.01, ci95=(0.99, 1.03), verdict="no difference beyond noise")
-    monkeypatch.setattr(verdict, "compare", lambda *_: tie)
+    monkeypatch.setattr(measure, "compare", lambda *_: tie)
     report = export(Path(trained.run), replace(QUICK, allow_slower=False), tmp_path / "x")
     assert not report.accepted
     assert (
@@ -250,18 +248,19 @@ def test_calibration_on_noise_is_stamped_and_few_images_of_a_class_are_told(
     lines: list[str] = []
     config = replace(QUICK, random_calibration=True, calibration_images=16)
     report = export(Path(trained.run), config, tmp_path / "noise", lines.append)
-    record = read_artifact(Path(report.artifacts[1].path)).card.lineage["calibration"]
+    record = read_artifact(Path(report.artifacts[1].path)).card.calibration
     train = load_dataset().splits["train"]
-    assert record["random"] is True
-    assert len(record["images"]) == 16
-    assert not set(record["images"]) & set(train.hashes)
+    assert record is not None
+    assert record.random
+    assert len(record.images) == 16
+    assert not set(record.images) & set(train.hashes)
     assert any("noise" in line for line in lines)
     few = np.concatenate([np.flatnonzero(train.labels > 0), np.flatnonzero(train.labels == 0)[:3]])
     poor = replace(load_dataset(), splits={**load_dataset().splits, "train": train.take(few)})
     lines.clear()
-    shared: dict[str, Any] = {"record": {}, "name": "", "config": QUICK, "parity_pixels": train.pixels[:0]}
+    shared: dict[str, Any] = {"name": "", "config": QUICK, "parity_pixels": train.pixels[:0]}
     work = Work(dataset=poor, note=lines.append, tick=no_progress, **shared)
-    assert np.bincount(int8._images(work).labels)[0] == 3
+    assert np.bincount(int8.calibration_images(work).labels)[0] == 3
     assert "only 3 of them are of the class 'T-shirt/top'" in lines[1]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qdeploy.export.api import export
 from qdeploy.export.config import ExportConfig
-from qdeploy.export.sources.run import export
 from qdeploy.training import TrainResult
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed on this machine")

@@ -97,7 +97,7 @@ def test_an_image_with_a_tie_is_neither_compared_nor_a_golden(own_cache: Path, t
     lines: list[str] = []
     report = export_module(model, data.classes, rules, data, tmp_path / "out", config=ExportConfig(), note=lines.append)
     assert "1 of 60 images are not compared: what the model picks is a tie there" in lines
-    assert report.artifacts[0].parity["n"] == 59
+    assert report.artifacts[0].parity.n == 59
     goldens = read_artifact(Path(report.artifacts[0].path)).card.goldens.images
     assert np.array_equal(goldens, images[[0, 2, 3, 4]])
 

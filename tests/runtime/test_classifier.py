@@ -10,7 +10,7 @@ from PIL import Image
 
 import qdeploy
 from qdeploy.core.errors import ArtifactError, ImageError
-from qdeploy.export.verdict import ExportReport
+from qdeploy.export.report.record import ExportReport
 from qdeploy.runtime.classifier import find_artifact
 
 SHIRT = Path(__file__).parents[2] / "examples" / "shirt.png"

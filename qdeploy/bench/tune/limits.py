@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from qdeploy.core.budget import AccuracyBudget, Shown
 from qdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,11 +31,18 @@ class Limits:
             if value is not None and not (value > 0 or (f.name == "max_drop" and value == 0)):
                 raise InputError(f"--{f.name.replace('_', '-')} must be positive, found {value}")
 
+    @property
+    def budget(self) -> AccuracyBudget:
+        """The accuracy that may be lost."""
+        return AccuracyBudget(points=self.max_drop)
+
     def broken_before_timing(self, trial: Trial) -> str | None:
         """Say which limit a candidate misses already without being timed."""
         found = self._memory(trial)
-        if trial.drop_points is not None and trial.drop_points > self.max_drop:
-            found = f"drops {trial.drop_points:.2f} points, over {self.max_drop:g}"
+        if trial.difference and not self.budget.allows(trial.difference):
+            shown = self.budget.judge(trial.difference)
+            doubt = "" if shown is Shown.OVER else f", with {trial.difference.n} images not shown to be within"
+            found = f"drops {-trial.difference.points:.2f} points, over {self.max_drop:g}{doubt}"
         return found
 
     def broken(self, trial: Trial) -> str | None:

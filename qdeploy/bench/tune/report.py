@@ -117,7 +117,7 @@ def _candidate(trial: Trial, chosen: Trial | None, limits: Limits) -> Candidate:
         runs_on=trial.runs_on,
         threads=trial.threads,
         batch=trial.batch,
-        top1=trial.artifact.card.accuracy.get("top1"),
+        top1=trial.artifact.card.accuracy.top1 if trial.artifact.card.accuracy else None,
         drop_points=trial.drop_points,
         peak_rss_bytes=trial.peak_rss_bytes,
         verdict=_verdict(trial, chosen, limits),

@@ -8,6 +8,7 @@ the time goes to those who are close.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,9 +19,11 @@ import numpy as np
 from qdeploy.bench.tune.limits import Limits
 from qdeploy.bench.tune.report import TuneReport, device_of, report_of
 from qdeploy.bench.tune.trial import WORTH, Trial, race
-from qdeploy.core.artifact import SHIPPED, Artifact, Goldens, model_files, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, model_files, read_artifact
+from qdeploy.core.card import Accuracy, Goldens
 from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
 from qdeploy.core.files import write_json
+from qdeploy.core.intervals import PairedDifference
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.device import DEVICE_FILE
 from qdeploy.runtime.session import ENGINES, open_session
@@ -60,9 +63,9 @@ def tune(model: Path, config: TuneConfig | None = None, tick: Tick | None = None
     tick = tick or (lambda done, total, text: None)
     trials, not_tried = opened(read_all(model), config.limits, tick)
     try:
-        reference = next((t.artifact.card.accuracy.get("top1") for t in trials if t.precision == "fp32"), None)
+        reference = next((t.artifact.card.accuracy for t in trials if t.precision == "fp32"), None)
         for trial in trials:
-            trial.drop_points = drop(trial.artifact, reference)
+            trial.difference = difference(trial.artifact.card.accuracy, reference)
             trial.rejected = trial.rejected or _rejection(trial, config.limits)
         race([t for t in trials if t.rejected is None], config.limits, config.seconds, tick)
     finally:
@@ -93,10 +96,17 @@ def read_all(model: Path) -> list[Artifact]:
     return sorted((read_artifact(f) for f in model_files(model)), key=lambda a: a.card.precision != "fp32")
 
 
-def drop(artifact: Artifact, reference: float | None) -> float | None:
-    """Give the points of top-1 that a file loses against the fp32 file; None where a card does not tell."""
-    top1 = artifact.card.accuracy.get("top1")
-    return None if top1 is None or reference is None else round(reference - top1, 4)
+def difference(accuracy: Accuracy | None, reference: Accuracy | None) -> PairedDifference | None:
+    """Return a file's top-1 minus that of the fp32 file; None where a card does not tell.
+
+    Early cards do not say how sure that is: its margin is infinite.
+    """
+    if accuracy is None or reference is None:
+        return None
+    if accuracy.against_fp32:
+        return accuracy.against_fp32
+    points = round(accuracy.top1 - reference.top1, 4)
+    return PairedDifference(points=points, margin95=math.inf if points else 0.0, n=accuracy.n)
 
 
 def thread_counts(cores: int) -> list[int]:

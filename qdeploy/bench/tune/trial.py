@@ -13,6 +13,7 @@ from qdeploy.bench.fresh import Fresh
 from qdeploy.bench.rounds import queries_of, time_ms
 from qdeploy.bench.tune.limits import Limits
 from qdeploy.core.artifact import Artifact
+from qdeploy.core.intervals import PairedDifference
 from qdeploy.core.metrics import MIN_SAMPLES, percentile
 from qdeploy.runtime.session import Session
 
@@ -39,7 +40,8 @@ class Trial:
     session: Session | None = None
     rejected: str | None = None
     """Why it is out before it was timed."""
-    drop_points: float | None = None
+    difference: PairedDifference | None = None
+    """Its top-1 minus that of the fp32 file; None where a card does not tell."""
     peak_rss_bytes: int | None = None
     rounds: list[list[float]] = field(default_factory=list)
     """Latencies in milliseconds."""
@@ -50,6 +52,11 @@ class Trial:
     def precision(self) -> str:
         """Of the file."""
         return self.artifact.card.precision
+
+    @property
+    def drop_points(self) -> float | None:
+        """Points of top-1 that the file loses against the fp32 file; None where a card does not tell."""
+        return -self.difference.points + 0.0 if self.difference else None
 
     @property
     def samples(self) -> list[float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdeploy.core.artifact import Card
+from qdeploy.core.card import Card
 from qdeploy.core.engine_file import EngineHeader, pack
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError, near_miss
 from qdeploy.core.files import sha256_of, write_bytes

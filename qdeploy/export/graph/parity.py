@@ -73,6 +73,12 @@ def require_same_in_batches(step: str, session: Session, pixels_NSSC: NDArray[np
 
 def run_session(session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = RUN_BATCH) -> Floats:
     """Return a session's logits ``[N, K]`` for any number of images; as many batches at once as there are cores."""
+    return run_outputs(session, pixels_NSSC, batch)[0]
+
+
+def run_outputs(session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = RUN_BATCH) -> tuple[Floats, Floats]:
+    """Return the logits and the probabilities, both ``[N, K]``; else as ``run_session``."""
     batches = [pixels_NSSC[i : i + batch] for i in range(0, len(pixels_NSSC), batch)]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return np.concatenate([logits for logits, _ in pool.map(session.infer, batches)])
+        logits, probabilities = zip(*pool.map(session.infer, batches), strict=True)
+    return np.concatenate(logits), np.concatenate(probabilities)

@@ -6,7 +6,8 @@ import json
 
 import onnx
 
-from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, Card, sealed
+from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, sealed
+from qdeploy.core.card import Card
 from qdeploy.core.errors import InputError
 
 MAX_BYTES = 2**31 - 1
@@ -17,7 +18,7 @@ def sealed_bytes(model: onnx.ModelProto, card: Card) -> bytes:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.producer_name = "qdeploy"
-    copy.producer_version = card.lineage.get("versions", {}).get("qdeploy", "")
+    copy.producer_version = card.origin.versions.get("qdeploy", "")
     del copy.metadata_props[:]
     onnx.helper.set_model_props(
         copy, {CARD_KEY: json.dumps(card.to_dict(), separators=(",", ":")), CHECKSUM_KEY: BLANK}

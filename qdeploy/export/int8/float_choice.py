@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from qdeploy.core.errors import InputError
-from qdeploy.core.metrics import PairedDifference
+from qdeploy.core.intervals import PairedDifference
 from qdeploy.export.int8.clock import FloatNodes
 from qdeploy.export.int8.units import MAX_MODULES, MAX_ROLES, Unit
 
@@ -69,27 +69,12 @@ class FloatChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What INT8 may cost, in points of top-1."""
-
-    points: float
-
-    def allows(self, difference: PairedDifference) -> bool:
-        """Tell whether the loss is within the budget, or is not beyond noise: on 12 images one is 8 points."""
-        loss = -difference.points
-        return loss <= self.points or loss <= difference.margin95
-
-
-@dataclass(frozen=True, kw_only=True)
 class Found:
     """What the search found."""
 
     float_units: tuple[str, ...]
     float_nodes: tuple[str, ...]
     model: onnx.ModelProto
-    difference: PairedDifference
-    """Its validation accuracy minus that of fp32."""
-    within_budget: bool
     units: tuple[UnitCost, ...]
     choices: tuple[FloatChoice, ...]
 

@@ -20,16 +20,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from qdeploy.core.artifact import Artifact, Card
+from qdeploy.core.artifact import Artifact
+from qdeploy.core.budget import AccuracyBudget
+from qdeploy.core.card import Card
 from qdeploy.core.machine import usable_cores
 from qdeploy.core.metrics import Floats, paired_difference, sqnr_db
+from qdeploy.data.dataset import Split
 from qdeploy.export.config import Tick
 from qdeploy.export.graph.parity import INT8_MIN_SQNR_DB, run_session
 from qdeploy.export.int8.clock import Clock, FloatNodes, Forecast, Timing, timing_of
 from qdeploy.export.int8.encodings import Encoding
-from qdeploy.export.int8.float_choice import Budget, Found, SearchConfig, Survey, Tried
+from qdeploy.export.int8.float_choice import Found, SearchConfig, Survey, Tried
 from qdeploy.export.int8.quantize import quantize
 from qdeploy.export.int8.ranges import Range
 from qdeploy.export.int8.units import Unit, disjoint, nodes_of, quantizable, units_of
@@ -72,18 +74,17 @@ class FloatSearch:
 
     model: onnx.ModelProto
     """The float graph."""
-    session: Session
-    """The float graph, opened."""
     card: Card
     """That the choices are opened with."""
     encoding: Encoding
     ranges: Mapping[str, Range]
     biases: Mapping[str, Floats]
     """Of layers whose bias expects rounded weights."""
-    pixels: NDArray[np.uint8]
-    """Validation images."""
-    labels: NDArray[np.int64]
-    budget: Budget
+    images: Split
+    """Validation images that the choice is made on."""
+    before: Floats
+    """What the float graph gives for them."""
+    budget: AccuracyBudget
     clock: Clock | None
     """None if this machine's speed says nothing about the target."""
     config: SearchConfig
@@ -92,7 +93,6 @@ class FloatSearch:
     """Called with the seconds that have passed, and the seconds that the search is expected to take."""
     now: Callable[[], float] = time.perf_counter
     """Returns the time in seconds."""
-    _before: Floats = field(init=False)
     _tried: dict[FloatNodes, Tried] = field(init=False, default_factory=dict)
     _survey: Survey = field(init=False)
     _forecast: Forecast = field(init=False)
@@ -101,7 +101,6 @@ class FloatSearch:
 
     def __post_init__(self) -> None:
         self._forecast = Forecast(limit_s=self.config.seconds, now=self.now)
-        self._before = run_session(self.session, self.pixels)
         self._survey = Survey()
 
     def search(self, start: FloatNodes = frozenset()) -> Found:
@@ -143,8 +142,6 @@ class FloatSearch:
             float_units=best.names,
             float_nodes=tuple(sorted(best.nodes)),
             model=self._quantized(best.nodes),
-            difference=best.difference,
-            within_budget=self._sound(best),
             units=self._survey.report(),
             choices=tuple(t.report(t is best) for t in self._tried.values() if t is best or math.isfinite(t.sqnr)),
         )
@@ -260,13 +257,13 @@ class FloatSearch:
             with self._opened([nodes]) as (session,):
                 self._forecast.opening_s = self.now() - begin
                 begin = self.now()
-                logits = run_session(session, self.pixels)
-                self._forecast.image_s = (self.now() - begin) * usable_cores() / len(self.pixels)
+                logits = run_session(session, self.images.pixels)
+                self._forecast.image_s = (self.now() - begin) * usable_cores() / len(self.images)
             self._tried[nodes] = Tried(
                 names=tuple(names),
                 nodes=nodes,
-                sqnr=sqnr_db(self._before, logits),
-                difference=paired_difference(logits, self._before, self.labels),
+                sqnr=sqnr_db(self.before, logits),
+                difference=paired_difference(logits, self.before, self.images.labels),
             )
         return self._tried[nodes]
 
@@ -334,8 +331,8 @@ class FloatSearch:
 
     def _squared_error(self, session: Session) -> float:
         """Return the squared error of the logits on some images."""
-        few = self.pixels[:ERROR_IMAGES]
-        return float(np.square(self._before[: len(few)].astype(np.float64) - run_session(session, few)).sum())
+        few = self.images.pixels[:ERROR_IMAGES]
+        return float(np.square(self.before[: len(few)].astype(np.float64) - run_session(session, few)).sum())
 
     def _sound(self, tried: Tried) -> bool:
         return tried.sqnr >= INT8_MIN_SQNR_DB and self.budget.allows(tried.difference)

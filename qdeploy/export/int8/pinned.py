@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from qdeploy.core.artifact import Artifact, read_artifact
+from qdeploy.core.card import FloatLayersRecord
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.export.config import ExportConfig
 from qdeploy.export.int8.clock import FloatNodes
@@ -23,15 +23,8 @@ class Pinned:
     """A choice of float layers that is not searched for."""
 
     nodes: FloatNodes
-    names: tuple[str, ...]
-    parent_sha256: str | None = None
-    """Of the INT8 file that it repeats."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the card says of it."""
-        if self.parent_sha256 is None:
-            return {"by": "user", "layers": list(self.names)}
-        return {"by": "file", "layers": list(self.names), "like_sha256": self.parent_sha256}
+    record: FloatLayersRecord
+    """What the card says of it."""
 
 
 def pinned(config: ExportConfig, model: onnx.ModelProto, encoding: Encoding) -> Pinned | None:
@@ -45,7 +38,8 @@ def pinned(config: ExportConfig, model: onnx.ModelProto, encoding: Encoding) -> 
     if config.float_layers is None:
         return None
     names = tuple(name for name in config.float_layers if name != NOTHING)
-    return Pinned(nodes=frozenset().union(*(_named(name, model, encoding) for name in names)), names=names)
+    nodes: FloatNodes = frozenset().union(*(_named(name, model, encoding) for name in names))
+    return Pinned(nodes=nodes, record=FloatLayersRecord(by="user", layers=names))
 
 
 def _named(name: str, model: onnx.ModelProto, encoding: Encoding) -> FloatNodes:
@@ -86,9 +80,9 @@ def _like(file: Path, model: onnx.ModelProto, encoding: Encoding) -> Pinned:
             f"--like: {file} is of another model: it leaves '{min(strange)}' in float, which this one does not have; "
             "give a file made from this model"
         )
-    choice = other.card.lineage.get("float_choice", {})
-    names = tuple(choice.get("layers", ())) or tuple(_names_of(nodes, model, encoding))
-    return Pinned(nodes=nodes, names=names, parent_sha256=other.sha256)
+    choice = other.card.float_choice
+    names = choice.layers if choice and choice.layers else tuple(_names_of(nodes, model, encoding))
+    return Pinned(nodes=nodes, record=FloatLayersRecord(by="file", layers=names, like_sha256=other.sha256))
 
 
 def _names_of(nodes: FloatNodes, model: onnx.ModelProto, encoding: Encoding) -> list[str]:

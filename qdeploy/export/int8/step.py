@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx
 
 from qdeploy.bench import sample_images
-from qdeploy.core.artifact import Card
+from qdeploy.core.budget import AccuracyBudget
+from qdeploy.core.card import CalibrationRecord, Card, FloatLayersRecord
 from qdeploy.core.files import sha256_of
 from qdeploy.core.machine import native_target, usable_cores
-from qdeploy.core.metrics import Floats, PairedDifference, sqnr_db, topk_percent
+from qdeploy.core.metrics import Floats, sqnr_db
 from qdeploy.data.dataset import Split
 from qdeploy.export.finish import Made, Work, finish, open_graph
 from qdeploy.export.graph.parity import require_sound, run_session
@@ -22,19 +22,19 @@ from qdeploy.export.int8.bias_correction import biases_of, channel_means, correc
 from qdeploy.export.int8.calibrate import Calibration, calibrate, choose_images, random_images
 from qdeploy.export.int8.clock import real_clock
 from qdeploy.export.int8.encodings import Encoding, encoding_for
-from qdeploy.export.int8.float_choice import Budget, FloatChoice, Found, UnitCost
+from qdeploy.export.int8.float_choice import FloatChoice, Found, UnitCost
 from qdeploy.export.int8.float_search import FloatSearch
+from qdeploy.export.int8.loss import Judges, flips_of
 from qdeploy.export.int8.pinned import Pinned, pinned
 from qdeploy.export.int8.quantize import quantize
 from qdeploy.export.int8.ranges import METHODS, Range
+from qdeploy.export.verdict import Loss
 
 CALIBRATION_SEED = 0
 INT8_GOLDEN_DB = 35.0
 """Other CPUs reach 42 dB and more, kernels that saturate 15 to 30 (benchmarks/other_cpus.py)."""
 PICKING_GOLDEN_DB = 20.0
 """The same of graphs that pick their largest values: rounding may pick another one where two are nearly equal."""
-SEARCH_IMAGES = 2000
-"""Validation images, at most, that choices of float layers are judged on."""
 WAY_IMAGES = 128
 """Validation images that the ways to calibrate are judged on."""
 SMALL_CHANNELS = 16
@@ -57,11 +57,9 @@ class Int8Report:
     units: tuple[UnitCost, ...]
     choices: tuple[FloatChoice, ...]
     """Of float layers that were measured whole."""
-    val_difference: PairedDifference
-    """INT8 minus fp32 accuracy on validation images."""
-    budget: float
-    """Points of top-1 that were allowed."""
-    within_budget: bool
+    loss: Loss
+    """On images that chose nothing."""
+    budget: AccuracyBudget
     qat_epochs: int
     """Of the fine-tune that its weights come from; 0 if none was needed."""
 
@@ -87,16 +85,17 @@ def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) 
         VerdictError: If one of them is broken.
     """
     graph = finetuned or fp32.model
-    images = _images(work)
+    images = calibration_images(work)
     calibration = calibrate(graph, images, CALIBRATION_SEED, work.tick("calibrating"))
     epochs = work.config.qat_epochs if finetuned else 0
     means = {} if finetuned else channel_means(graph, images.pixels)  # tuned biases expect the rounding already
-    made = [_one(work, fp32, graph, epochs, means, calibration, target) for target in work.config.targets]
+    judges = Judges(fp32=fp32.session, dataset=work.dataset, calibrated=frozenset(calibration.image_hashes))
+    made = [_one(work, fp32, graph, epochs, means, calibration, judges, target) for target in work.config.targets]
     return made, calibration
 
 
-def _images(work: Work) -> Split:
-    """Give the images to calibrate on, and say what they are."""
+def calibration_images(work: Work) -> Split:
+    """Return the images to calibrate on, and note what they are."""
     config, dataset = work.config, work.dataset
     if config.random_calibration:
         work.note("calibrating on noise: the INT8 file is only good for trying, and its card says so")
@@ -141,29 +140,28 @@ def _one(
     epochs: int,
     means: Mapping[str, Floats],
     calibration: Calibration,
+    judges: Judges,
     target: str,
 ) -> Int8Made:
     encoding = encoding_for(target)
-    lineage = {**fp32.card.lineage, "parent_sha256": sha256_of(fp32.data), "qat_epochs": epochs}
-    card = replace(fp32.card, precision="int8", target=encoding.target, lineage=lineage)
+    origin = replace(fp32.card.origin, parent_sha256=sha256_of(fp32.data))
+    card = replace(fp32.card, precision="int8", target=encoding.target, origin=origin, qat_epochs=epochs)
     start = float_for_tensorrt(graph) if encoding.target == "tensorrt" else frozenset[str]()
     ways = _ways(work, graph, means, calibration, encoding)
     with ThreadPoolExecutor(usable_cores()) as pool:
-        found_db = pool.map(lambda way: _error(work, fp32, graph, way, encoding, card, start), ways)
+        found_db = pool.map(lambda way: _error(judges, graph, way, encoding, card, start), ways)
     errors = {way.name: db for way, db in zip(ways, found_db, strict=True)}
     way = max(ways, key=lambda w: errors[w.name])
     native = encoding.target == native_target()
     budget = _budget(work, fp32)
-    val = work.dataset.splits["val"]
     search = FloatSearch(
         model=graph,
-        session=fp32.session,
         card=card,
         encoding=encoding,
         ranges=way.ranges,
         biases=way.biases,
-        pixels=val.pixels[:SEARCH_IMAGES],
-        labels=val.labels[:SEARCH_IMAGES],
+        images=judges.choosing,
+        before=judges.choosing_logits,
         budget=budget,
         clock=real_clock(sample_images(work.dataset.preprocessing)) if native else None,
         config=work.config.search,
@@ -171,9 +169,10 @@ def _one(
         tick=work.tick(f"INT8 for {encoding.target}"),
     )
     pins = pinned(work.config, graph, encoding)
-    found = search.search(start) if pins is None else search.pinned(start | pins.nodes, pins.names)
+    found = search.search(start) if pins is None else search.pinned(start | pins.nodes, pins.record.layers)
+    made = _finished(work, fp32, card, found, pins, calibration, way.name, native)
     return Int8Made(
-        made=_finished(work, fp32, card, found, pins, calibration, way.name, native),
+        made=made,
         report=Int8Report(
             target=encoding.target,
             native=native,
@@ -182,9 +181,8 @@ def _one(
             float_units=found.float_units,
             units=found.units,
             choices=found.choices,
-            val_difference=found.difference,
-            budget=budget.points,
-            within_budget=found.within_budget,
+            loss=judges.loss(made.session, flips_of(fp32.test_logits, made.test_logits), budget),
+            budget=budget,
             qat_epochs=epochs,
         ),
         ranges=way.ranges,
@@ -201,18 +199,20 @@ def _finished(
     method: str,
     native: bool,
 ) -> Made:
-    images: dict[str, Any] = {"method": method, "images": list(calibration.image_hashes), "seed": calibration.seed}
-    if work.config.random_calibration:
-        images["random"] = True
-    chosen_by = {"by": "search", "layers": list(found.float_units)} if pins is None else pins.to_dict()
-    lineage = {**card.lineage, "calibration": images, "float_choice": chosen_by}
-    card = replace(card, float_layers=found.float_nodes, lineage=lineage)
+    record = CalibrationRecord(
+        method=method,
+        images=calibration.image_hashes,
+        seed=calibration.seed,
+        random=work.config.random_calibration,
+    )
+    choice = FloatLayersRecord(by="search", layers=found.float_units) if pins is None else pins.record
+    card = replace(card, float_layers=found.float_nodes, calibration=record, float_choice=choice)
     file = "model.int8.onnx" if native else f"model.int8.{card.target}.onnx"
     fixed = [FLOAT_FOR_TENSORRT] if card.target == "tensorrt" else []
     words = ", ".join((*fixed, *found.float_units)) or "nothing"
     picks = any(node.op_type == "TopK" for node in found.model.graph.node)
     golden_db = PICKING_GOLDEN_DB if picks else INT8_GOLDEN_DB
-    int8 = finish(work, found.model, card, fp32.parity_logits, file, golden_db, words)
+    int8 = finish(work, found.model, card, fp32.parity_logits, file, golden_db, float_layers=words, fp32=fp32)
     require_sound(f"fp32 to INT8 for {card.target}", int8.parity)
     work.note(
         f"int8 for {card.target}: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.top1_agreement:.1%} of "
@@ -245,8 +245,7 @@ def _ways(
 
 
 def _error(
-    work: Work,
-    fp32: Made,
+    judges: Judges,
     graph: onnx.ModelProto,
     way: _Way,
     encoding: Encoding,
@@ -254,14 +253,13 @@ def _error(
     start: frozenset[str],
 ) -> float:
     """Give the signal-to-noise ratio of the logits on validation images, with all that may be INT8 in INT8."""
-    pixels, before = work.dataset.splits["val"].pixels[:WAY_IMAGES], fp32.parity_logits[:WAY_IMAGES]
+    pixels, before = judges.choosing.pixels[:WAY_IMAGES], judges.choosing_logits[:WAY_IMAGES]
     with open_graph(quantize(graph, way.ranges, encoding, start, way.biases), card) as session:
         return sqnr_db(before, run_session(session, pixels))
 
 
-def _budget(work: Work, fp32: Made) -> Budget:
-    config, val = work.config, work.dataset.splits["val"]
-    if config.max_drop_relative is None:
-        return Budget(points=config.max_drop)
-    top1 = topk_percent(fp32.parity_logits, val.labels[: len(fp32.parity_logits)], 1)
-    return Budget(points=config.max_drop_relative / 100 * top1)
+def _budget(work: Work, fp32: Made) -> AccuracyBudget:
+    config, accuracy = work.config, fp32.card.accuracy
+    if config.max_drop_relative is None or accuracy is None:
+        return AccuracyBudget(points=config.max_drop)
+    return AccuracyBudget(points=config.max_drop_relative / 100 * accuracy.top1)

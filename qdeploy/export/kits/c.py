@@ -10,7 +10,8 @@ import struct
 from pathlib import Path
 from string import Template
 
-from qdeploy.core.artifact import Artifact, Goldens
+from qdeploy.core.artifact import Artifact
+from qdeploy.core.card import Goldens
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json
 

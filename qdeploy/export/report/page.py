@@ -13,7 +13,7 @@ from PIL import Image
 from qdeploy.core.html import Markup, join, page, table, tag
 
 if TYPE_CHECKING:
-    from qdeploy.export.verdict import Flip
+    from qdeploy.export.report.record import Flip
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
@@ -56,7 +56,7 @@ def html_report(report: dict[str, Any], flips: Sequence[Flip] = ()) -> str:
         *_layers(report["layers"]),
         *_flips(flips),
         tag("h2", "Where it comes from"),
-        tag("pre", json.dumps(_lineage(report["lineage"]), indent=1)),
+        tag("pre", json.dumps(_origin(report), indent=1)),
         *(tag("p", f"{_base(a['path'])} ", tag("code", a["sha256"])) for a in report["artifacts"]),
         tag("h2", "Measured on"),
         tag("p", _machine(report["environment"])),
@@ -109,11 +109,16 @@ def _int8(int8: dict[str, Any]) -> list[Markup]:
     """Show how one INT8 file came about: its calibration, what each part costs and gains, and the choices."""
     where = "this machine" if int8["native"] else "not timed here"
     methods = ", ".join(f"{name} {db:.1f} dB" for name, db in int8["methods"].items())
-    difference = int8["val_difference"]
-    change = f"{difference['points']:+.2f} {_PLUS_MINUS} {difference['margin95']:.2f} points"
+    difference, flips = int8["loss"]["difference"], int8["loss"]["flips"]
+    changed = (
+        f" {flips['flips']} of {flips['n']} predictions changed over all images that did not calibrate."
+        if flips
+        else ""
+    )
     words = (
-        f" ({methods}; everything in INT8). Validation top-1 {change} on {difference['n']} images, "
-        f"{int8['budget']:.3g} allowed.{_tuned(int8['qat_epochs'])}"
+        f" ({methods}; everything in INT8). Top-1 {difference['points']:+.2f} {_PLUS_MINUS} "
+        f"{difference['margin95']:.2f} points on {difference['n']} validation images that chose nothing, "
+        f"{int8['budget']['points']:.3g} allowed.{changed}{_tuned(int8['qat_epochs'])}"
     )
     return [
         tag("h2", f"INT8 for {int8['target']} ({where})"),
@@ -240,12 +245,12 @@ def _data_url(flip: Flip) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _lineage(lineage: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the many hashes of the calibration images: calibration.json has them."""
-    calibration = lineage.get("calibration")
+def _origin(report: dict[str, Any]) -> dict[str, Any]:
+    """Return origin and calibration without the many hashes of images: calibration.json has them."""
+    calibration = report["calibration"]
     if calibration is None:
-        return lineage
-    return {**lineage, "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
+        return dict(report["origin"])
+    return {**report["origin"], "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
 
 
 def _base(path: str) -> str:

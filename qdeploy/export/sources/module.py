@@ -1,67 +1,44 @@
-"""The export of a module that did not come from a run."""
+"""A module that did not come from a run, as a source."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
+from datetime import datetime, timezone
 
 import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from qdeploy.core.card import ModelInfo
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
+from qdeploy.core.git import git_commit
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.data.catalog import load_dataset
-from qdeploy.data.dataset import Dataset
-from qdeploy.export.config import ExportConfig, Note
-from qdeploy.export.finish import record_without_run
-from qdeploy.export.pipeline import export_source, silent
-from qdeploy.export.sources.run import TorchSource
-from qdeploy.export.verdict import ExportReport
+from qdeploy.export.sources.torch_model import TorchSource
 from qdeploy.models.registry import count
 
 
-def export_module(
-    module: nn.Module,
-    labels: Sequence[str],
-    preprocessing: Preprocessing,
-    data: str | Dataset,
-    out: Path,
-    *,
-    name: str = "module",
-    config: ExportConfig | None = None,
-    note: Note = silent,
-) -> ExportReport:
-    """Export your own trained module, with the same checks, INT8 and card as a run.
-
-    Args:
-        module: Takes normalised float32 ``[B, 3, S, S]`` and gives logits ``[B, K]``; it is not changed.
-        labels: The K class names in the order of the logits: those of the data, in its order.
-        preprocessing: How an image becomes the module's input.
-        data: A data set as ``qdeploy train`` takes it, or a loaded one: ranges come from its training split, parity
-            from validation, accuracy from test.
-        out: The export's folder.
-        name: Of the model, in the card.
-        config: What to make.
-        note: Called with a line after each step.
+def module_source(module: nn.Module, classes: int, rules: Preprocessing, name: str) -> TorchSource:
+    """Return a copy of a module as a source.
 
     Raises:
-        InputError: If module, labels and data do not fit together.
-        VerdictError: If a step's parity is missed.
+        InputError: If it does not take normalised images ``[B, 3, S, S]``, or does not give logits ``[B, K]``.
     """
-    dataset = load_dataset(data, preprocessing) if isinstance(data, str) else data
-    if dataset.preprocessing != preprocessing:
-        raise InputError("the data was loaded with another preprocessing than the module's; load it with that one")
-    if tuple(labels) != dataset.classes:
-        raise InputError(f"the labels are {', '.join(labels)}, the data's classes {', '.join(dataset.classes)}")
     model = copy.deepcopy(module).cpu().eval()
-    _require_logits(model, len(labels), preprocessing.size)
+    _require_logits(model, classes, rules.size)
     weights = save_tensors({k: v.clone() for k, v in model.state_dict().items()})
-    record = record_without_run(name, "module", *count(model, preprocessing.size), dataset)
-    source = TorchSource(model, sha256_of(weights), preprocessing)
-    return export_source(source, record, lambda: dataset, config, out, note)
+    params, macs = count(model, rules.size)
+    return TorchSource(
+        model=ModelInfo(
+            name=name, family="module", params=params, macs=macs, input_size=rules.size, num_classes=classes
+        ),
+        training={},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        git=git_commit(),
+        sha256=sha256_of(weights),
+        module=model,
+        rules=rules,
+    )
 
 
 def _require_logits(model: nn.Module, classes: int, size: int) -> None:

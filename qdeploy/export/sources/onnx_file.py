@@ -1,9 +1,12 @@
-"""The export of an ONNX file from elsewhere: the same checks, INT8, guard and card."""
+"""An ONNX file from elsewhere, or a float file of qdeploy, as a source."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,122 +17,110 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from qdeploy.core.artifact import Card, read_artifact
+from qdeploy.core.artifact import read_artifact
+from qdeploy.core.card import Card, ModelInfo
 from qdeploy.core.errors import InputError, NoCardError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.metrics import Floats, measure
-from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from qdeploy.data.catalog import load_dataset
-from qdeploy.export.config import ExportConfig, Note, Progress
-from qdeploy.export.finish import Made, Work, finish, first_card, record_without_run
+from qdeploy.core.git import git_commit
+from qdeploy.core.metrics import Floats
+from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.export.graph.entrance import streamline_entrance
-from qdeploy.export.graph.parity import FP32_TOLERANCE, require_equal
-from qdeploy.export.pipeline import FLOAT_GOLDEN_DB, export_source, no_progress, silent
+from qdeploy.export.sources.source import Reference, Source
 from qdeploy.export.sources.trace import OPSET
-from qdeploy.export.verdict import ExportReport, Step
 
 LEAST_OPSET = 13
 """The first with a scale for each channel."""
 COLOURS = 3
+FOREIGN_TENSOR = ":0"
+"""Ending of every tensor that came with a file; ours end otherwise."""
+OWN_NODES = tuple(f"model/{kind}" for kind in ("Cast", "Transpose", "Sub", "Mul", "Identity", "Softmax"))
+"""Nodes that are put around a foreign graph."""
 
 
-def export_onnx(
-    file: Path,
-    data: str,
-    out: Path,
-    *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
-    config: ExportConfig | None = None,
-    note: Note = silent,
-    tick: Progress = no_progress,
-) -> ExportReport:
-    """Export a float ONNX file, made by any tool, with the same checks, INT8 and card as a run.
+def onnx_source(
+    file: Path, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> tuple[OnnxSource, Preprocessing]:
+    """Return an ONNX file as a source, and how images become its input.
 
     Args:
-        file: An image classifier: one float32 input ``[batch, 3, S, S]`` or ``[batch, S, S, 3]``, the batch not
-            fixed, and one output of logits or probabilities ``[batch, K]``. Or a float file of qdeploy, which says
-            itself how images become its input.
-        data: A data set as ``qdeploy train`` takes it, whose K classes in their order are those of the output.
-        out: The export's folder.
-        mean: What is taken from each channel of an image in [0, 1].
+        file: Made by any tool, or a float file of qdeploy, which says itself how images become its input.
+        mean: Taken from each channel of an image in [0, 1]; not of a file of qdeploy.
         std: What that is divided by.
-        config: What to make.
-        note: Called with a line after each step.
-        tick: Given a step's name, gives what is called with the number of its parts that are done and their total.
 
     Raises:
-        InputError: If the file is no such graph, or the data do not fit it.
-        VerdictError: If a step's parity is missed.
+        InputError: If the file is no image classifier with one input and one output.
     """
     card = _own_card(file)
-    model = _read(file)
-    rules = card.preprocessing if card else Preprocessing(size=_size(model, file), mean=mean, std=std)
-    dataset = load_dataset(data, rules)
-    source = OnnxSource(file, model, _streamlined(model) if card else adopted(model, rules, file))
-    classes = source.classes(rules.size)
-    if classes != len(dataset.classes):
-        raise InputError(f"{file} tells {classes} classes apart, {data} has {len(dataset.classes)}; give its own data")
-    macs = 0  # of a graph they are not counted
-    record = _record_of_card(card) if card else record_without_run(file.stem, "onnx", _params(model), macs, dataset)
-    return export_source(source, record, lambda: dataset, config, out, note, tick)
+    original = _read(file)
+    if card:
+        rules, graph = card.preprocessing, _streamlined(original)
+        model, training, created, git = card.model, card.origin.training, card.origin.created, card.origin.git
+    else:
+        rules = Preprocessing(size=_size(original, file), mean=mean, std=std)
+        graph = adopted(original, rules, file)
+        model = ModelInfo(
+            name=file.stem,
+            family="onnx",
+            params=_params(original),
+            macs=0,  # of a graph they are not counted
+            input_size=rules.size,
+            num_classes=_classes(graph, rules.size, file),
+        )
+        training, created, git = {}, datetime.now(timezone.utc).isoformat(timespec="seconds"), git_commit()
+    digest = sha256_of(file.read_bytes())
+    source = OnnxSource(
+        model=model,
+        training=training,
+        created=created,
+        git=git,
+        sha256=digest,
+        file=file.name,
+        original=original,
+        adopted=graph,
+        rules=rules,
+    )
+    return source, rules
 
 
-@dataclass(frozen=True)
-class OnnxSource:
+@dataclass(frozen=True, kw_only=True)
+class OnnxSource(Source):
     """A float graph as it came, and in qdeploy's form."""
 
-    file: Path
+    file: str
+    """Name of the file."""
     original: onnx.ModelProto
-    graph: onnx.ModelProto
+    adopted: onnx.ModelProto
+    rules: Preprocessing
 
-    def classes(self, size: int) -> int:
-        """Run two black images, and count the logits."""
-        try:
-            return int(_run(self.graph, ["logits"], np.zeros((2, size, size, COLOURS), np.uint8)).shape[1])
-        except Exception as error:  # ONNX Runtime's errors have no common base of their own
-            raise InputError(
-                f"{self.file} cannot be run on 2 images: {str(error).splitlines()[0]}; export it with a dynamic batch"
-            ) from error
+    @property
+    def graph(self) -> onnx.ModelProto:
+        """The graph in qdeploy's form."""
+        return self.adopted
 
-    def float_step(self, work: Work) -> tuple[Made, tuple[Step, ...]]:
-        """Give the graph its card; its outputs are compared with those of the file as it came."""
-        rules, pixels = work.dataset.preprocessing, work.parity_pixels
-        steps: tuple[Step, ...] = ()
-        if self.graph is not self.original:
-            same, outputs = self._outputs(pixels, rules)
-            parity = measure(outputs, _run(self.graph, [same], pixels))
-            require_equal(f"{self.file.name} to fp32", parity, FP32_TOLERANCE)
-            work.note(f"fp32: {same} within {parity.max_abs:.1e} of {self.file.name} on {parity.n} images")
-            steps = (Step(name=f"{self.file.name} to fp32", parity=parity),)
-        card = first_card(work, sha256_of(self.file.read_bytes()))
-        logits = _run(self.graph, ["logits"], pixels)
-        return finish(work, self.graph, card, logits, "model.fp32.onnx", FLOAT_GOLDEN_DB), steps
-
-    def finetuned(self, work: Work) -> None:
-        """Give nothing: a graph cannot be trained here."""
-
-    def _outputs(self, pixels: NDArray[np.uint8], rules: Preprocessing) -> tuple[str, Floats]:
-        """Run the file as it came; a foreign one takes normalised floats and has one output. Tells which."""
+    def references(self, pixels_NSSC: NDArray[np.uint8]) -> list[Reference]:
+        """Run the file as it came; one from elsewhere takes normalised floats and has one output."""
         (image,) = _inputs(self.original)
         if image.type.tensor_type.elem_type == TensorProto.UINT8:
-            return "logits", _run(self.original, ["logits"], pixels)
-        same = "logits" if _final_softmax(self.original) is None else "probabilities"
-        mean, std = (np.asarray(v, np.float32) for v in (rules.mean, rules.std))
-        values = (pixels.astype(np.float32) / 255 - mean) / std
+            logits = _run(self.original, "logits", "image", pixels_NSSC)
+            return [Reference(form=self.file, output="logits", values=logits)]
+        mean, std = (np.asarray(v, np.float32) for v in (self.rules.mean, self.rules.std))
+        values = (pixels_NSSC.astype(np.float32) / 255 - mean) / std
         if _channels_first(image):
             values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-        session = ort.InferenceSession(self.original.SerializeToString(), providers=["CPUExecutionProvider"])
-        return same, np.asarray(session.run(None, {image.name: values})[0], np.float32)
+        output = "logits" if _final_softmax(self.original) is None else "probabilities"
+        found = _run(self.original, self.original.graph.output[0].name, image.name, values)
+        return [Reference(form=self.file, output=output, values=found)]
 
 
 def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.ModelProto:
-    """Give a foreign graph in qdeploy's form: uint8 images in, normalised inside, logits and probabilities out.
+    """Return a foreign graph in qdeploy's form: uint8 images in, normalised inside, logits and probabilities out.
 
     Raises:
         InputError: If its operators are too old, or it has no single image input and output.
     """
     copy = _recent(_simplified(model, file), file)
+    name_nodes_apart(copy.graph)
+    name_tensors_apart(copy.graph)
     graph = copy.graph
     (image,), (output,) = _inputs(copy), graph.output
     softmax = _final_softmax(copy)
@@ -151,8 +142,6 @@ def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.Mo
         helper.make_node("Softmax", [logits], ["probabilities"], "model/Softmax", axis=-1),
     ]
     body = [n for n in graph.node if softmax is None or n.output[0] != softmax.output[0]]
-    for i, node in enumerate(body):
-        node.name = node.name or f"model/{node.op_type}_{i}"
     del graph.node[:]
     graph.node.extend([*head, *body, *tail])
     for name, value in (("qd_mean", mean), ("qd_scale", scale)):
@@ -170,8 +159,52 @@ def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.Mo
     return result
 
 
+def name_nodes_apart(graph: onnx.GraphProto) -> None:
+    """Let no two nodes of a foreign graph, and none of ours, have one name: ONNX Runtime refuses such graphs."""
+    used = set(OWN_NODES)
+    for inside in _with_bodies(graph):
+        for i, node in enumerate(inside.node):
+            wanted = node.name or f"model/{node.op_type}_{i}"
+            numbered = (f"{wanted}_{n}" for n in itertools.count(2))
+            node.name = next(name for name in itertools.chain([wanted], numbered) if name not in used)
+            used.add(node.name)
+
+
+def name_tensors_apart(graph: onnx.GraphProto) -> None:
+    """Give every tensor of a foreign graph an ending that no name of ours has.
+
+    Ours are ``image``, ``logits``, ``x_scale``, ``x_quantized`` and so on.
+    """
+    for inside in _with_bodies(graph):
+        for names in (names for node in inside.node for names in (node.input, node.output)):
+            names[:] = [n and f"{n}{FOREIGN_TENSOR}" for n in names]
+        for value in (*inside.initializer, *inside.input, *inside.output, *inside.value_info):
+            value.name += FOREIGN_TENSOR
+        for sparse in inside.sparse_initializer:
+            sparse.values.name += FOREIGN_TENSOR
+
+
+def _with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and the graphs inside it: branches of If, bodies of Loop and Scan."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _with_bodies(inner)
+
+
+def _classes(graph: onnx.ModelProto, size: int, file: Path) -> int:
+    """Run two black images, and count the logits."""
+    try:
+        return int(_run(graph, "logits", "image", np.zeros((2, size, size, COLOURS), np.uint8)).shape[1])
+    except Exception as error:  # ONNX Runtime's errors have no common base of their own
+        raise InputError(
+            f"{file} cannot be run on 2 images: {str(error).splitlines()[0]}; export it with a dynamic batch"
+        ) from error
+
+
 def _streamlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give a graph of qdeploy as a newer version would have made it."""
+    """Return a graph of qdeploy as a newer version would have made it."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     streamline_entrance(copy)
@@ -179,7 +212,7 @@ def _streamlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _own_card(file: Path) -> Card | None:
-    """Give the card of a qdeploy file, or None for one from elsewhere."""
+    """Return the card of a qdeploy file, or None for one from elsewhere."""
     try:
         card = read_artifact(file).card
     except NoCardError:
@@ -187,18 +220,6 @@ def _own_card(file: Path) -> Card | None:
     if card.precision != "fp32":
         raise InputError(f"{file} is {card.precision}; give its fp32 file")
     return card
-
-
-def _record_of_card(card: Card) -> dict[str, Any]:
-    """Describe the run that a qdeploy file comes from, as its ``run.json`` did."""
-    lineage = card.lineage
-    return {
-        "created": lineage["trained"],
-        "config": lineage["training"],
-        "git": lineage["git"],
-        "model": card.model,
-        "dataset": {"images": lineage["dataset"]["images"]},
-    }
 
 
 def _params(model: onnx.ModelProto) -> int:
@@ -214,7 +235,8 @@ def _read(file: Path) -> onnx.ModelProto:
         raise InputError(f"{file} is quantized already; give the float file it was made from")
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
-            raise InputError(f"the weights '{tensor.name}' of {file} hold values that are no numbers; export it again")
+            raise InputError(f"the weights '{tensor.name}' of {file} hold values that are not finite; export it again")
+    name_nodes_apart(model.graph)
     return model
 
 
@@ -224,7 +246,7 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Give the sizes of a tensor; 0 where they are not fixed."""
+    """Return the sizes of a tensor; 0 where they are not fixed."""
     return [d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
@@ -284,9 +306,9 @@ def _final_softmax(model: onnx.ModelProto) -> onnx.NodeProto | None:
     return next((n for n in model.graph.node if n.op_type == "Softmax" and output.name in n.output), None)
 
 
-def _run(model: onnx.ModelProto, names: list[str], pixels: NDArray[np.uint8]) -> Floats:
+def _run(model: onnx.ModelProto, output: str, image: str, values: NDArray[Any]) -> Floats:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    parts = [session.run(names, {"image": pixels[i : i + 64]})[0] for i in range(0, len(pixels), 64)]
+    parts = [session.run([output], {image: values[i : i + 64]})[0] for i in range(0, len(values), 64)]
     return np.concatenate(parts).astype(np.float32)

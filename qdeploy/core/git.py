@@ -1,4 +1,4 @@
-"""Where something came from: the git commit of the working folder, if there is one."""
+"""The git commit of the working folder, if there is one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 
 
 def git_commit() -> dict[str, str | bool] | None:
-    """Give the current commit and whether the tree has changes; None outside a repository or without git."""
+    """Return the current commit and whether the tree has changes; None outside a repository or without git."""
     try:
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}

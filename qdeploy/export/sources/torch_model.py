@@ -1,0 +1,90 @@
+"""A model in torch as a source: folded for inference, then traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from qdeploy.core.machine import usable_cores
+from qdeploy.core.metrics import Floats
+from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.data.dataset import Dataset
+from qdeploy.export.config import Note
+from qdeploy.export.int8.finetune import FinetuneConfig, finetune
+from qdeploy.export.sources.source import Reference, Source
+from qdeploy.export.sources.trace import trace, trace_once
+from qdeploy.models.folding import deploy
+from qdeploy.runtime.session import SMALL_MACS
+
+TORCH_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchSource(Source):
+    """A model in torch, on the CPU and in its evaluation mode."""
+
+    module: nn.Module
+    rules: Preprocessing
+    known: bool = False
+    """Whether the card's ``model`` and the weights tell all of it; then its graph is kept for the next export."""
+
+    @cached_property
+    def graph(self) -> onnx.ModelProto:
+        """The folded model, traced."""
+        if not self.known:
+            return trace(self._deployed, self.rules.size)
+        return trace_once(self._deployed, self.rules.size, f"{self.model} {self.sha256} {self.rules}")
+
+    def references(self, pixels_NSSC: NDArray[np.uint8]) -> list[Reference]:
+        """Return the logits of the model as it was trained, and folded."""
+        threads = 1 if self.model.macs < SMALL_MACS else usable_cores()
+        images = torch.from_numpy(pixels_NSSC)
+        mean, std = torch.tensor(self.rules.mean), torch.tensor(self.rules.std)
+        trained = _logits(lambda p: self.module(((p.float() / 255 - mean) / std).permute(0, 3, 1, 2)), images, threads)
+        folded = _logits(lambda p: self._deployed(p)[0], images, threads)
+        return [
+            Reference(form="trained", output="logits", values=trained),
+            Reference(form="folded", output="logits", values=folded),
+        ]
+
+    def finetuned(self, dataset: Dataset, epochs: int, note: Note) -> onnx.ModelProto:
+        """Fine-tune the inference form for INT8, and trace it."""
+        return trace(finetune(self._deployed, dataset, FinetuneConfig(epochs=epochs), note), self.rules.size)
+
+    @cached_property
+    def _deployed(self) -> nn.Module:
+        return deploy(self.module, self.rules.mean, self.rules.std)
+
+
+def _logits(model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, threads: int) -> Floats:
+    """Return a model's logits ``[N, K]`` of images ``[N, S, S, 3]``; of few threads, as many batches at once as fit.
+
+    Beside a busy neighbour two threads of torch take up to thirty times as long as one, two batches twice as long.
+    """
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(batch)
+
+    with torch_threads(threads), ThreadPoolExecutor(max(1, usable_cores() // threads)) as pool:
+        return np.asarray(torch.cat(list(pool.map(run, images.split(TORCH_BATCH)))).numpy(), np.float32)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let each operation of torch compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
