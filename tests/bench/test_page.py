@@ -14,4 +14,4 @@ def test_a_page_that_cannot_be_written_loses_no_result(tmp_path: Path, capsys: p
     assert run(["bench", "--quick", "--runs", "10", "--html", str(page), "--json"]) == 0
     out, err = capsys.readouterr()
     assert len(json.loads(out)["results"]) == 2
-    assert f"page.html could not be made (Is a directory); the results are written" in err.splitlines()
+    assert "page.html could not be made (Is a directory); the results are written" in err.splitlines()
