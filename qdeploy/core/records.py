@@ -22,7 +22,7 @@ def decode(kind: type[T], value: Any, place: str = "") -> T:
 
     Args:
         kind: A dataclass, ``dict``, ``tuple``, ``str``, ``int``, ``float``, ``bool``, or one of these or None.
-        value: The part of the document.
+        value: The part of the document; in it, what is a value of its dataclass already stays.
         place: Its name there, with dots.
 
     Raises:
@@ -36,6 +36,8 @@ def _decode(kind: Any, value: Any, place: str) -> Any:
     if kind is Any:
         return value
     if is_dataclass(kind):
+        if isinstance(value, cast("type[Any]", kind)):
+            return value
         return _dataclass(cast("type[Any]", kind), _checked(dict, value, place), place)
     if origin in (Union, UnionType):
         (some,) = (a for a in arguments if a is not NoneType)

@@ -15,12 +15,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdeploy.core.errors import QdeployError, VerdictError
 from qdeploy.core.files import read_json, write_json
 from qdeploy.core.records import decode
 from qdeploy.study.results import Exported, ExportedFile, Measured, MeasuredFile, Probed, Result, Speedup, Trained
+
+if TYPE_CHECKING:
+    from qdeploy.core.run_folder import RunRecord
 
 PROBE_STEPS = 12
 PROBE_SECONDS = 4.0
@@ -116,9 +119,9 @@ class Stopwatch:
     def reading(self, done: int, total: int) -> None:
         """Ignore."""
 
-    def started(self, record: Row, folder: Path) -> None:
+    def started(self, record: RunRecord, folder: Path) -> None:
         """Remember the number of images; from here on steps are taken."""
-        self.images = record["dataset"]["images"]
+        self.images = record.dataset.images
         self.begin = self.began = time.perf_counter()
 
     def batch(self, epoch: int, done: int, total: int) -> None:
@@ -187,24 +190,24 @@ class _Log(Stopwatch):
 
 
 def _train(spec: Spec) -> Trained:
-    from qdeploy.core.run_folder import RECORD
+    from qdeploy.core.run_folder import read_record
     from qdeploy.training import train
 
     result = train(_config(spec), spec.run, _Log())
-    record = read_json(spec.run / RECORD)
+    record = read_record(spec.run)
     return Trained(
-        family=record["model"]["family"],
+        family=record.model.family,
         params=result.params,
-        macs=record["model"]["macs"],
-        input_size=record["model"]["input_size"],
+        macs=record.model.macs,
+        input_size=record.model.input_size,
         epochs=result.epochs,
         best_epoch=result.best_epoch,
         val_top1=result.val_top1,
         test_top1=result.test_top1,
         seconds=result.seconds,
-        images=record["dataset"]["images"],
-        dataset=record["dataset"]["name"],
-        dataset_sha256=record["dataset"]["sha256"],
+        images=record.dataset.images,
+        dataset=record.dataset.name,
+        dataset_sha256=record.dataset.sha256,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from qdeploy.core.run_folder import RunRecord
+
 Row = dict[str, Any]
 
 
@@ -14,7 +16,7 @@ class Progress(Protocol):
     def reading(self, done: int, total: int) -> None:
         """So many images of the data set are decoded."""
 
-    def started(self, record: Row, folder: Path) -> None:
+    def started(self, record: RunRecord, folder: Path) -> None:
         """Training begins, or goes on; the record describes the run."""
 
     def batch(self, epoch: int, done: int, total: int) -> None:
@@ -33,7 +35,7 @@ class Silent:
     def reading(self, done: int, total: int) -> None:
         """Ignore."""
 
-    def started(self, record: Row, folder: Path) -> None:
+    def started(self, record: RunRecord, folder: Path) -> None:
         """Ignore."""
 
     def batch(self, epoch: int, done: int, total: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.files import write_rendered
 from qdeploy.core.machine import peak_memory_bytes
+from qdeploy.core.run_folder import RunRecord, RunResults
 from qdeploy.data.dataset import Dataset
 from qdeploy.training.averaging import StochasticWeightAverage, Weights, refresh_statistics
 from qdeploy.training.batches import Batches
@@ -22,7 +23,7 @@ from qdeploy.training.events import EventLog
 from qdeploy.training.learner import Learner, Score, Tally
 from qdeploy.training.progress import Progress, Row
 from qdeploy.training.recipes import TrainConfig
-from qdeploy.training.run_files import TrainResult, save_record, save_weights, write_log
+from qdeploy.training.run_files import TrainResult, save_weights, write_log
 from qdeploy.training.schedule import build_schedule, constants_of
 from qdeploy.training.stopping import StopRequest, stop_requests
 
@@ -46,7 +47,7 @@ class Run:
         learner: Learner,
         batches: Batches,
         folder: Path,
-        record: Row,
+        record: RunRecord,
         progress: Progress,
     ) -> None:
         self.config, self.dataset, self.learner, self.batches = config, dataset, learner, batches
@@ -266,14 +267,16 @@ class Run:
             model = self.learner.average.twin
             model.load_state_dict(self.best.weights)
             test_top1 = self.learner.accuracy(model, self.dataset.splits["test"])
-        result = self._result(test_top1)
+        results = self._results(test_top1)
         if self.world.writes:
             self._keep(interrupted, test_top1)  # from here on a run is complete
             if self.rows:
                 write_rendered(self.folder / "curves.png", self._curves, self.progress.note)
             if not interrupted:
                 remove_checkpoints(self.folder)
-        return result
+        return TrainResult(
+            run=str(self.folder), model=self.config.model, params=self.record.model.params, **vars(results)
+        )
 
     def _curves(self) -> bytes:
         from qdeploy.training.curves import draw_curves  # Matplotlib may be missing or broken: the run is written
@@ -281,21 +284,16 @@ class Run:
         return draw_curves(self.rows, f"{self.config.model} on {self.dataset.name}")
 
     def _keep(self, interrupted: bool, test_top1: float | None = None) -> None:
-        result = asdict(self._result(test_top1))
-        results = {k: v for k, v in result.items() if k not in ("run", "model", "params")}
-        self.record.update(interrupted=interrupted, results=results)
+        self.record = replace(self.record, interrupted=interrupted, results=self._results(test_top1))
         if self.best.weights is self._kept:
-            save_record(self.folder, self.record)
+            self.record.save(self.folder)
         else:
-            save_weights(self.folder, self.record, self.best.weights)
+            self.record = save_weights(self.folder, self.record, self.best.weights)
             self._kept = self.best.weights
 
-    def _result(self, test_top1: float | None) -> TrainResult:
+    def _results(self, test_top1: float | None) -> RunResults:
         images = self.batches.images_per_epoch * (self.epoch + self.step / self.batches.steps)
-        return TrainResult(
-            run=str(self.folder),
-            model=self.config.model,
-            params=self.record["model"]["params"],
+        return RunResults(
             epochs=len(self.rows),
             best_epoch=self.best.epoch,
             best_weights=self.best.source,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
-from qdeploy.core.files import BusyError, locked, read_json
+from qdeploy.core.files import BusyError, locked
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.core.run_folder import LOCK, RECORD, newest_run, require_fields
+from qdeploy.core.run_folder import LOCK, RECORD, RunRecord, newest_run, read_record
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.models.registry import create_model, model_config, summarise
@@ -22,23 +21,10 @@ from qdeploy.training.device import choose_precision
 from qdeploy.training.distributed import World, joined
 from qdeploy.training.events import require_tensorboard
 from qdeploy.training.learner import Learner
-from qdeploy.training.progress import Progress, Row, Silent
+from qdeploy.training.progress import Progress, Silent
 from qdeploy.training.recipes import TrainConfig, config_from_record
 from qdeploy.training.run import Run
-from qdeploy.training.run_files import TrainResult, describe, free_folder, remove_if_empty, save_record
-
-_FIELDS: dict[str, type] = {
-    "config": dict,
-    "labels": list,
-    "dataset": dict,
-    "dataset.sha256": str,
-    "dataset.source": str,
-    "model.params": int,
-    "processes": int,
-    "device": str,
-    "amp": str,
-}
-"""What resuming reads from a record."""
+from qdeploy.training.run_files import TrainResult, describe, free_folder, remove_if_empty
 
 
 def train(config: TrainConfig, out: Path | None = None, progress: Progress | None = None) -> TrainResult:
@@ -69,7 +55,7 @@ def train(config: TrainConfig, out: Path | None = None, progress: Progress | Non
         run = _build(config, dataset, record, folder, world, shown)
         with _held(folder, world):
             if world.writes:
-                save_record(free_folder(config, folder), record)  # reading takes time: is it still free?
+                record.save(free_folder(config, folder))  # reading takes time: is it still free?
             shown.started(record, folder)
             return _go(run)
 
@@ -88,7 +74,7 @@ def resume(folder: Path | None = None, progress: Progress | None = None) -> Trai
             number of processes has changed, or another version wrote it.
     """
     folder = folder or newest_run()
-    config = config_from_record(_unfinished(folder)["config"])
+    config = config_from_record(_unfinished(folder).config)
     with _together(config, progress) as (world, shown), _held(folder, world):
         record = _unfinished(folder)  # now that no other process can complete it
         dataset = _read(config, world, shown)
@@ -168,7 +154,9 @@ def _read(config: TrainConfig, world: World, progress: Progress) -> Dataset:
     return dataset
 
 
-def _build(config: TrainConfig, dataset: Dataset, record: Row, folder: Path, world: World, progress: Progress) -> Run:
+def _build(
+    config: TrainConfig, dataset: Dataset, record: RunRecord, folder: Path, world: World, progress: Progress
+) -> Run:
     torch.manual_seed(config.seed)
     model = create_model(config.model, len(dataset.classes), config.input_size)
     precision = choose_precision(config.device, config.amp)
@@ -191,34 +179,31 @@ def _go(run: Run) -> TrainResult:
         raise
 
 
-def _unfinished(folder: Path) -> dict[str, Any]:
-    if not (folder / RECORD).is_file():
-        raise InputError(
-            f"{folder} is not a run, it has no {RECORD}; give a folder below ./runs, or none for the newest"
-        )
-    record: dict[str, Any] = read_json(folder / RECORD)
-    require_fields(folder, record, _FIELDS)
-    if not record.get("interrupted", True):
+def _unfinished(folder: Path) -> RunRecord:
+    record = read_record(folder)
+    if record.device is None:
+        raise InputError(f"{folder / RECORD} is damaged: 'device' is missing; train again")
+    if not record.interrupted:
         remove_checkpoints(folder)  # it may have been killed before it did so itself
-        raise InputError(f"{folder} is complete ({record['config'].get('epochs')} epochs); export it, or train anew")
+        raise InputError(f"{folder} is complete ({record.config.get('epochs')} epochs); export it, or train anew")
     return record
 
 
-def _check_same(record: Row, config: TrainConfig, dataset: Dataset, world: World) -> None:
+def _check_same(record: RunRecord, config: TrainConfig, dataset: Dataset, world: World) -> None:
     precision = choose_precision(config.device, config.amp)
-    began, now = (record["device"], record["amp"]), (precision.device.type, precision.amp)
+    began, now = (record.device, record.amp), (precision.device.type, precision.amp)
     if began != now:
         raise InputError(
             f"the run began on {began[0]} with amp {began[1]}, here it would go on on {now[0]} with amp {now[1]}; "
             "resume it on such a machine (an empty CUDA_VISIBLE_DEVICES hides the GPUs), or train anew"
         )
-    if len(record["labels"]) != len(dataset.classes):
+    if len(record.labels) != len(dataset.classes):
         raise InputError(
-            f"the run knows {len(record['labels'])} classes, the data has {len(dataset.classes)} now; train anew"
+            f"the run knows {len(record.labels)} classes, the data has {len(dataset.classes)} now; train anew"
         )
-    if record["dataset"]["sha256"] != dataset.sha256:
-        raise InputError(f"the images of {record['dataset']['source']} have changed since the run began; train anew")
-    if record["processes"] != world.size:
+    if record.dataset.sha256 != dataset.sha256:
+        raise InputError(f"the images of {record.dataset.source} have changed since the run began; train anew")
+    if record.processes != world.size:
         raise InputError(
-            f"the run began with {record['processes']} process(es), now there are {world.size}; start as many again"
+            f"the run began with {record.processes} process(es), now there are {world.size}; start as many again"
         )

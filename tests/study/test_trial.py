@@ -64,7 +64,7 @@ class Watched(trial.Stopwatch):
         self.now = 0.0
         monkeypatch.setattr("qdeploy.study.trial.time.perf_counter", lambda: self.now)
         super().__init__()
-        self.started({"dataset": {"images": {"train": 80, "val": 16, "test": 40}}}, Path())
+        self.images = {"train": 80, "val": 16, "test": 40}
 
 
 def test_a_probe_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
-from qdeploy.core.run_folder import read_run
+from qdeploy.core.run_folder import RunRecord, read_run
 from qdeploy.training import TrainConfig, config_from_recipe, resume, train
 from qdeploy.training import run as run_module
 from qdeploy.training.batches import Batch
@@ -154,7 +154,7 @@ def test_it_stops_where_no_return_helps(
         train(config_from_recipe("small", **quick, **fields), tmp_path / "run")
     assert (tmp_path / "run").exists() is (steps != {1})
     if steps != {1}:
-        assert read_run(tmp_path / "run")[0]["interrupted"] is True
+        assert read_run(tmp_path / "run")[0].interrupted
 
 
 @pytest.mark.parametrize("foreign", [False, True])
@@ -162,7 +162,7 @@ def test_a_run_that_diverges_at_once_leaves_only_what_is_not_its_own(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: bool
 ) -> None:
     class Writes(Silent):
-        def started(self, record: dict[str, Any], folder: Path) -> None:
+        def started(self, record: RunRecord, folder: Path) -> None:
             if foreign:
                 (folder / "notes.txt").write_text("mine")
 
@@ -194,9 +194,10 @@ def test_unchanged_weights_are_not_written_again(
     monkeypatch.setattr(run_module, "SAVING_SHARE", 1e9)  # a checkpoint after every epoch
     digests: list[str] = []
 
-    def save(folder: Path, record: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        save_weights(folder, record, weights)
-        digests.append(record["weights_sha256"])
+    def save(folder: Path, record: RunRecord, weights: dict[str, Tensor]) -> RunRecord:
+        saved = save_weights(folder, record, weights)
+        digests.append(str(saved.weights_sha256))
+        return saved
 
     monkeypatch.setattr(run_module, "save_weights", save)
     train(config_from_recipe("qonstraint-5.9", **quick, reloads=False, guard=False, swa=False), tmp_path / "run")
@@ -237,8 +238,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut", SignalAt(epoch, step, number))
     record, _ = read_run(tmp_path / "cut")
-    assert record["interrupted"] is True
-    assert record["results"]["seconds"] > 0
+    assert record.interrupted
+    assert record.results is not None
+    assert record.results.seconds > 0
     assert (tmp_path / "cut" / "checkpoints").is_dir()
     with pytest.raises(KeyboardInterrupt):  # twice
         resume(tmp_path / "cut", SignalAt(6, 2, number))
@@ -338,15 +340,16 @@ def test_a_run_killed_at_its_very_end_is_finished_all_the_same(
 
 def test_a_picture_that_cannot_be_made_is_a_note(quick: dict[str, Any], tmp_path: Path) -> None:
     class Obstacle(Notes):
-        def started(self, record: dict[str, Any], folder: Path) -> None:
+        def started(self, record: RunRecord, folder: Path) -> None:
             (folder / "curves.png").mkdir()
 
     progress = Obstacle()
     result = train(config_from_recipe("small", **{**quick, "epochs": 1}), tmp_path / "run", progress)
     assert progress.notes[-1] == "curves.png could not be made (Is a directory); the results are written"
     record, _ = read_run(tmp_path / "run")
-    assert record["interrupted"] is False
-    assert record["results"]["test_top1"] == result.test_top1
+    assert not record.interrupted
+    assert record.results is not None
+    assert record.results.test_top1 == result.test_top1
 
 
 def test_resuming_refuses_what_is_no_run_and_other_versions(
