@@ -57,7 +57,7 @@ class Fresh:
     quick: bool
 
     def probe(self) -> dict[str, Any]:
-        """Open and run the model and give the middle process's findings; see ``qdeploy.checks.probe``."""
+        """Open and run the model and return the middle process's findings; see ``qdeploy.checks.probe``."""
         found = []
         for _ in range(1 if self.quick else PROBES):
             begin = time.perf_counter_ns()
@@ -120,7 +120,7 @@ def _run(what: str, code: str, *arguments: str) -> str:
 
 
 def ladder_of(found: dict[str, Any]) -> dict[str, int]:
-    """Give the peak of the resident size, in bytes, after each step of one fresh process."""
+    """Return the peak of the resident size, in bytes, after each step of one fresh process."""
     return {
         "python": found["python_bytes"],
         "runtime": found["runtime_bytes"],

@@ -19,7 +19,7 @@ Note = Callable[[str], None]
 
 
 def sha256_of(data: bytes) -> str:
-    """Give the hexadecimal SHA-256 of some bytes."""
+    """Return the hexadecimal SHA-256 of some bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -31,7 +31,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def file_made_whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a temporary file in the same folder that is flushed and renamed if the block succeeds, else removed."""
+    """Yield a temporary file in the same folder that is flushed and renamed if the block succeeds, else removed."""
     import tempfile  # costs milliseconds, which reading does not have
 
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -100,7 +100,7 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def folder_made_whole(target: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``target`` if the block succeeds and vanishes if it fails."""
+    """Yield a temporary folder that becomes ``target`` if the block succeeds and vanishes if it fails."""
     import shutil
     import tempfile
 

@@ -207,7 +207,7 @@ class Campaign:
     # -- the phases ----------------------------------------------------------------------------------------------
 
     def go(self) -> Record:
-        """Do everything that has not ended yet."""
+        """Carry out everything that has not ended yet."""
         self._save()
         rung = 0
         while rung < len(self.record.rungs):

@@ -241,7 +241,7 @@ class _File:
 
 
 def folder_names(models: Iterable[str]) -> dict[str, str]:
-    """Give each model a folder name of letters, digits, dots and hyphens."""
+    """Return a folder name of letters, digits, dots and hyphens for each model."""
     found: dict[str, str] = {}
     for name in models:
         safe = plain = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip(".-") or "model"

@@ -65,7 +65,7 @@ class SweepConfig:
         return max(1, usable_cores() // self.jobs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return asdict(self)
 
     @classmethod

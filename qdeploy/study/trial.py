@@ -75,7 +75,7 @@ class Spec:
 
 
 def main(path: str) -> None:
-    """Do what a spec says and write the result; the entry point of the process."""
+    """Carry out what a spec says and write the result; the entry point of the process."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     spec = decode(Spec, read_json(Path(path)))
     write_json(Path(spec.folder) / f"{spec.name}.json", outcome(spec))

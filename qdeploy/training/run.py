@@ -213,7 +213,7 @@ class Run:
         return Checkpoint(epoch=self.epoch, step=self.step, tensors=tensors, values=values)
 
     def _random_states(self) -> dict[str, Tensor]:
-        """Give the state of every process' generators; they drive dropout and drop path."""
+        """Return the state of every process' generators; they drive dropout and drop path."""
         device = self.world.device
         states = {f"cpu.{i}": s for i, s in enumerate(self.world.gather(torch.get_rng_state().to(device)))}
         if device.type == "cuda":
