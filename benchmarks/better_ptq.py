@@ -93,7 +93,7 @@ def trained(name: str, epochs: int, dataset: Dataset) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         result = train(config_from_recipe("small", model=name, epochs=epochs, seed=SEED), Path(folder) / "run")
         record, weights = read_run(Path(result.run))
-    model = model_from_record(record["model"])
+    model = model_from_record(record.model.family, record.model.config)
     model.load_state_dict(load_tensors(weights))
     return deploy(model.eval(), dataset.preprocessing.mean, dataset.preprocessing.std)
 

@@ -108,9 +108,11 @@ def _torch(folder: Path, transform: Callable[[Any], Any], compiled: bool = False
     from PIL import Image
     from safetensors.torch import load_file
 
+    from qdeploy.core.run_folder import read_record
     from qdeploy.models.registry import model_from_record
 
-    model = model_from_record(json.loads((folder / "run.json").read_text())["model"])
+    info = read_record(folder).model
+    model = model_from_record(info.family, info.config)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     network = torch.compile(model.eval()) if compiled else model.eval()
 

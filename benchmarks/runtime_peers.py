@@ -40,7 +40,7 @@ from torch import nn
 import qdeploy
 from qdeploy.bench import compare
 from qdeploy.core.metrics import MIN_SAMPLES, percentile
-from qdeploy.core.run_folder import RECORD, read_run
+from qdeploy.core.run_folder import read_run
 from qdeploy.data.embedded import embedded_source
 from qdeploy.export import ExportConfig, export
 from qdeploy.models.registry import model_from_record
@@ -151,13 +151,13 @@ def prepare(folder: Path) -> None:
     for file in (folder / "export").glob("*.onnx"):
         file.rename(folder / file.name)
     record, weights = read_run(run)
-    (folder / RECORD).write_text(json.dumps(record))
+    record.save(folder)
     (folder / "model.safetensors").write_bytes(weights)
-    model = model_from_record(record["model"])
+    model = model_from_record(record.model.family, record.model.config)
     model.load_state_dict(load_tensors(weights))
-    rules = record["preprocessing"]
+    rules = record.preprocessing
     write_plain(Plain(model, [0.0] * 3, [1.0] * 3).eval(), folder / "nchw.onnx")
-    write_plain(Plain(model, rules["mean"], rules["std"]).eval(), folder / "unit.onnx")
+    write_plain(Plain(model, list(rules.mean), list(rules.std)).eval(), folder / "unit.onnx")
 
 
 def write_plain(model: nn.Module, file: Path) -> None:

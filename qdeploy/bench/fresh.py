@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.core.errors import QdeployError
+from qdeploy.core.interpreter import python_command
 
 PROBE = (
     "from qdeploy.checks.probe import main; "
@@ -57,7 +57,7 @@ class Fresh:
     quick: bool
 
     def probe(self) -> dict[str, Any]:
-        """Open and run the model and give the middle process's findings; see ``qdeploy.checks.probe``."""
+        """Open and run the model and return the middle process's findings; see ``qdeploy.checks.probe``."""
         found = []
         for _ in range(1 if self.quick else PROBES):
             begin = time.perf_counter_ns()
@@ -112,9 +112,7 @@ def growth_of(readings: Sequence[tuple[int, int]]) -> Growth | None:
 
 
 def _run(what: str, code: str, *arguments: str) -> str:
-    # not -m: that would let a file of the user's folder, a numpy.py say, be imported
-    code = f"import sys; sys.path.remove(''); {code}"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*python_command(code), *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
         raise QdeployError(f"{what} in a fresh process failed: {last}")
@@ -122,7 +120,7 @@ def _run(what: str, code: str, *arguments: str) -> str:
 
 
 def ladder_of(found: dict[str, Any]) -> dict[str, int]:
-    """Give the peak of the resident size, in bytes, after each step of one fresh process."""
+    """Return the peak of the resident size, in bytes, after each step of one fresh process."""
     return {
         "python": found["python_bytes"],
         "runtime": found["runtime_bytes"],

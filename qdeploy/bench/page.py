@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import pairwise
 from typing import Any
 
 from qdeploy.bench.drawing import histograms, intervals, stacked
 from qdeploy.bench.phases import PHASES
+from qdeploy.core.html import Markup, page, table, tag
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
@@ -23,32 +23,30 @@ _RUNGS = ("python", "runtime", "model", "first run", "all runs")
 
 
 def html_page(report: Mapping[str, Any]) -> str:
-    """Give the page for the JSON document of ``qdeploy bench``. It needs no other file and runs no script."""
+    """Return the page for the JSON document of ``qdeploy bench``. It needs no other file and runs no script."""
     results, config = report["results"], report["config"]
     title = f"qdeploy bench: {config['scenario']}, {results[0]['samples']} image(s) a query"
-    parts = [
-        f"<h1>{escape(title)}{' (quick)' if report['quick'] else ''}</h1>",
+    return page(
+        title,
+        _STYLE,
+        tag("h1", title + (" (quick)" if report["quick"] else "")),
         _verdict(report["validity"]),
-        *(f"<p>{escape(c['words'])}</p>" for c in report["comparisons"]),
+        *(tag("p", c["words"]) for c in report["comparisons"]),
         *_baseline(report.get("baseline")),
-        "<h2>Latency of a query</h2>",
+        tag("h2", "Latency of a query"),
         histograms(results),
-        '<p class="small">Dots: the median of each time that the model was opened anew.</p>',
-        _table(_HEAD, [_row(r) for r in results]),
+        tag("p", "Dots: the median of each time that the model was opened anew.", class_="small"),
+        table(_HEAD, [_row(r) for r in results], kind="numbers"),
         *_server(results),
         *_comparison(report["comparisons"]),
         *_phases(results),
         *_memory(results),
-        "<h2>Start</h2>",
-        _table(_START_HEAD, [_start_row(r) for r in results]),
-        "<h2>Measured on</h2>",
-        _table(("what", "found"), _environment(report["environment"]), "words"),
-        "<h2>Files</h2>",
-        _table(("file", "engine", "SHA-256"), [[r["path"], r["engine"], r["sha256"]] for r in results], "words"),
-    ]
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+        tag("h2", "Start"),
+        table(_START_HEAD, [_start_row(r) for r in results], kind="numbers"),
+        tag("h2", "Measured on"),
+        table(("what", "found"), _environment(report["environment"]), kind="words"),
+        tag("h2", "Files"),
+        table(("file", "engine", "SHA-256"), [[r["path"], r["engine"], r["sha256"]] for r in results], kind="words"),
     )
 
 
@@ -56,19 +54,18 @@ _HEAD = ("model", "top-1 %", "p50 ms", "p90", "p95", "p99", "mean", "std", "n", 
 _START_HEAD = ("model", "import ms", "load ms", "first run ms", "whole qdeploy predict ms", "from", "to")
 
 
-def _verdict(validity: Mapping[str, Any]) -> str:
+def _verdict(validity: Mapping[str, Any]) -> Markup:
     if validity["valid"]:
-        return '<p class="verdict">Valid.</p>'
-    reasons = "".join(f"<li>{escape(r)}</li>" for r in validity["reasons"])
-    return f'<div class="verdict rejected">Not valid for publication:<ul>{reasons}</ul></div>'
+        return tag("p", "Valid.", class_="verdict")
+    reasons = tag("ul", *(tag("li", reason) for reason in validity["reasons"]))
+    return tag("div", "Not valid for publication:", reasons, class_="verdict rejected")
 
 
-def _baseline(baseline: Mapping[str, Any] | None) -> list[str]:
+def _baseline(baseline: Mapping[str, Any] | None) -> list[Markup]:
     if baseline is None:
         return []
-    lines = "".join(f"<li>{escape(c['words'])}</li>" for c in baseline["changes"])
-    head = f"Since {escape(baseline['path'])}; {baseline['tolerance_percent']:g} % tolerated"
-    return [f"<h2>{head}</h2><ul>{lines}</ul>"]
+    head = f"Since {baseline['path']}; {baseline['tolerance_percent']:g} % tolerated"
+    return [tag("h2", head), tag("ul", *(tag("li", c["words"]) for c in baseline["changes"]))]
 
 
 def _row(r: Mapping[str, Any]) -> list[str]:
@@ -85,7 +82,7 @@ def _row(r: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _server(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _server(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
     served = [(r["name"], r["server"]) for r in results if r["server"]]
     if not served:
         return []
@@ -102,48 +99,52 @@ def _server(results: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     head = ("model", "queries/s", "latency ms", "bound ms", "", "answered in time")
     note = "Poisson arrivals; latency counts from the time a query should have been sent."
-    return ["<h2>Server</h2>", f'<p class="small">{note}</p>', _table(head, rows)]
+    return [tag("h2", "Server"), tag("p", note, class_="small"), table(head, rows, kind="numbers")]
 
 
-def _comparison(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+def _comparison(comparisons: Sequence[Mapping[str, Any]]) -> list[Markup]:
     if not comparisons:
         return []
     note = "Times as fast as the first model, with the 95 % interval of all comparisons together."
-    return ["<h2>Comparison</h2>", f'<p class="small">{note}</p>', intervals(comparisons)]
+    return [tag("h2", "Comparison"), tag("p", note, class_="small"), intervals(comparisons)]
 
 
-def _phases(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _phases(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
     measured = [r for r in results if r["phases_ms"]]
     if not measured:
         return []
     names = PHASES[:-1]
     rows = [(r["name"], [r["phases_ms"][p]["p50"] for p in names]) for r in measured]
-    table = [
+    lines = [
         [r["name"] if i == 0 else "", phase.replace("_", " ")]
         + [_number(r["phases_ms"][phase][p]) for p in ("p50", "p90", "p95", "p99")]
         for r in measured
         for i, phase in enumerate(PHASES)
     ]
     return [
-        "<h2>From an encoded image to its labels</h2>",
+        tag("h2", "From an encoded image to its labels"),
         stacked(rows, names, "ms"),
-        '<p class="small">Medians, one image at a time, 64 different JPEG files of 128x128 pixels.</p>',
-        _table(("model", "phase", "p50 ms", "p90", "p95", "p99"), table),
+        tag("p", "Medians, one image at a time, 64 different JPEG files of 128x128 pixels.", class_="small"),
+        table(("model", "phase", "p50 ms", "p90", "p95", "p99"), lines, kind="numbers"),
     ]
 
 
-def _memory(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _memory(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
     rows = []
     for r in results:
         peaks = [v / 1e6 for v in r["ladder_bytes"].values()]
         rows.append((r["name"], [peaks[0], *(b - a for a, b in pairwise(peaks))]))
-    table = [
+    lines = [
         [r["name"], *(f"{v / 1e6:.1f}" for v in r["ladder_bytes"].values()), _growth(r["growth"])] for r in results
     ]
     return [
-        "<h2>Peak memory of a fresh process</h2>",
+        tag("h2", "Peak memory of a fresh process"),
         stacked(rows, _RUNGS, "MB"),
-        _table(("model", "python MB", "+ runtime", "+ model", "+ first run", "+ all runs", "growth"), table),
+        table(
+            ("model", "python MB", "+ runtime", "+ model", "+ first run", "+ all runs", "growth"),
+            lines,
+            kind="numbers",
+        ),
     ]
 
 
@@ -184,10 +185,3 @@ def _environment(e: Mapping[str, Any]) -> list[list[str]]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
-    """Give a table; the cells are plain text."""
-    cells = "".join(f"<th>{escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<table class="{kind}"><tr>{cells}</tr>{body}</table>'

@@ -50,7 +50,7 @@ def bench_command(
     from qdeploy.bench.baseline import TOLERANCE_PERCENT, changes_since, read_baseline, require_comparable
     from qdeploy.bench.page import html_page
     from qdeploy.core.errors import InputError
-    from qdeploy.core.files import require_writable, write_bytes
+    from qdeploy.core.files import require_writable, write_rendered
 
     config = BenchConfig(**how)
     if tolerance is not None and baseline is None:
@@ -74,14 +74,15 @@ def bench_command(
             "tolerance_percent": percent,
             "changes": [c.to_dict() for c in changes],
         }
-    if html:
-        write_bytes(html, html_page(document).encode())
     if json:
         emit_json(document)
     else:
         _show(report)
         for change in changes:
             print(f"since {baseline}: {change.words()}")
+    if html and write_rendered(html, lambda: html_page(document).encode(), note) is None:
+        html = None
+    if not json:
         for page in (html, report_page):
             if page:
                 print(f"report: {page}")

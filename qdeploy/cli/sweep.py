@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qdeploy.study import SweepResult
-    from qdeploy.study.record import Done
+    from qdeploy.study.record import Step
     from qdeploy.study.rows import Row
 
 NEWEST = "newest"
@@ -100,7 +100,7 @@ def _watched(work: Any) -> SweepResult:
 
 
 class _Progress:
-    """The sweep's reporter: a line per trial on stderr, and a bar on a terminal."""
+    """Shows a sweep's progress: a line per step on stderr, and a bar on a terminal."""
 
     def __init__(self, bar: Bar) -> None:
         self.bar = bar
@@ -114,25 +114,26 @@ class _Progress:
         self.folder = folder
         self.bar.line(f"sweep folder {folder}")
 
-    def progress(self, done: int, total: int, text: str) -> None:
+    def phase(self, done: int, total: int, text: str) -> None:
         self.bar.update(done, total, text)
 
-    def ended(self, trial: Done, done: int, total: int, left_s: float | None) -> None:
+    def ended(self, step: Step, done: int, total: int, left_s: float | None) -> None:
         self.count += 1
         left = "" if left_s is None else f"; ETA {_duration(left_s)}"
-        self.bar.line(f"[{trial.kind} {done}/{total}] {trial.model}: {_what(trial)}{left}")
+        self.bar.line(f"[{step.kind} {done}/{total}] {step.model}: {_what(step)}{left}")
 
 
-def _what(trial: Done) -> str:
-    if trial.error is not None:
-        return f"failed: {trial.error}"
-    found = trial.result
-    if trial.kind == "train":
-        return f"{found['epochs']} epoch(s) in {_duration(trial.wall_s)}, val {found['val_top1']:.2f} %"
-    files = found["artifacts"].items()
-    if trial.kind == "export":
-        return ", ".join(f"{p} {a['test_top1']:.2f} %" for p, a in files)
-    return ", ".join(f"{p} {a['latency_ms']:.3f} ms" for p, a in files)
+def _what(step: Step) -> str:
+    from qdeploy.study.results import Exported, Trained
+
+    found = step.result
+    if found is None:
+        return f"failed: {step.error}"
+    if isinstance(found, Trained):
+        return f"{found.epochs} epoch(s) in {_duration(step.wall_s)}, val {found.val_top1:.2f} %"
+    if isinstance(found, Exported):
+        return ", ".join(f"{p} {file.test_top1:.2f} %" for p, file in found.artifacts.items())
+    return ", ".join(f"{p} {_cell(file.latency_ms, 3)} ms" for p, file in found.artifacts.items())
 
 
 def _duration(seconds: float) -> str:
@@ -148,7 +149,7 @@ def _show(result: SweepResult, json: bool) -> None:
         if trial.error:
             print(f"{trial.name}: {trial.error}")
     for axis in ("latency", "size", "params"):
-        names = [f"{p['name']} {p['precision']}" for p in result.pareto if p["axis"] == axis]
+        names = [f"{p.name} {p.precision}" for p in result.pareto if p.axis == axis]
         print(f"front of accuracy against {axis}: {', '.join(names) or 'none'}")
     if len({t.rung for t in result.trials if t.rung}) > 1:
         print("rungs differ in epochs: a model of an earlier rung might do better if trained as long")

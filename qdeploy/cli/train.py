@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qdeploy.cli.output import Bar, emit_json, extra_needed
 from qdeploy.core.errors import InputError
+
+if TYPE_CHECKING:
+    from qdeploy.core.run_folder import RunRecord
 
 NEWEST = "newest"
 
@@ -53,14 +56,14 @@ def train_command(
     them). Default: the embedded 3,500 images. Several GPUs: torchrun --nproc-per-node N -m qdeploy train ...
     """
     with extra_needed():
-        from qdeploy.training import loop, recipes
+        from qdeploy.training import recipes, start
 
     given = {k: v for k, v in {**fields, "data": data, "tensorboard": tensorboard or None}.items() if v is not None}
     if resume is not None:
         if given or recipe or out or settings or dry_run:
             raise InputError("--resume takes everything from the run; give no data and no other option but --json")
         with _watched() as progress:
-            result = loop.resume(None if resume == NEWEST else Path(resume), progress)
+            result = start.resume(None if resume == NEWEST else Path(resume), progress)
     else:
         changes = recipes.parse_settings(settings)
         if twice := sorted(given.keys() & changes):
@@ -70,7 +73,7 @@ def train_command(
             _show_plan(config, json)
             return
         with _watched() as progress:
-            result = loop.train(config, out, progress)
+            result = start.train(config, out, progress)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         _show_result(asdict(result), json)
 
@@ -129,17 +132,17 @@ class _Progress:
     def reading(self, done: int, total: int) -> None:
         self.bar.update(done, total)
 
-    def started(self, record: dict[str, Any], folder: Path) -> None:
-        model, data = record["model"], record["dataset"]
-        self.epochs, self.folder = record["config"]["epochs"], folder
-        images = ", ".join(f"{n} {name}" for name, n in data["images"].items())
+    def started(self, record: RunRecord, folder: Path) -> None:
+        model, data = record.model, record.dataset
+        self.epochs, self.folder = record.config["epochs"], folder
+        images = ", ".join(f"{n} {name}" for name, n in data.images.items())
         self.bar.line(
-            f"{model['name']}: {model['params']:,} parameters, {model['macs'] / 1e6:.1f} M MACs; "
-            f"recipe {record['config']['recipe']}, amp {record['amp']}"
+            f"{model.name}: {model.params:,} parameters, {model.macs / 1e6:.1f} M MACs; "
+            f"recipe {record.config['recipe']}, amp {record.amp}"
         )
-        self.bar.line(f"{data['name']}: {len(record['labels'])} classes, {images} images; run folder {folder}")
-        if data["problems"]:
-            self.bar.line(f"{data['problems']} problem(s) with the data; `qdeploy data {data['source']}` lists them")
+        self.bar.line(f"{data.name}: {len(record.labels)} classes, {images} images; run folder {folder}")
+        if data.problems:
+            self.bar.line(f"{data.problems} problem(s) with the data; `qdeploy data {data.source}` lists them")
 
     def batch(self, epoch: int, done: int, total: int) -> None:
         if self.began is None:

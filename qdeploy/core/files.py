@@ -6,8 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +14,12 @@ from typing import Any, BinaryIO
 
 from qdeploy.core.errors import InputError
 
+Note = Callable[[str], None]
+"""Told a line for the user."""
+
 
 def sha256_of(data: bytes) -> str:
-    """Give the hexadecimal SHA-256 of some bytes."""
+    """Return the hexadecimal SHA-256 of some bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -29,7 +31,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def file_made_whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a temporary file in the same folder that is flushed and renamed if the block succeeds, else removed."""
+    """Yield a temporary file in the same folder that is flushed and renamed if the block succeeds, else removed."""
     import tempfile  # costs milliseconds, which reading does not have
 
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -43,6 +45,23 @@ def file_made_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_rendered(path: Path, render: Callable[[], bytes], note: Note) -> bytes | None:
+    """Make a picture or a page of results that are written already: where that fails, the reason is only a note.
+
+    Returns:
+        What was written, or None.
+    """
+    try:
+        data = render()
+        write_bytes(path, data)
+    except Exception as error:  # whatever a drawing library raises, or a full disk
+        reason = error.strerror if isinstance(error, OSError) else None
+        first = str(error).strip().partition("\n")[0]
+        note(f"{path.name} could not be made ({reason or f'{type(error).__name__}: {first}'}); the results are written")
+        return None
+    return data
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,7 +100,7 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def folder_made_whole(target: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``target`` if the block succeeds and vanishes if it fails."""
+    """Yield a temporary folder that becomes ``target`` if the block succeeds and vanishes if it fails."""
     import shutil
     import tempfile
 
@@ -124,25 +143,25 @@ class BusyError(OSError):
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Keep other processes out while the block runs; the system lets go of the lock if this process is killed.
 
-    Windows has no such lock; there the block runs without.
-
     Args:
-        path: An empty file that stays; its folder exists.
+        path: A file for the lock alone, in a folder that exists. It may stay: by itself it keeps nobody out.
         wait: Whether to wait for another holder.
 
     Raises:
         BusyError: If another process holds the lock and ``wait`` is false.
         OSError: If the file cannot be made.
     """
-    with path.open("ab") as stream:
-        if sys.platform != "win32":
-            import fcntl
+    from filelock import FileLock, Timeout  # costs 20 ms, which a prediction does not have
 
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                raise BusyError(f"another process holds {path}") from error
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout as error:
+        raise BusyError(f"another process holds {path}") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def dated_folder(parent: Path, name: str) -> Path:

@@ -5,37 +5,128 @@ runs/<name>/run.json  best-<hash>.safetensors  log.csv  curves.png  checkpoints/
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qdeploy.core.card import ModelInfo
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import newest, read_json, sha256_of
+from qdeploy.core.files import newest, read_json, sha256_of, write_json
+from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.records import RecordError, decode
 
 RUNS = Path("runs")
 RECORD = "run.json"
 LOCK = ".lock"
 """Held by the process that trains; gone when the run is complete."""
-_FIELDS: dict[str, type] = {
-    "created": str,
-    "config": dict,
-    "model": dict,
-    "model.name": str,
-    "model.params": int,
-    "model.macs": int,
-    "model.config": dict,
-    "labels": list,
-    "preprocessing": dict,
-    "dataset": dict,
-    "dataset.name": str,
-    "dataset.sha256": str,
-    "dataset.source": str,
-    "dataset.images": dict,
-}
-"""What export reads from a record."""
+SCHEMA = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDataset:
+    """The images that a run is trained on."""
+
+    name: str
+    sha256: str
+    """Hash of all images, labels and splits."""
+    source: str
+    """A published name or a path."""
+    images: dict[str, int]
+    """How many, by split."""
+    problems: int = 0
+    """Files that could not be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """What a run came to, or has come to so far. Accuracies are in percent; ``best_epoch`` counts from 1."""
+
+    epochs: int
+    best_epoch: int
+    best_weights: str
+    """raw, average (EMA) or swa."""
+    val_top1: float
+    val_top5: float
+    test_top1: float | None
+    """Of the saved weights on the test split, in float32; None if the run was interrupted."""
+    seconds: float
+    """Of training and validation, over all sessions of the run."""
+    images_per_s: float
+    """Training images per second of all processes, without reading and evaluation."""
+    data_share: float
+    """Share of the training time spent on gathering and augmenting images; with a GPU, of the host's time alone."""
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What ``run.json`` says of a run."""
+
+    created: str
+    """When it began; ISO 8601."""
+    config: dict[str, Any]
+    """The training's configuration."""
+    device: str | None = None
+    """That it is trained on; None in the earliest records."""
+    amp: str
+    processes: int
+    model: ModelInfo
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    dataset: RunDataset
+    git: dict[str, Any] | None
+    """``commit`` and ``dirty`` of the folder it was started in; None outside a repository."""
+    environment: dict[str, Any]
+    interrupted: bool
+    """Whether there is something to resume."""
+    results: RunResults | None = None
+    """None before the first weights are saved."""
+    weights: str | None = None
+    """Name of their file; None as long as there is none."""
+    weights_sha256: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; what is not there yet is left out."""
+        results = asdict(self.results) if self.results else None
+        late = {"results": results, "weights": self.weights, "weights_sha256": self.weights_sha256}
+        return {
+            "schema": SCHEMA,
+            "created": self.created,
+            "config": self.config,
+            "device": self.device,
+            "amp": self.amp,
+            "processes": self.processes,
+            "model": self.model.to_dict(),
+            "labels": list(self.labels),
+            "preprocessing": self.preprocessing.to_dict(),
+            "dataset": asdict(self.dataset),
+            "git": self.git,
+            "environment": self.environment,
+            "interrupted": self.interrupted,
+            **{name: value for name, value in late.items() if value is not None},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunRecord:
+        """Return the record that ``run.json`` holds.
+
+        Raises:
+            RecordError: If a value is missing or of another type.
+            InputError: If the preprocessing is not that of this version.
+        """
+        rules = values.get("preprocessing")
+        if not isinstance(rules, dict):
+            raise RecordError("'preprocessing' is missing or no dict")
+        return decode(cls, {**values, "preprocessing": Preprocessing.from_dict(rules)})
+
+    def save(self, folder: Path) -> None:
+        """Write ``run.json``, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RECORD, self.to_dict())
 
 
 def weights_name(digest: str) -> str:
-    """Give the name of a weights' file: a new file for new contents, so that a record never meets another's file."""
+    """Return the name of a weights' file: a new file for new contents, so that a record never meets another's file."""
     return f"best-{digest[:8]}.safetensors"
 
 
@@ -51,45 +142,39 @@ def newest_run() -> Path:
     return record.parent
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], bytes]:
+def read_record(folder: Path) -> RunRecord:
+    """Read a run's record.
+
+    Raises:
+        InputError: If the folder is no run or its record is damaged.
+    """
+    if not (folder / RECORD).is_file():
+        what = f"is not a run: it has no {RECORD}" if folder.is_dir() else "does not exist"
+        raise InputError(f"{folder} {what}; give a folder below ./runs, or none for the newest")
+    values = read_json(folder / RECORD)
+    if not isinstance(values, dict):
+        raise InputError(f"{folder / RECORD} is damaged: it is no JSON object; train again")
+    try:
+        return RunRecord.from_dict(values)
+    except RecordError as error:
+        raise InputError(f"{folder / RECORD} is damaged: {error}; train again") from error
+    except InputError as error:
+        raise InputError(f"{folder / RECORD} cannot be used: {error}") from error
+
+
+def read_run(folder: Path) -> tuple[RunRecord, bytes]:
     """Read a run's record and its weights' file, and check that they belong together.
 
     Raises:
         InputError: If the folder is no run or is damaged.
     """
-    if not (folder / RECORD).is_file():
-        what = "is not a run: it has no run.json" if folder.is_dir() else "does not exist"
-        raise InputError(f"{folder} {what}; give a folder below ./runs, or none for the newest")
-    record = read_json(folder / RECORD)
-    if not isinstance(record, dict):
-        raise InputError(f"{folder / RECORD} is damaged: it is no JSON object; train again")
-    name = record.get("weights")
-    if not isinstance(name, str):
+    record = read_record(folder)
+    if record.weights is None:
         raise InputError(f"{folder} has no weights yet; go on with `qdeploy train --resume {folder}`")
     try:
-        weights = (folder / Path(name).name).read_bytes()
+        weights = (folder / Path(record.weights).name).read_bytes()
     except OSError as error:
-        raise InputError(f"{folder / name} cannot be read: {error.strerror}; train again") from error
-    if sha256_of(weights) != record.get("weights_sha256"):
-        raise InputError(f"{folder} is damaged: {name} is not the file that run.json describes; train again")
-    require_fields(folder, record, _FIELDS)
+        raise InputError(f"{folder / record.weights} cannot be read: {error.strerror}; train again") from error
+    if sha256_of(weights) != record.weights_sha256:
+        raise InputError(f"{folder} is damaged: {record.weights} is not the file that run.json describes; train again")
     return record, weights
-
-
-def require_fields(folder: Path, record: Any, kinds: dict[str, type]) -> None:
-    """Check that a run's record has what is read from it.
-
-    Args:
-        folder: The run's.
-        record: What ``run.json`` holds.
-        kinds: The type of each field, by its path with dots.
-
-    Raises:
-        InputError: If a field is missing or of another type.
-    """
-    for path, kind in kinds.items():
-        value = record
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, kind):
-            raise InputError(f"{folder / RECORD} is damaged: '{path}' is missing or no {kind.__name__}; train again")

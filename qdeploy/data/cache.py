@@ -88,7 +88,7 @@ def load_cached(place: Place, preprocessing: Preprocessing, seed: int, progress:
 
 
 def folder_of(place: Place, preprocessing: Preprocessing) -> Path:
-    """Give the folder for a data set at its place under one preprocessing."""
+    """Return the folder for a data set at its place under one preprocessing."""
     text = f"{place.name}\n{place.path}\n{preprocessing.to_dict()['sha256']}"
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", place.name).strip(".-")[:40] or "data"
     return cache_folder().absolute() / "decoded" / f"{slug}-{_digest(text)[:16]}"

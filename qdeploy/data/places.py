@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 
 def cache_folder() -> Path:
-    """Give the folder for downloads and decoded images: ``$QDEPLOY_CACHE``, or ``qdeploy`` in the user's cache."""
+    """Return the folder for downloads and decoded images: ``$QDEPLOY_CACHE``, or ``qdeploy`` in the user's cache."""
     own = os.environ.get("QDEPLOY_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdeploy"
+    return Path(own) if own else user_cache_path("qdeploy", appauthor=False)
 
 
 def look_for(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.budget import Shown
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json
+from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json, write_rendered
 from qdeploy.core.metrics import measure
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.config import ExportConfig, Note, Progress, no_progress, silent
@@ -92,7 +92,7 @@ def export_source(
             write_bytes(folder / item.file, item.data)
         report = replace(judged.report, engines=build_engines(work, judged.kept, folder, out))
         write_json(folder / "report.json", report.to_dict())
-        write_bytes(folder / "report.html", html_report(report.to_dict(), judged.flips).encode())
+        write_rendered(folder / "report.html", lambda: html_report(report.to_dict(), judged.flips).encode(), note)
         if config.kit:
             kept = [Artifact(Path(m.file), m.data, m.card) for m in judged.kept]
             write_c_kit(folder / FOLDER, kept, report.recommended)

@@ -123,16 +123,16 @@ def create_model(name: str, num_classes: int, input_size: int = 0) -> Classifier
     return model_config(name, num_classes, input_size).build()
 
 
-def model_from_record(record: dict[str, Any]) -> Classifier:
-    """Build the model that a run or a card describes, with weights of its own.
+def model_from_record(family: str, config: dict[str, Any]) -> Classifier:
+    """Build the model that a run's record or a card describes, with weights of its own.
 
     Raises:
         InputError: If its family is unknown.
-        KeyError, TypeError: If the record lacks something.
+        KeyError, TypeError: If its configuration lacks something.
     """
-    if record["family"] not in FAMILIES:
-        raise InputError(f"there is no family of models '{record['family']}'; known: {', '.join(FAMILIES)}")
-    return FAMILIES[record["family"]].from_dict(record["config"]).build()
+    if family not in FAMILIES:
+        raise InputError(f"there is no family of models '{family}'; known: {', '.join(FAMILIES)}")
+    return FAMILIES[family].from_dict(config).build()
 
 
 @cache

@@ -12,23 +12,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.files import BusyError, locked
 from qdeploy.core.machine import cpu_name, environment
+from qdeploy.core.records import RecordError, decode
 from qdeploy.data.catalog import location_of
 from qdeploy.study import checks
 from qdeploy.study.forecast import Forecast, unfinished
 from qdeploy.study.halving import Score, kept, most_rungs, plan, predicted_s
 from qdeploy.study.page import write_tables
+from qdeploy.study.pareto import Point
 from qdeploy.study.process import LocalPool, Outcome, Pool
-from qdeploy.study.record import Done, Record, Rung, folder_names, load_record, newest_sweep
-from qdeploy.study.reporter import Reporter, Silent
+from qdeploy.study.progress import Progress, Silent
+from qdeploy.study.record import Probe, Record, Rung, Step, folder_names, load_record, newest_sweep
+from qdeploy.study.results import RESULTS, Probed, Result, Trained
 from qdeploy.study.rows import Row, pareto_of, rows_of
 from qdeploy.study.settings import DEFAULT_BUDGET_MINUTES, SweepConfig
 from qdeploy.study.trial import Spec
 
+T = TypeVar("T")
 RESERVE = 0.05
 """Share of the budget that no plan uses."""
 PACKAGES = ("qdeploy", "torch", "onnx", "onnxruntime", "numpy")
@@ -41,78 +45,84 @@ class SweepResult:
     out: str
     trials: tuple[Row, ...]
     """One row a model, in the order given."""
-    pareto: tuple[dict[str, Any], ...]
-    """axis, name, precision, rung, epochs, top1, cost: the fronts, each from its cheapest point on."""
+    pareto: tuple[Point, ...]
+    """The fronts, each from its cheapest point on."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy sweep``."""
+        """Return the JSON document of ``qdeploy sweep``."""
         return asdict(self)
 
 
-def sweep(config: SweepConfig | None = None, out: Path | None = None, reporter: Reporter | None = None) -> SweepResult:
+def sweep(config: SweepConfig | None = None, out: Path | None = None, progress: Progress | None = None) -> SweepResult:
     """Train, export, quantize and measure a set of models.
 
-    A trial that fails is recorded with its reason and stops nothing. After Ctrl-C or a kill the trials that have
+    A trial that fails is recorded with its reason and stops nothing. After Ctrl-C or a kill the steps that have
     ended are in the folder, and ``resume`` goes on.
 
     Args:
         config: What to do.
         out: The sweep's folder; the default is a new one below ``./sweeps``.
-        reporter: Shown the progress.
+        progress: Told how far it is.
 
     Raises:
         InputError: If a model, the data, an option or the folder cannot be used, or the budget is too small for one
             epoch of every model.
     """
-    config, reporter = config or SweepConfig(), reporter or Silent()
+    config, progress = config or SweepConfig(), progress or Silent()
     if not config.models:
         config = replace(config, models=checks.grid())
         if config.epochs is None and config.budget_minutes is None:
             config = replace(config, budget_minutes=DEFAULT_BUDGET_MINUTES)
-            reporter.note(f"no epochs and no budget given: taking a budget of {DEFAULT_BUDGET_MINUTES:g} minutes")
+            progress.note(f"no epochs and no budget given: taking a budget of {DEFAULT_BUDGET_MINUTES:g} minutes")
     config = checks.completed(config)
     folder = checks.free_folder(config, out)
-    models = checks.known_models(config, lambda done, total: reporter.progress(done, total, "fetching the data"))
+    models = checks.known_models(config, lambda done, total: progress.phase(done, total, "fetching the data"))
     config = replace(config, data=location_of(str(config.data)))
-    record = Record(folder, config, models, checks.most_epochs(config), environment(*PACKAGES))
+    record = Record(
+        folder=folder,
+        config=config,
+        models=models,
+        most_epochs=checks.most_epochs(config),
+        environment=environment(*PACKAGES),
+    )
     with closing(checks.open_pool(config)) as pool:
-        Campaign(record, pool, reporter).prepare()
-        return _run(record, pool, reporter)
+        return _run(Campaign(record, pool, progress).prepare(), pool, progress)
 
 
-def resume(folder: Path | None = None, reporter: Reporter | None = None, *, retry_failed: bool = False) -> SweepResult:
-    """Go on with a sweep; trials that have ended are kept.
+def resume(folder: Path | None = None, progress: Progress | None = None, *, retry_failed: bool = False) -> SweepResult:
+    """Go on with a sweep; steps that have ended are kept.
 
     Args:
         folder: The sweep's folder; the default is the newest below ``./sweeps``.
-        reporter: Shown the progress.
-        retry_failed: Whether failed trials are tried again.
+        progress: Told how far it is.
+        retry_failed: Whether what failed is tried again.
 
     Raises:
         InputError: If there is no such sweep, it is complete, or another process works at it.
     """
-    record, reporter = load_record(folder or newest_sweep()), reporter or Silent()
-    failed = bool(record.failed) or any(t.error for t in record.trials)
+    record, progress = load_record(folder or newest_sweep()), progress or Silent()
+    failed = bool(record.failed) or any(s.error for s in record.steps)
     if record.complete and not (retry_failed and failed):
         hint = "; --retry-failed tries what failed again" if failed else ""
         raise InputError(f"{record.folder} is complete, see its sweep.html{hint}")
     if retry_failed:
-        record.forget_failures()
-    if record.environment["cpu"] != cpu_name():
-        reporter.note(f"the sweep began on {record.environment['cpu']}; everything is measured again on this machine")
-        record.trials = [t for t in record.trials if t.kind != "measure"]
-    record.environment = environment(*PACKAGES)
+        record = record.without_failures()
+    began_on = record.environment.get("cpu")
+    if began_on != cpu_name():
+        progress.note(f"the sweep began on {began_on}; everything is measured again on this machine")
+        record = replace(record, steps=tuple(s for s in record.steps if s.kind != "measure"))
+    record = replace(record, environment=environment(*PACKAGES))
     with closing(checks.open_pool(record.config)) as pool:
-        return _run(record, pool, reporter)
+        return _run(record, pool, progress)
 
 
-def _run(record: Record, pool: Pool, reporter: Reporter) -> SweepResult:
+def _run(record: Record, pool: Pool, progress: Progress) -> SweepResult:
     record.folder.mkdir(parents=True, exist_ok=True)
     with _alone(record.folder):
-        reporter.started(record.folder)
-        Campaign(record, pool, reporter).go()
+        progress.started(record.folder)
+        record = Campaign(record, pool, progress).go()
     rows = rows_of(record)
-    return SweepResult(out=str(record.folder), trials=tuple(rows), pareto=tuple(pareto_of(rows)))
+    return SweepResult(out=str(record.folder), trials=tuple(rows), pareto=pareto_of(rows))
 
 
 @contextmanager
@@ -127,28 +137,29 @@ def _alone(folder: Path) -> Iterator[None]:
 class Campaign:
     """A sweep while it runs."""
 
-    def __init__(self, record: Record, pool: Pool, reporter: Reporter) -> None:
-        self.record, self.config, self.pool, self.reporter = record, record.config, pool, reporter
+    def __init__(self, record: Record, pool: Pool, progress: Progress) -> None:
+        self.record, self.config, self.pool, self.progress = record, record.config, pool, progress
         self.local = LocalPool(self.config.jobs, self.config.threads)
         self.alone = LocalPool(1, 1)
         self._begin, self._before_s = time.monotonic(), record.spent_s
+        self._noted: set[str] = set()
 
     # -- before anything is written ------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
+    def prepare(self) -> Record:
         """Probe the models if there is a budget, make the plan and state it; nothing is written.
 
         Raises:
             InputError: If the budget is too small for one epoch of every model.
             VerdictError: If the probe of every model failed.
         """
-        record, count = self.record, len(self.record.models)
         if self.config.budget_minutes is None:
-            record.planned = (record.most_epochs,)
-            record.rungs = [Rung(epochs=record.most_epochs, models=tuple(record.models))]
-            self.reporter.note(f"plan: {count} models, {record.most_epochs} epoch(s) each, {self._recipe()}")
-            return
+            record, count = self.record, len(self.record.models)
+            self.progress.note(f"plan: {count} models, {record.most_epochs} epoch(s) each, {self._recipe()}")
+            rung = Rung(epochs=record.most_epochs, models=tuple(record.models))
+            return replace(record, planned=(record.most_epochs,), rungs=(rung,))
         self._probe()
+        record = self.record
         names = [n for n in record.models if n not in record.failed]
         if not names:
             raise VerdictError(f"no model can be trained: {next(iter(record.failed.values()))}")
@@ -162,13 +173,13 @@ class Campaign:
                 f"--budget-minutes {self.config.budget_minutes:g} is too small: one epoch of each of {len(names)} "
                 f"models takes about {least_s / 60 + 0.05:.1f} minutes here"
             )
-        record.planned, record.rungs = epochs, [Rung(epochs=epochs[0], models=tuple(names))]
-        record.predicted_s = self._elapsed() + finish_s + predicted_s(loads, epochs, slots)
-        record.spent_s = self._elapsed()
-        self.reporter.note(
+        whole_s = self._elapsed() + finish_s + predicted_s(loads, epochs, slots)
+        self.progress.note(
             f"plan: {len(names)} models, {' -> '.join(map(str, epochs))} epoch(s), {self._recipe()}; about "
-            f"{record.predicted_s / 60:.1f} of {self.config.budget_minutes:g} minutes"
+            f"{whole_s / 60:.1f} of {self.config.budget_minutes:g} minutes"
         )
+        rung = Rung(epochs=epochs[0], models=tuple(names))
+        return replace(record, planned=epochs, rungs=(rung,), predicted_s=whole_s, spent_s=self._elapsed())
 
     def _recipe(self) -> str:
         at_once = f", {self.pool.slots} at a time" if self.pool.slots > 1 else ""
@@ -176,41 +187,39 @@ class Campaign:
 
     def _probe(self) -> None:
         record = self.record
-        self.reporter.note(f"timing a few training steps of each of {len(record.models)} models")
+        self.progress.note(f"timing a few training steps of each of {len(record.models)} models")
         with tempfile.TemporaryDirectory(prefix="qdeploy-probe-") as place:
             folders = folder_names(record.models)
             specs = [self._spec("probe", 0, n, record.most_epochs, Path(place) / folders[n]) for n in record.models]
             with closing(self.pool.run(specs)) as outcomes:
                 for i, (spec, outcome) in enumerate(outcomes):
-                    self._note_probe(spec.model, outcome)
-                    self.reporter.progress(i + 1, len(specs), "probing")
+                    self._keep_probe(spec.model, outcome)
+                    self.progress.phase(i + 1, len(specs), "probing")
 
-    def _note_probe(self, model: str, outcome: Outcome) -> None:
-        if outcome.error is not None:
-            self.record.failed[model] = outcome.error
-            self.reporter.note(f"{model} failed: {outcome.error}")
-            return
-        found = outcome.result
-        start_s = outcome.wall_s - found["stepping_s"] + found["test_s"]
-        self.record.probes[model] = {"epoch_s": found["epoch_s"], "start_s": start_s, "images": found["images"]}
+    def _keep_probe(self, model: str, outcome: Outcome) -> None:
+        found, error = _found(Probed, outcome)
+        if found is None:
+            self._keep(failed={**self.record.failed, model: str(error)})
+            self.progress.note(f"{model} failed: {error}")
+        else:
+            self._keep(probes={**self.record.probes, model: Probe.of(found, outcome.wall_s)})
 
     # -- the phases ----------------------------------------------------------------------------------------------
 
-    def go(self) -> None:
-        """Do everything that has not ended yet."""
+    def go(self) -> Record:
+        """Carry out everything that has not ended yet."""
         self._save()
         rung = 0
         while rung < len(self.record.rungs):
             self._train(rung)
             if rung + 1 == len(self.record.rungs) and (following := self._next(rung)):
-                self.record.rungs.append(following)
-                self._save()
+                self._save(rungs=(*self.record.rungs, following))
             rung += 1
         self._export(list(self.record.models))
         names = [n for n in unfinished(self.record) if self.record.after("export", n)]
         self._phase("measure", [(self._rung_of(n), n) for n in names], self.alone)
-        self.record.complete = True
-        self._save()
+        self._save(complete=True)
+        return self.record
 
     def _train(self, rung: int) -> None:
         names = [n for n in self.record.rungs[rung].models if self.record.find("train", rung, n) is None]
@@ -223,27 +232,33 @@ class Campaign:
 
     def _next(self, rung: int) -> Rung | None:
         """Choose the models of the next rung, export the others, and see how long those can be trained."""
-        record, count = self.record, len(self.record.rungs[0].models)
-        left = most_rungs(count) - len(record.rungs)
+        rungs, most_epochs = self.record.rungs, self.record.most_epochs
+        left = most_rungs(len(rungs[0].models)) - len(rungs)
         if self.config.budget_minutes is None or left < 1:
             return None
-        trained = [t for n in record.rungs[rung].models if (t := record.find("train", rung, n)) and t.error is None]
-        scores = [Score(name=t.model, val_top1=t.result["val_top1"], macs=t.result["macs"]) for t in trained]
+        scores = self._scores(rung)
         names = kept(scores)
-        if not names or record.rungs[rung].epochs >= record.most_epochs:
+        if not names or rungs[rung].epochs >= most_epochs:
             return None
-        self._export([n for n in record.models if n not in names])
-        forecast, slots = Forecast(record), self.pool.slots
+        self._export([n for n in self.record.models if n not in names])
+        forecast, slots = Forecast(self.record), self.pool.slots
         loads = [forecast.load(n) for n in names]
-        seconds = self._seconds_left() - forecast.finish_s(unfinished(record), self.local.slots)
-        limits = {"most_epochs": record.most_epochs, "rungs": left, "slots": slots}
-        epochs = plan(loads, seconds, **limits, above=record.rungs[rung].epochs)
-        record.planned = (*(r.epochs for r in record.rungs), *epochs)
+        seconds = self._seconds_left() - forecast.finish_s(unfinished(self.record), self.local.slots)
+        epochs = plan(loads, seconds, most_epochs=most_epochs, rungs=left, slots=slots, above=rungs[rung].epochs)
+        self._keep(planned=(*(r.epochs for r in rungs), *epochs))
         if not epochs:
-            self.reporter.note(f"the budget has no time for another rung of {len(names)} models")
+            self.progress.note(f"the budget has no time for another rung of {len(names)} models")
             return None
-        self.reporter.note(f"{len(names)} of {len(scores)} models go on, for {' -> '.join(map(str, epochs))} epoch(s)")
+        self.progress.note(f"{len(names)} of {len(scores)} models go on, for {' -> '.join(map(str, epochs))} epoch(s)")
         return Rung(epochs=epochs[0], models=tuple(names))
+
+    def _scores(self, rung: int) -> list[Score]:
+        steps = (self.record.find("train", rung, n) for n in self.record.rungs[rung].models)
+        return [
+            Score(name=s.model, val_top1=s.result.val_top1, macs=s.result.macs)
+            for s in steps
+            if s and isinstance(s.result, Trained)
+        ]
 
     # -- a phase -------------------------------------------------------------------------------------------------
 
@@ -252,30 +267,23 @@ class Campaign:
         specs = [self._spec(kind, r, n, record.rungs[r].epochs, record.trial_folder(n)) for r, n in work]
         if not specs:
             return
-        self.reporter.progress(0, len(specs), kind)
+        self.progress.phase(0, len(specs), kind)
         with closing(pool.run(specs)) as outcomes:
             for i, (spec, outcome) in enumerate(outcomes):
-                trial = self._done(spec, outcome)
-                record.trials.append(trial)
-                self._save()
-                self.reporter.progress(i + 1, len(specs), kind)
-                self.reporter.ended(trial, i + 1, len(specs), self._left_s())
+                step = self._step(spec, outcome)
+                self._save(steps=(*self.record.steps, step))
+                self.progress.phase(i + 1, len(specs), kind)
+                self.progress.ended(step, i + 1, len(specs), self._left_s())
 
-    def _done(self, spec: Spec, outcome: Outcome) -> Done:
-        error = outcome.error
-        if spec.kind == "train" and error is None:
-            found = outcome.result["dataset_sha256"]
-            self.record.dataset_sha256 = self.record.dataset_sha256 or found
-            if found != self.record.dataset_sha256:
+    def _step(self, spec: Spec, outcome: Outcome) -> Step:
+        result: Result | None
+        result, error = _found(RESULTS[spec.kind], outcome)
+        if isinstance(result, Trained):
+            self._keep(dataset_sha256=self.record.dataset_sha256 or result.dataset_sha256)
+            if result.dataset_sha256 != self.record.dataset_sha256:
+                result = None
                 error = "the images have changed since the sweep began; restore them or start a new sweep"
-        return Done(
-            kind=spec.kind,
-            rung=spec.rung,
-            model=spec.model,
-            wall_s=outcome.wall_s,
-            error=error,
-            result={} if error else outcome.result,
-        )
+        return Step(kind=spec.kind, rung=spec.rung, model=spec.model, wall_s=outcome.wall_s, error=error, result=result)
 
     def _spec(self, kind: str, rung: int, model: str, epochs: int, folder: Path) -> Spec:
         config = self.config
@@ -294,7 +302,7 @@ class Campaign:
 
     def _rung_of(self, model: str) -> int:
         trained = self.record.longest(model)
-        return trained.rung if trained else 0
+        return trained[0].rung if trained else 0
 
     # -- time and files ------------------------------------------------------------------------------------------
 
@@ -308,6 +316,26 @@ class Campaign:
     def _left_s(self) -> float | None:
         return Forecast(self.record).left_s(self.pool.slots, self.local.slots)
 
-    def _save(self) -> None:
-        self.record.spent_s = self._elapsed()
-        write_tables(self.record)
+    def _keep(self, **changes: Any) -> None:
+        """Replace fields of the record."""
+        self.record = replace(self.record, **changes)
+
+    def _save(self, **changes: Any) -> None:
+        """Replace fields of the record, and write it."""
+        self._keep(**changes, spent_s=self._elapsed())
+        write_tables(self.record, self._note_once)
+
+    def _note_once(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self.progress.note(text)
+
+
+def _found(kind: type[T], outcome: Outcome) -> tuple[T | None, str | None]:
+    """Return what a step found, or why it found nothing."""
+    if outcome.error is not None:
+        return None, outcome.error
+    try:
+        return decode(kind, outcome.result), None
+    except RecordError as error:
+        return None, f"its result is damaged: {error}"

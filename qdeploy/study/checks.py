@@ -20,7 +20,7 @@ from qdeploy.training.recipes import TrainConfig, config_from_recipe
 
 
 def grid() -> tuple[str, ...]:
-    """Give the models of a sweep that names none.
+    """Return the models of a sweep that names none.
 
     Raises:
         InputError: If this version has no grid.
@@ -61,7 +61,7 @@ def known_models(config: SweepConfig, fetching: Progress | None = None) -> dict[
 
 
 def most_epochs(config: SweepConfig) -> int:
-    """Give the epochs of a sweep without a budget, which are the most of one with it."""
+    """Return the epochs of a sweep without a budget, which are the most of one with it."""
     return _recipe(config).epochs
 
 

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Sequence
 
 from qdeploy.study.halving import Load, expected_kept, wall_s
-from qdeploy.study.record import Done, Record
+from qdeploy.study.record import Record, Step
+from qdeploy.study.results import Trained
 
 START_S = 8.0
 """Of a training process, before one was seen."""
@@ -22,16 +23,17 @@ class Forecast:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self.epoch_s = {n: p["epoch_s"] for n, p in record.probes.items()}
-        self.start_s = {n: p["start_s"] for n, p in record.probes.items()}
-        self.images: dict[str, int] = next((p["images"] for p in record.probes.values()), {})
-        for t in _succeeded(record, "train"):
-            self.epoch_s[t.model] = t.result["seconds"] / t.result["epochs"]
-            self.start_s[t.model] = max(0.0, t.wall_s - t.result["seconds"])
-            self.images = t.result["images"]
+        self.epoch_s = {n: p.epoch_s for n, p in record.probes.items()}
+        self.start_s = {n: p.start_s for n, p in record.probes.items()}
+        self.images: dict[str, int] = next((p.images for p in record.probes.values()), {})
+        for step in record.steps:
+            if isinstance(step.result, Trained):
+                self.epoch_s[step.model] = step.result.seconds / step.result.epochs
+                self.start_s[step.model] = max(0.0, step.wall_s - step.result.seconds)
+                self.images = step.result.images
         self._per_mac = _mean([s / max(1, record.models[n].macs) for n, s in self.epoch_s.items()])
-        self._export_ratio = _ratio([(t.wall_s, self._export_guess(t.model)) for t in _succeeded(record, "export")])
-        self._measure_ratio = _ratio([(t.wall_s, MEASURE_S) for t in _succeeded(record, "measure")])
+        self._export_ratio = _ratio([(s.wall_s, self._export_guess(s.model)) for s in _succeeded(record, "export")])
+        self._measure_ratio = _ratio([(s.wall_s, MEASURE_S) for s in _succeeded(record, "measure")])
 
     @property
     def known(self) -> bool:
@@ -72,7 +74,7 @@ class Forecast:
 
 
 def unfinished(record: Record) -> list[str]:
-    """Give the models that will still be measured, as far as one can tell."""
+    """Return the models that will still be measured, as far as one can tell."""
     found = []
     for name in record.models:
         trained_or_waits = record.longest(name) is not None or record.find("train", 0, name) is None
@@ -83,8 +85,8 @@ def unfinished(record: Record) -> list[str]:
     return found
 
 
-def _succeeded(record: Record, kind: str) -> list[Done]:
-    return [t for t in record.trials if t.kind == kind and t.error is None]
+def _succeeded(record: Record, kind: str) -> list[Step]:
+    return [s for s in record.steps if s.kind == kind and s.error is None]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -92,6 +94,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
-    """Give measured over guessed time, 1 before anything was measured."""
+    """Return measured over guessed time, 1 before anything was measured."""
     guessed = sum(g for _, g in pairs)
     return sum(m for m, _ in pairs) / guessed if guessed else 1.0

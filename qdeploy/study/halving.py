@@ -37,7 +37,7 @@ class Load:
 
 
 def kept(scores: Sequence[Score]) -> list[str]:
-    """Give the models that go on to the next rung, in the order given.
+    """Return the models that go on to the next rung, in the order given.
 
     The best third (rounded up) by validation top-1, the cheaper of two equal ones first; and every model for which
     no other is at least as accurate with at most its MACs, and better in one of the two.
@@ -53,12 +53,12 @@ def _dominates(a: Score, b: Score) -> bool:
 
 
 def expected_kept(count: int) -> int:
-    """Give the number of models that a plan expects to go on."""
+    """Return the number of models that a plan expects to go on."""
     return min(count, math.ceil(count / ETA) + EXTRA_KEPT)
 
 
 def most_rungs(count: int) -> int:
-    """Give the number of rungs that so many models are worth: with a third of fewer than three nothing is gained."""
+    """Return the number of rungs that so many models are worth: with a third of fewer than three nothing is gained."""
     return min(MOST_RUNGS, 1 + int(math.log(max(1, count), ETA) + 1e-9))
 
 

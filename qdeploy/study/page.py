@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from typing import Any
 
-from qdeploy.core.files import write_bytes
+from qdeploy.core.files import Note, write_bytes, write_rendered
+from qdeploy.core.html import Markup, page, table, tag
 from qdeploy.core.intervals import wilson_interval
-from qdeploy.study.picture import draw_pareto
+from qdeploy.study.pareto import Point
 from qdeploy.study.record import Record
 from qdeploy.study.rows import Row, csv_of, pareto_of, rows_of
 
@@ -25,24 +25,33 @@ th:first-child,td:first-child,td:last-child{text-align:left}
 _UNITS = {"latency": ("ms", 1.0, 3), "size": ("kB", 1e-3, 0), "params": ("parameters", 1.0, 0)}
 
 
-def write_tables(record: Record) -> None:
-    """Write all four, each whole or not at all; ``sweep.json`` last, since going on starts from it."""
+def write_tables(record: Record, note: Note) -> None:
+    """Write all four, each whole or not at all; first what holds the results, ``sweep.json`` and ``sweep.csv``.
+
+    Args:
+        record: Of the sweep.
+        note: Told why the picture or the page could not be made.
+    """
     rows = rows_of(record)
     pareto = pareto_of(rows)
-    picture = _picture(record, rows)
+    record.save(trials=[asdict(r) for r in rows], pareto=[asdict(p) for p in pareto])
     write_bytes(record.folder / "sweep.csv", csv_of(rows))
-    write_bytes(record.folder / "sweep.html", html_page(record, rows, pareto, picture).encode())
-    record.save(trials=[asdict(r) for r in rows], pareto=pareto)
+    picture = _picture(record, rows, note)
+    write_rendered(record.folder / "sweep.html", lambda: html_page(record, rows, pareto, picture).encode(), note)
 
 
-def _picture(record: Record, rows: Sequence[Row]) -> bytes:
+def _picture(record: Record, rows: Sequence[Row], note: Note) -> bytes | None:
     """Draw ``pareto.png``, or take the present one where no point of it has changed."""
     path = record.folder / "pareto.png"
-    if path.exists() and record.trials and record.trials[-1].kind == "train":
-        return path.read_bytes()
-    picture = draw_pareto([asdict(r) for r in rows], title_of(record))
-    write_bytes(path, picture)
-    return picture
+
+    def draw() -> bytes:
+        if path.is_file() and record.steps and record.steps[-1].kind == "train":
+            return path.read_bytes()
+        from qdeploy.study.picture import draw_pareto  # Matplotlib may be missing or broken: the results stay
+
+        return draw_pareto(rows, title_of(record))
+
+    return write_rendered(path, draw, note)
 
 
 def title_of(record: Record) -> str:
@@ -51,24 +60,29 @@ def title_of(record: Record) -> str:
     return f"{len(record.models)} models on {data}"
 
 
-def html_page(record: Record, rows: Sequence[Row], pareto: Sequence[dict[str, Any]], picture: bytes) -> str:
-    """Give the page: the picture, the fronts, the table. It needs no other file and runs no script."""
-    title = title_of(record)
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="note">{escape(_summary(record, rows))}</p>',
-        f'<img alt="Pareto fronts" src="data:image/png;base64,{base64.b64encode(picture).decode()}">',
-        "<p>Circles are fp32 files, squares INT8 files; filled ones are on the front. The colour tells the epochs.</p>",
-        *(_front(axis, [p for p in pareto if p["axis"] == axis]) for axis in _UNITS),
-        "<h2>All models</h2>",
-        _table(_HEAD, [(_cells(r), _class(r)) for r in _sorted(rows)]),
-        "<h2>Measured on</h2>",
-        f"<p>{escape(_machine(record.environment))}</p>",
-    ]
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+def html_page(record: Record, rows: Sequence[Row], pareto: Sequence[Point], picture: bytes | None) -> str:
+    """Return the page: the picture, the fronts, the table. It needs no other file and runs no script."""
+    title, shown = title_of(record), _sorted(rows)
+    return page(
+        title,
+        _STYLE,
+        tag("h1", title),
+        tag("p", _summary(record, rows), class_="note"),
+        *_drawn(picture),
+        *(part for axis in _UNITS for part in _front(axis, [p for p in pareto if p.axis == axis])),
+        tag("h2", "All models"),
+        table(_HEAD, [_cells(r) for r in shown], row_kinds=[_class(r) for r in shown]),
+        tag("h2", "Measured on"),
+        tag("p", _machine(record.environment)),
     )
+
+
+def _drawn(picture: bytes | None) -> list[Markup]:
+    if picture is None:
+        return [tag("p", "The picture could not be drawn.")]
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    legend = "Circles are fp32 files, squares INT8 files; filled ones are on the front. The colour tells the epochs."
+    return [tag("img", alt="Pareto fronts", src=source), tag("p", legend)]
 
 
 def _summary(record: Record, rows: Sequence[Row]) -> str:
@@ -87,14 +101,11 @@ def _summary(record: Record, rows: Sequence[Row]) -> str:
     return text
 
 
-def _front(axis: str, found: Sequence[dict[str, Any]]) -> str:
+def _front(axis: str, found: Sequence[Point]) -> list[Markup]:
     unit, scale, digits = _UNITS[axis]
-    rows = [
-        ((p["name"], p["precision"], f"{p['top1']:.2f}", f"{p['cost'] * scale:,.{digits}f}", str(p["epochs"])), "")
-        for p in found
-    ]
+    rows = [(p.name, p.precision, f"{p.top1:.2f}", f"{p.cost * scale:,.{digits}f}", str(p.epochs)) for p in found]
     head = ("model", "precision", "test top-1 %", unit, "epochs")
-    return f"<h2>Front of accuracy against {axis}</h2>{_table(head, rows)}"
+    return [tag("h2", f"Front of accuracy against {axis}"), table(head, rows)]
 
 
 _HEAD = (
@@ -142,11 +153,6 @@ def _class(r: Row) -> str:
 def _sorted(rows: Sequence[Row]) -> list[Row]:
     """The most accurate first, those without an accuracy last."""
     return sorted(rows, key=lambda r: -max(r.test_top1_fp32 or 0.0, r.test_top1_int8 or 0.0))
-
-
-def _table(head: Sequence[str], rows: Sequence[tuple[tuple[str, ...], str]]) -> str:
-    body = "".join(f'<tr class="{kind}">{"".join(f"<td>{escape(c)}</td>" for c in cells)}</tr>' for cells, kind in rows)
-    return f"<table><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr>{body}</table>"
 
 
 def _machine(environment: dict[str, Any]) -> str:

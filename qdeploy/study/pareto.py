@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qdeploy.study.rows import Row
 
 COSTS = {"latency": "latency_{}_ms", "size": "size_{}_bytes", "params": "params"}
 """The axes of cost, and the column of a row that holds it for a precision."""
@@ -16,6 +19,8 @@ PRECISIONS = ("int8", "fp32")
 class Point:
     """One artifact of one model, seen from one axis of cost."""
 
+    axis: str
+    """latency, size or params."""
     name: str
     precision: str
     rung: int
@@ -26,19 +31,20 @@ class Point:
     """Milliseconds, bytes or parameters."""
 
 
-def points(rows: Sequence[Mapping[str, Any]], axis: str) -> list[Point]:
-    """Give every artifact that has an accuracy and a cost on an axis; a failed or unfinished one has not."""
+def points(rows: Sequence[Row], axis: str) -> list[Point]:
+    """Return every artifact that has an accuracy and a cost on an axis; a failed or unfinished one has not."""
     found = []
     for row in rows:
         for precision in PRECISIONS:
-            top1, cost = row[f"test_top1_{precision}"], row[COSTS[axis].format(precision)]
-            if top1 is not None and cost is not None:
+            top1, cost = getattr(row, f"test_top1_{precision}"), getattr(row, COSTS[axis].format(precision))
+            if row.rung is not None and row.epochs is not None and top1 is not None and cost is not None:
                 found.append(
                     Point(
-                        name=row["name"],
+                        axis=axis,
+                        name=row.name,
                         precision=precision,
-                        rung=row["rung"],
-                        epochs=row["epochs"],
+                        rung=row.rung,
+                        epochs=row.epochs,
                         top1=top1,
                         cost=cost,
                     )
@@ -47,7 +53,7 @@ def points(rows: Sequence[Mapping[str, Any]], axis: str) -> list[Point]:
 
 
 def front(candidates: Sequence[Point]) -> list[Point]:
-    """Give the points that no other beats, from the cheapest to the most accurate.
+    """Return the points that no other beats, from the cheapest to the most accurate.
 
     One point beats another if it is at least as accurate at no more cost, and better in one of the two. Of points
     that are equal in both the first counts.
@@ -59,6 +65,6 @@ def front(candidates: Sequence[Point]) -> list[Point]:
     return best
 
 
-def fronts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """Give the front of each axis of cost."""
+def fronts(rows: Sequence[Row]) -> dict[str, list[Point]]:
+    """Return the front of each axis of cost."""
     return {axis: front(points(rows, axis)) for axis in COSTS}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 from qdeploy.study.pareto import Point, front, points
+from qdeploy.study.rows import Row
 from qdeploy.training.figure import Axes, Figure, FigureCanvasAgg, FuncFormatter, Line2D, LogLocator, NullFormatter
 
 AXES = {
@@ -24,7 +24,7 @@ LABELLED = 12
 """Most names on a front; more would hide the points."""
 
 
-def draw_pareto(rows: Sequence[dict[str, Any]], title: str) -> bytes:
+def draw_pareto(rows: Sequence[Row], title: str) -> bytes:
     """Draw the fronts side by side, as a PNG.
 
     A circle is an fp32 file, a square an INT8 file; filled ones are on the front. The colour tells the rung.
@@ -74,12 +74,12 @@ def _scale(axes: Axes, costs: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(rows: Sequence[dict[str, Any]]) -> list[Line2D]:
+def _legend(rows: Sequence[Row]) -> list[Line2D]:
     shown = [
         Line2D([], [], marker=marker, linestyle="none", color="#1c2430", markerfacecolor="none", label=precision)
         for precision, marker in MARKERS.items()
     ]
-    rungs = sorted({(r["rung"], r["epochs"]) for r in rows if r["rung"]})
+    rungs = sorted({(r.rung, r.epochs) for r in rows if r.rung and r.epochs})
     for rung, epochs in rungs:
         colour = COLOURS[min(rung, len(COLOURS)) - 1]
         shown.append(Line2D([], [], marker="o", linestyle="none", color=colour, label=f"{epochs} epoch(s)"))

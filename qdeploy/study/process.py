@@ -1,4 +1,4 @@
-"""Starts trials as processes, some at a time, and says how each ended."""
+"""Starts the steps of trials as processes, some at a time, and says how each ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -16,21 +15,17 @@ from typing import Any, Protocol
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import read_json, write_json
+from qdeploy.core.interpreter import python_command
 from qdeploy.study.trial import Spec
 
-# not -m: that would let a file of the user's folder, a numpy.py say, be imported
-COMMAND = (
-    sys.executable,
-    "-c",
-    "import sys; sys.path.remove(''); from qdeploy.study.trial import main; main(sys.argv[1])",
-)
+COMMAND = python_command("from qdeploy.study.trial import main; main(sys.argv[1])")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LOOK_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a trial ended."""
+    """How a step ended."""
 
     result: dict[str, Any]
     """What it found; empty if it failed."""
@@ -41,24 +36,24 @@ class Outcome:
 
 
 Ended = Generator[tuple[Spec, Outcome], None, None]
-"""Trials as they end; closing it ends those that still run."""
+"""Steps as they end; closing it ends those that still run."""
 
 
 class Pool(Protocol):
-    """Whatever runs trials."""
+    """Whatever runs the steps of trials."""
 
     slots: int
-    """Trials at a time."""
+    """Steps at a time."""
 
     def run(self, specs: Iterable[Spec]) -> Ended:
-        """Run trials and give each as it ends."""
+        """Run steps and yield each as it ends."""
 
     def close(self) -> None:
         """Let go of what the pool holds."""
 
 
-class TrialProcess:
-    """One trial while it runs."""
+class StepProcess:
+    """One step while it runs."""
 
     def __init__(self, spec: Spec, threads: int) -> None:
         self.spec, self.folder = spec, Path(spec.folder)
@@ -80,7 +75,7 @@ class TrialProcess:
             )
 
     def poll(self) -> Outcome | None:
-        """Give the outcome, or None while it runs."""
+        """Return the outcome, or None while it runs."""
         code = self.process.poll()
         if code is None:
             return None
@@ -109,7 +104,7 @@ class TrialProcess:
 
 
 def remove_leftovers(spec: Spec) -> None:
-    """Remove what an earlier attempt at this trial has left."""
+    """Remove what an earlier attempt at this step has left."""
     Path(spec.folder, f"{spec.name}.json").unlink(missing_ok=True)
     if spec.kind == "train":
         shutil.rmtree(spec.run, ignore_errors=True)
@@ -127,27 +122,27 @@ def _reason(code: int, log: Path) -> str:
 
 
 class LocalPool:
-    """Runs trials on this machine."""
+    """Runs steps on this machine."""
 
     def __init__(self, slots: int, threads: int) -> None:
         self.slots, self.threads = slots, threads
 
     def run(self, specs: Iterable[Spec]) -> Ended:
-        """Run trials and give each as it ends."""
-        waiting, running = deque(specs), list[TrialProcess]()
+        """Run steps and yield each as it ends."""
+        waiting, running = deque(specs), list[StepProcess]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.slots:
-                    running.append(TrialProcess(waiting.popleft(), self.threads))
-                for trial in list(running):
-                    outcome = trial.poll()
+                    running.append(StepProcess(waiting.popleft(), self.threads))
+                for process in list(running):
+                    outcome = process.poll()
                     if outcome is not None:
-                        running.remove(trial)
-                        yield trial.spec, outcome
+                        running.remove(process)
+                        yield process.spec, outcome
                 time.sleep(LOOK_S)
         finally:
-            for trial in running:
-                trial.stop()
+            for process in running:
+                process.stop()
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,6 +1,6 @@
-"""Trials on the machines of a Ray cluster; the one module that knows Ray.
+"""Steps of trials on the machines of a Ray cluster; the one module that knows Ray.
 
-A trial runs there as it would here, as a process of its own in a temporary folder, and its files come back through
+A step runs there as it would here, as a process of its own in a temporary folder, and its files come back through
 Ray: the machines need no common disk, only qdeploy and the data under the same name or path.
 """
 
@@ -18,36 +18,36 @@ from typing import Any
 import ray
 
 from qdeploy.core.files import write_bytes
-from qdeploy.study.process import LOOK_S, Ended, Outcome, TrialProcess, remove_leftovers
+from qdeploy.study.process import LOOK_S, Ended, Outcome, StepProcess, remove_leftovers
 from qdeploy.study.trial import Spec
 
 Files = dict[str, bytes]
 
 
 def run_elsewhere(spec: Spec, threads: int) -> tuple[Outcome, Files]:
-    """Run a trial in a temporary folder of this machine; gives the files it has left."""
+    """Run a step in a temporary folder of this machine; returns the files it has left, too."""
     with tempfile.TemporaryDirectory(prefix="qdeploy-trial-") as name:
         folder = Path(name)
-        trial = TrialProcess(replace(spec, folder=name), threads)
+        process = StepProcess(replace(spec, folder=name), threads)
         try:
-            while (outcome := trial.poll()) is None:
+            while (outcome := process.poll()) is None:
                 time.sleep(LOOK_S)
         finally:
-            trial.stop()
+            process.stop()
         files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     return outcome, files
 
 
 class RayPool:
-    """Runs trials as Ray tasks, on the cluster of ``RAY_ADDRESS`` or else on a Ray of this machine alone."""
+    """Runs steps as Ray tasks, on the cluster of ``RAY_ADDRESS`` or else on a Ray of this machine alone."""
 
     def __init__(self, slots: int, threads: int, *, gpu: bool) -> None:
         """Connect or start.
 
         Args:
-            slots: Trials at a time on each machine.
-            threads: Of one trial.
-            gpu: Whether trials train on GPUs where the cluster has some.
+            slots: Steps at a time on each machine.
+            threads: Of one step.
+            gpu: Whether they train on GPUs where the cluster has some.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if os.environ.get("RAY_ADDRESS"):
@@ -66,7 +66,7 @@ class RayPool:
         self.slots = max(1, int(gpus * slots) if gpus else int(resources.get("CPU", 1)) // threads)
 
     def run(self, specs: Iterable[Spec]) -> Ended:
-        """Run trials and give each as it ends."""
+        """Run steps and yield each as it ends."""
         task: Any = ray.remote(num_cpus=self.threads, num_gpus=self.gpu_share, max_retries=0)(run_elsewhere)
         running: dict[Any, Spec] = {task.remote(spec, self.threads): spec for spec in specs}
         try:
@@ -84,7 +84,7 @@ class RayPool:
 
 
 def _fetch(reference: Any, spec: Spec) -> Outcome:
-    """Bring a trial's files here."""
+    """Bring a step's files here."""
     try:
         outcome, files = ray.get(reference)
     except ray.exceptions.RayError as error:

@@ -6,10 +6,10 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
 
 from qdeploy.study.pareto import Point, fronts
-from qdeploy.study.record import Done, Record
+from qdeploy.study.record import Record
+from qdeploy.study.results import ExportedFile, MeasuredFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,68 +59,64 @@ def rows_of(record: Record) -> list[Row]:
     """Make the table from what has ended so far."""
     rows = [_row(record, name) for name in record.models]
     places: dict[str, list[str]] = {r.name: [] for r in rows}
-    for axis, found in fronts([asdict(r) for r in rows]).items():
-        for point in found:
-            places[point.name].append(f"{axis}:{point.precision}")
+    for point in pareto_of(rows):
+        places[point.name].append(f"{point.axis}:{point.precision}")
     return [replace(r, pareto=" ".join(places[r.name])) for r in rows]
 
 
-def pareto_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Give the fronts as one list, the cheapest point of each axis first."""
-    found: dict[str, list[Point]] = fronts([asdict(r) for r in rows])
-    return [{"axis": axis, **asdict(p)} for axis, points in found.items() for p in points]
+def pareto_of(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """Return the fronts one after the other, the cheapest point of each axis first."""
+    return tuple(point for points in fronts(rows).values() for point in points)
 
 
 def _row(record: Record, name: str) -> Row:
-    model, trained = record.models[name], record.longest(name)
-    train = trained.result if trained else {}
-    exported, measured = record.after("export", name), record.after("measure", name)
-    files = (exported.result if exported else {}).get("artifacts", {})
-    times = (measured.result if measured else {}).get("artifacts", {})
-    speedup = (measured.result if measured else {}).get("int8_speedup") or {}
-    fp32, int8 = files.get("fp32", {}), files.get("int8", {})
-    fast, faster = times.get("fp32", {}), times.get("int8", {})
-    low, high = speedup.get("ci95") or (None, None)
+    model, longest = record.models[name], record.longest(name)
+    step, train = longest or (None, None)
+    exported, measured = record.exported(name), record.measured(name)
+    files: dict[str, ExportedFile] = exported.artifacts if exported else {}
+    times: dict[str, MeasuredFile] = measured.artifacts if measured else {}
+    speedup = measured.int8_speedup if measured else None
+    fp32, int8, fast, faster = files.get("fp32"), files.get("int8"), times.get("fp32"), times.get("int8")
     return Row(
         name=name,
-        family=train.get("family", model.family),
-        params=train.get("params", model.params),
-        macs=train.get("macs", model.macs),
-        input_size=train.get("input_size", model.input_size),
-        rung=trained.rung + 1 if trained else None,
-        epochs=train.get("epochs"),
-        val_top1=train.get("val_top1"),
-        test_top1_fp32=fp32.get("test_top1"),
-        test_top1_int8=int8.get("test_top1"),
-        test_n=fp32.get("test_n"),
-        latency_fp32_ms=fast.get("latency_ms"),
-        latency_int8_ms=faster.get("latency_ms"),
-        latency_n=fast.get("n"),
-        int8_speedup=speedup.get("ratio"),
-        int8_speedup_low=low,
-        int8_speedup_high=high,
-        peak_fp32_bytes=fast.get("peak_bytes"),
-        peak_int8_bytes=faster.get("peak_bytes"),
-        size_fp32_bytes=fp32.get("size_bytes"),
-        size_int8_bytes=int8.get("size_bytes"),
-        epoch_s=train["seconds"] / train["epochs"] if train else None,
-        error=_error(record, name, exported),
+        family=train.family if train else model.family,
+        params=train.params if train else model.params,
+        macs=train.macs if train else model.macs,
+        input_size=train.input_size if train else model.input_size,
+        rung=step.rung + 1 if step else None,
+        epochs=train.epochs if train else None,
+        val_top1=train.val_top1 if train else None,
+        test_top1_fp32=fp32.test_top1 if fp32 else None,
+        test_top1_int8=int8.test_top1 if int8 else None,
+        test_n=fp32.test_n if fp32 else None,
+        latency_fp32_ms=fast.latency_ms if fast else None,
+        latency_int8_ms=faster.latency_ms if faster else None,
+        latency_n=fast.n if fast else None,
+        int8_speedup=speedup.ratio if speedup else None,
+        int8_speedup_low=speedup.ci95[0] if speedup else None,
+        int8_speedup_high=speedup.ci95[1] if speedup else None,
+        peak_fp32_bytes=fast.peak_bytes if fast else None,
+        peak_int8_bytes=faster.peak_bytes if faster else None,
+        size_fp32_bytes=fp32.size_bytes if fp32 else None,
+        size_int8_bytes=int8.size_bytes if int8 else None,
+        epoch_s=train.seconds / train.epochs if train else None,
+        error=_error(record, name),
     )
 
 
-def _error(record: Record, name: str, exported: Done | None) -> str | None:
-    """Give the first reason for which something of a model is missing."""
+def _error(record: Record, name: str) -> str | None:
+    """Return the first reason for which something of a model is missing."""
     if name in record.failed:
         return f"probe: {record.failed[name]}"
-    for trial in record.trials:
-        if trial.model == name and trial.error is not None:
-            return f"{trial.kind}: {trial.error}"
-    rejected = exported.result.get("int8_error") if exported else None
-    return f"int8: {rejected}" if rejected else None
+    for step in record.steps:
+        if step.model == name and step.error is not None:
+            return f"{step.kind}: {step.error}"
+    exported = record.exported(name)
+    return f"int8: {exported.int8_error}" if exported and exported.int8_error else None
 
 
 def csv_of(rows: Sequence[Row]) -> bytes:
-    """Give the table as CSV; unknown values are empty."""
+    """Return the table as CSV; unknown values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([f.name for f in fields(Row)])

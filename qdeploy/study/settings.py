@@ -9,6 +9,7 @@ from typing import Any
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.machine import usable_cores
+from qdeploy.core.records import decode
 
 DEFAULT_BUDGET_MINUTES = 60.0
 """Of a sweep over the whole grid for which neither epochs nor a budget are given."""
@@ -64,7 +65,7 @@ class SweepConfig:
         return max(1, usable_cores() // self.jobs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return asdict(self)
 
     @classmethod
@@ -73,8 +74,9 @@ class SweepConfig:
 
         Raises:
             InputError: If it has other fields than this version knows.
+            RecordError: If a value is of another type.
         """
         odd = sorted(set(values) ^ {f.name for f in fields(cls)})
         if odd:
             raise InputError(f"the sweep was written by another version of qdeploy (it differs in {', '.join(odd)})")
-        return cls(**{**values, "models": tuple(values["models"])})
+        return decode(cls, dict(values), "settings")

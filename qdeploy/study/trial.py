@@ -1,4 +1,4 @@
-"""One trial of a sweep, in a process of its own: probe, train, export or measure one model.
+"""One step of a trial, in a process of its own: probe, train, export or measure one model.
 
 ``process`` starts it with the path of a ``Spec``. What it found, or why it could not, is written beside the spec; a
 crash or a kill for want of memory ends this process and nothing else.
@@ -15,10 +15,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdeploy.core.errors import QdeployError, VerdictError
 from qdeploy.core.files import read_json, write_json
+from qdeploy.core.records import decode
+from qdeploy.study.results import Exported, ExportedFile, Measured, MeasuredFile, Probed, Result, Speedup, Trained
+
+if TYPE_CHECKING:
+    from qdeploy.core.run_folder import RunRecord
 
 PROBE_STEPS = 12
 PROBE_SECONDS = 4.0
@@ -31,12 +36,13 @@ LEAST_RUNS = 200
 MEASURE_SECONDS = 2.5
 """Of both precisions together; longer if a slow model needs it for ``LEAST_RUNS``."""
 
-Result = dict[str, Any]
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a trial does."""
+    """What a step does."""
 
     kind: str
     """probe, train, export or measure."""
@@ -69,23 +75,23 @@ class Spec:
 
 
 def main(path: str) -> None:
-    """Do what a spec says and write the result; the entry point of the process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    spec = Spec(**read_json(Path(path)))
+    """Carry out what a spec says and write the result; the entry point of the process."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    spec = decode(Spec, read_json(Path(path)))
     write_json(Path(spec.folder) / f"{spec.name}.json", outcome(spec))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Exit as soon as standard input closes: the sweep holds its other end, and lets go of it however it ends."""
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
-def outcome(spec: Spec) -> Result:
-    """Give a trial's result, or ``error`` with the reason in one line; the log has the traceback."""
+def outcome(spec: Spec) -> dict[str, Any]:
+    """Return a step's result, or ``error`` with the reason in one line; the log has the traceback."""
     try:
-        return _KINDS[spec.kind](spec)
+        return asdict(_KINDS[spec.kind](spec))
     except QdeployError as error:
         return {"error": _one_line(str(error))}
     except Exception as error:  # of torch or onnx: recorded, and the sweep goes on
@@ -98,12 +104,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:500]
 
 
-class _EnoughError(Exception):
+class EnoughError(Exception):
     """Ends a probe."""
 
 
-class _Stopwatch:
-    """A training reporter that times steps and stops the run when it has seen enough."""
+class Stopwatch:
+    """Times the steps of a training, and stops it when it has seen enough."""
 
     def __init__(self) -> None:
         self.begin = self.began = time.perf_counter()
@@ -113,9 +119,9 @@ class _Stopwatch:
     def reading(self, done: int, total: int) -> None:
         """Ignore."""
 
-    def started(self, record: Result, folder: Path) -> None:
+    def started(self, record: RunRecord, folder: Path) -> None:
         """Remember the number of images; from here on steps are taken."""
-        self.images = record["dataset"]["images"]
+        self.images = record.dataset.images
         self.begin = self.began = time.perf_counter()
 
     def batch(self, epoch: int, done: int, total: int) -> None:
@@ -126,34 +132,34 @@ class _Stopwatch:
             self.began = now
         timed = self.steps - WARM_STEPS
         if timed >= PROBE_STEPS or (timed >= 2 and now - self.begin > PROBE_SECONDS):
-            raise _EnoughError
+            raise EnoughError
 
-    def epoch(self, row: Result) -> None:
+    def epoch(self, row: Row) -> None:
         """Ignore."""
 
     def note(self, text: str) -> None:
         """Write it into the log."""
         print(text, file=sys.stderr)
 
-    def result(self) -> Result:
+    def result(self) -> Probed:
         """Predict the seconds of an epoch with its two evaluations, and of the rest of a run."""
         timed = max(1, self.steps - WARM_STEPS)
         step_s = (time.perf_counter() - self.began) / timed
         image_s = FORWARD_SHARE * step_s * self.steps_per_epoch / max(1, self.images["train"])
-        return {
-            "epoch_s": self.steps_per_epoch * step_s + 2 * self.images["val"] * image_s,
-            "test_s": self.images["test"] * image_s,
-            "stepping_s": time.perf_counter() - self.begin,
-            "images": self.images,
-        }
+        return Probed(
+            epoch_s=self.steps_per_epoch * step_s + 2 * self.images["val"] * image_s,
+            test_s=self.images["test"] * image_s,
+            stepping_s=time.perf_counter() - self.begin,
+            images=self.images,
+        )
 
 
-def _probe(spec: Spec) -> Result:
+def _probe(spec: Spec) -> Probed:
     """Time a few training steps."""
     from qdeploy.training import train
 
-    watch = _Stopwatch()
-    with suppress(_EnoughError):
+    watch = Stopwatch()
+    with suppress(EnoughError):
         train(_config(spec), spec.run, watch)
     return watch.result()
 
@@ -172,35 +178,40 @@ def _config(spec: Spec) -> Any:
     )
 
 
-class _Log(_Stopwatch):
-    """A training reporter that writes a line an epoch into the log."""
+class _Log(Stopwatch):
+    """Writes a line an epoch into the log."""
 
     def batch(self, epoch: int, done: int, total: int) -> None:
         """Ignore."""
 
-    def epoch(self, row: Result) -> None:
+    def epoch(self, row: Row) -> None:
         """Write the row."""
         print(f"epoch {row['epoch']}: val {row['val_top1']:.2f} %, {row['all_s']:.1f} s", file=sys.stderr, flush=True)
 
 
-def _train(spec: Spec) -> Result:
-    from qdeploy.core.run_folder import RECORD
+def _train(spec: Spec) -> Trained:
+    from qdeploy.core.run_folder import read_record
     from qdeploy.training import train
 
-    result = asdict(train(_config(spec), spec.run, _Log()))
-    record = read_json(spec.run / RECORD)
-    found = {k: result[k] for k in ("params", "epochs", "best_epoch", "val_top1", "test_top1", "seconds")}
-    model = {k: record["model"][k] for k in ("family", "macs", "input_size")}
-    return {
-        **found,
-        **model,
-        "images": record["dataset"]["images"],
-        "dataset": record["dataset"]["name"],
-        "dataset_sha256": record["dataset"]["sha256"],
-    }
+    result = train(_config(spec), spec.run, _Log())
+    record = read_record(spec.run)
+    return Trained(
+        family=record.model.family,
+        params=result.params,
+        macs=record.model.macs,
+        input_size=record.model.input_size,
+        epochs=result.epochs,
+        best_epoch=result.best_epoch,
+        val_top1=result.val_top1,
+        test_top1=result.test_top1,
+        seconds=result.seconds,
+        images=record.dataset.images,
+        dataset=record.dataset.name,
+        dataset_sha256=record.dataset.sha256,
+    )
 
 
-def _export(spec: Spec) -> Result:
+def _export(spec: Spec) -> Exported:
     """Export to fp32 and INT8, slower and coarser ones too; where INT8 is broken, to fp32 alone, with the reason."""
     from qdeploy.export.api import export
     from qdeploy.export.config import ExportConfig
@@ -213,39 +224,39 @@ def _export(spec: Spec) -> Result:
         reason = _one_line(str(error))
         report = export(spec.run, ExportConfig(), spec.export, _log)
     artifacts = {
-        a.precision: {
-            "test_top1": a.accuracy.top1,
-            "test_n": a.accuracy.n,
-            "size_bytes": a.size_bytes,
-            "p50_ms": a.latency_ms["p50"],
-        }
+        a.precision: ExportedFile(
+            test_top1=a.accuracy.top1,
+            test_n=a.accuracy.n,
+            size_bytes=a.size_bytes,
+            p50_ms=a.latency_ms["p50"],
+        )
         for a in report.artifacts
     }
-    return {"artifacts": artifacts, "verdict": report.verdict, "int8_error": reason}
+    return Exported(artifacts=artifacts, verdict=report.verdict, int8_error=reason)
 
 
 def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _measure(spec: Spec) -> Result:
+def _measure(spec: Spec) -> Measured:
     """Time the files of an export in turn: batch 1, one thread; memory of fresh processes."""
     from qdeploy.bench import BenchConfig, bench
 
-    exported = read_json(Path(spec.folder) / f"export-{spec.rung}.json")["artifacts"]
-    round_s = sum(a["p50_ms"] for a in exported.values()) / 1e3
+    exported = decode(Exported, read_json(Path(spec.folder) / f"export-{spec.rung}.json")).artifacts
+    round_s = sum(file.p50_ms or 0.0 for file in exported.values()) / 1e3
     seconds = max(MEASURE_SECONDS, 1.1 * LEAST_RUNS * round_s)
     files = [spec.export / f"model.{precision}.onnx" for precision in exported]
     report = bench(files, BenchConfig(runs=MEASURE_RUNS, seconds=seconds, details=False))
     artifacts = {
-        r.precision: {"latency_ms": r.latency_ms["p50"], "n": r.n, "peak_bytes": r.peak_rss_bytes}
+        r.precision: MeasuredFile(latency_ms=r.latency_ms["p50"], n=r.n, peak_bytes=r.peak_rss_bytes)
         for r in report.results
     }
-    speedup = {"ratio": c.ratio, "ci95": list(c.ci95)} if (c := next(iter(report.comparisons), None)) else None
-    return {"artifacts": artifacts, "int8_speedup": speedup, "cpu": report.environment["cpu"]}
+    speedup = next((Speedup(ratio=c.ratio, ci95=c.ci95) for c in report.comparisons), None)
+    return Measured(artifacts=artifacts, int8_speedup=speedup, cpu=report.environment["cpu"])
 
 
-_KINDS: dict[str, Callable[[Spec], Result]] = {
+_KINDS: dict[str, Callable[[Spec], Probed | Result]] = {
     "probe": _probe,
     "train": _train,
     "export": _export,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from qdeploy.core.files import write_bytes
 from qdeploy.training.figure import Axes, Figure, FigureCanvasAgg
 
 PANELS = (
@@ -20,7 +18,7 @@ PANELS = (
 )
 
 
-def draw_curves(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+def draw_curves(rows: Sequence[dict[str, Any]], title: str) -> bytes:
     """Draw accuracy, loss, learning rate, confidence, momentum and EMA decay over the epochs, as a PNG."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -29,7 +27,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
         _panel(axes, rows, label, columns)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
-    write_bytes(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def _panel(axes: Axes, rows: Sequence[dict[str, Any]], label: str, columns: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qdeploy.core.errors import MissingDependencyError
-from qdeploy.training.reporter import Row
+from qdeploy.training.progress import Row
 
 FOLDER = "tensorboard"
 

@@ -1,9 +1,9 @@
-"""One run: its epochs, its returns to earlier weights, its log and its checkpoints."""
+"""One run: the loop over its epochs, its returns to earlier weights, its log and its checkpoints."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.files import write_rendered
 from qdeploy.core.machine import peak_memory_bytes
+from qdeploy.core.run_folder import RunRecord, RunResults
 from qdeploy.data.dataset import Dataset
 from qdeploy.training.averaging import StochasticWeightAverage, Weights, refresh_statistics
 from qdeploy.training.batches import Batches
 from qdeploy.training.best import Best
 from qdeploy.training.checkpoint import Checkpoint, nested, remove_checkpoints, save_checkpoint, under
-from qdeploy.training.curves import draw_curves
 from qdeploy.training.events import EventLog
 from qdeploy.training.learner import Learner, Score, Tally
+from qdeploy.training.progress import Progress, Row
 from qdeploy.training.recipes import TrainConfig
-from qdeploy.training.reporter import Reporter, Row
-from qdeploy.training.run_files import TrainResult, save_record, save_weights, write_log
+from qdeploy.training.run_files import TrainResult, save_weights, write_log
 from qdeploy.training.schedule import build_schedule, constants_of
 from qdeploy.training.stopping import StopRequest, stop_requests
 
@@ -46,11 +47,11 @@ class Run:
         learner: Learner,
         batches: Batches,
         folder: Path,
-        record: Row,
-        reporter: Reporter,
+        record: RunRecord,
+        progress: Progress,
     ) -> None:
         self.config, self.dataset, self.learner, self.batches = config, dataset, learner, batches
-        self.folder, self.record, self.reporter, self.world = folder, record, reporter, learner.world
+        self.folder, self.record, self.progress, self.world = folder, record, progress, learner.world
         self.constants = constants_of(config)
         self.schedule = build_schedule(config, batches.steps)
         self.best = Best(len(dataset.splits["val"]), within_error=config.schedule == "cosine")
@@ -82,7 +83,7 @@ class Run:
         at_swa = self.config.swa and self.epoch == self.constants.swa_start
         if self.best.weights and self.config.reloads and (at_swa or self.epoch in self.constants.reload_epochs):
             self.learner.load(self.best.weights)
-            self.reporter.note(f"epoch {self.epoch + 1} starts from the best weights (epoch {self.best.epoch})")
+            self.progress.note(f"epoch {self.epoch + 1} starts from the best weights (epoch {self.best.epoch})")
 
     def _train(self, stop: StopRequest) -> None:
         first = self.epoch * self.batches.steps
@@ -98,7 +99,7 @@ class Run:
             took = time.perf_counter() - begin
             for name, seconds in (("data", ready - begin), ("train", took), ("all", took)):
                 self.seconds[name] += seconds
-            self.reporter.batch(self.epoch, self.step, self.batches.steps)
+            self.progress.batch(self.epoch, self.step, self.batches.steps)
             if stop.requested:
                 if self.world.size == 1:  # several processes may stop at different steps
                     self.save()
@@ -121,7 +122,7 @@ class Run:
         self.rescues += 1
         self.learner.recover(self.best.weights)
         self.tally = Tally(self.world)
-        self.reporter.note(f"the loss is no number at {where}; back to the weights of epoch {self.best.epoch}")
+        self.progress.note(f"the loss is no number at {where}; back to the weights of epoch {self.best.epoch}")
 
     def _finish_epoch(self) -> None:
         begin = time.perf_counter()
@@ -137,7 +138,7 @@ class Run:
             self.best.offer(learner.model, raw, self.epoch + 1, "raw")
         if self.config.guard and raw.top1 < 0.5 * self.best.highest:
             learner.load(self.best.weights)
-            self.reporter.note(f"validation fell to {raw.top1:.2f} %; back to the weights of epoch {self.best.epoch}")
+            self.progress.note(f"validation fell to {raw.top1:.2f} %; back to the weights of epoch {self.best.epoch}")
         if self.config.swa and self.epoch >= self.constants.swa_start:
             self.swa.update(learner.model)
         self.seconds["all"] += time.perf_counter() - begin
@@ -171,7 +172,7 @@ class Run:
         if self.config.tensorboard and self.world.writes:
             self.events = self.events or EventLog(self.folder, self.epoch)
             self.events.epoch(row)
-        self.reporter.epoch(row)
+        self.progress.epoch(row)
 
     def _due(self, seconds: float) -> bool:
         """Tell whether so long has passed since the last checkpoint, and long enough to keep their share small."""
@@ -212,7 +213,7 @@ class Run:
         return Checkpoint(epoch=self.epoch, step=self.step, tensors=tensors, values=values)
 
     def _random_states(self) -> dict[str, Tensor]:
-        """Give the state of every process' generators; they drive dropout and drop path."""
+        """Return the state of every process' generators; they drive dropout and drop path."""
         device = self.world.device
         states = {f"cpu.{i}": s for i, s in enumerate(self.world.gather(torch.get_rng_state().to(device)))}
         if device.type == "cuda":
@@ -255,7 +256,7 @@ class Run:
         self.world.average_buffers(model)
         score = self.learner.evaluate(model, self.dataset.splits["val"])
         kept = self.best.offer(model, score, self.config.epochs, "swa")
-        self.reporter.note(f"SWA of {self.swa.count} epochs: {score.top1:.2f} %{'' if kept else ', not kept'}")
+        self.progress.note(f"SWA of {self.swa.count} epochs: {score.top1:.2f} %{'' if kept else ', not kept'}")
 
     def close(self, interrupted: bool) -> TrainResult:
         """Leave the folder usable: weights, record, curves; checkpoints stay while there is something to resume."""
@@ -266,31 +267,33 @@ class Run:
             model = self.learner.average.twin
             model.load_state_dict(self.best.weights)
             test_top1 = self.learner.accuracy(model, self.dataset.splits["test"])
-        result = self._result(test_top1)
+        results = self._results(test_top1)
         if self.world.writes:
-            if self.rows:
-                draw_curves(self.folder / "curves.png", self.rows, f"{self.config.model} on {self.dataset.name}")
             self._keep(interrupted, test_top1)  # from here on a run is complete
+            if self.rows:
+                write_rendered(self.folder / "curves.png", self._curves, self.progress.note)
             if not interrupted:
                 remove_checkpoints(self.folder)
-        return result
+        return TrainResult(
+            run=str(self.folder), model=self.config.model, params=self.record.model.params, **vars(results)
+        )
+
+    def _curves(self) -> bytes:
+        from qdeploy.training.curves import draw_curves  # Matplotlib may be missing or broken: the run is written
+
+        return draw_curves(self.rows, f"{self.config.model} on {self.dataset.name}")
 
     def _keep(self, interrupted: bool, test_top1: float | None = None) -> None:
-        result = asdict(self._result(test_top1))
-        results = {k: v for k, v in result.items() if k not in ("run", "model", "params")}
-        self.record.update(interrupted=interrupted, results=results)
+        self.record = replace(self.record, interrupted=interrupted, results=self._results(test_top1))
         if self.best.weights is self._kept:
-            save_record(self.folder, self.record)
+            self.record.save(self.folder)
         else:
-            save_weights(self.folder, self.record, self.best.weights)
+            self.record = save_weights(self.folder, self.record, self.best.weights)
             self._kept = self.best.weights
 
-    def _result(self, test_top1: float | None) -> TrainResult:
+    def _results(self, test_top1: float | None) -> RunResults:
         images = self.batches.images_per_epoch * (self.epoch + self.step / self.batches.steps)
-        return TrainResult(
-            run=str(self.folder),
-            model=self.config.model,
-            params=self.record["model"]["params"],
+        return RunResults(
             epochs=len(self.rows),
             best_epoch=self.best.epoch,
             best_weights=self.best.source,

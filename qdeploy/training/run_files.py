@@ -6,49 +6,34 @@ import csv
 import io
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as save_tensors
 
+from qdeploy.core.card import ModelInfo
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import dated_folder, require_writable, sha256_of, write_bytes, write_json
+from qdeploy.core.files import dated_folder, require_writable, sha256_of, write_bytes
 from qdeploy.core.git import git_commit
 from qdeploy.core.machine import environment
-from qdeploy.core.run_folder import LOCK, RECORD, RUNS, weights_name
+from qdeploy.core.run_folder import LOCK, RECORD, RUNS, RunDataset, RunRecord, RunResults, weights_name
 from qdeploy.data.catalog import location_of
 from qdeploy.data.dataset import Dataset
 from qdeploy.models.registry import model_config, summarise
 from qdeploy.training.averaging import Weights
 from qdeploy.training.device import Precision
 from qdeploy.training.recipes import TrainConfig
-from qdeploy.training.reporter import Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a run came to. Accuracies are in percent; ``best_epoch`` counts from 1."""
+class TrainResult(RunResults):
+    """What a run came to, and which run of which model."""
 
     run: str
     model: str
     params: int
-    epochs: int
-    best_epoch: int
-    best_weights: str
-    """raw, average (EMA) or swa."""
-    val_top1: float
-    val_top5: float
-    test_top1: float | None
-    """Of the saved weights on the test split, in float32; None if the run was interrupted."""
-    seconds: float
-    """Of training and validation, over all sessions of the run."""
-    images_per_s: float
-    """Training images per second of all processes, without reading and evaluation."""
-    data_share: float
-    """Share of the training time spent on gathering and augmenting images; with a GPU, of the host's time alone."""
-    peak_memory_bytes: int
 
 
 def free_folder(config: TrainConfig, out: Path | None) -> Path:
@@ -65,38 +50,31 @@ def free_folder(config: TrainConfig, out: Path | None) -> Path:
     return out
 
 
-def describe(config: TrainConfig, dataset: Dataset, precision: Precision, processes: int) -> Row:
-    """Give a new run's record."""
+def describe(config: TrainConfig, dataset: Dataset, precision: Precision, processes: int) -> RunRecord:
+    """Return a new run's record."""
     classes = len(dataset.classes)
     summary = summarise(config.model, classes, config.input_size)
     shape = model_config(config.model, classes, config.input_size)
-    return {
-        "schema": 2,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": config.to_dict(),
-        "device": precision.device.type,
-        "amp": precision.amp,
-        "processes": processes,
-        "model": {**asdict(summary), "config": shape.to_dict()},
-        "labels": list(dataset.classes),
-        "preprocessing": dataset.preprocessing.to_dict(),
-        "dataset": {
-            "name": dataset.name,
-            "sha256": dataset.sha256,
-            "source": location_of(config.data),
-            "images": {name: len(split) for name, split in dataset.splits.items()},
-            "problems": len(dataset.problems),
-        },
-        "git": git_commit(),
-        "environment": environment("qdeploy", "torch", "numpy", "pillow"),
-        "interrupted": True,
-    }
-
-
-def save_record(folder: Path, record: Row) -> None:
-    """Write ``run.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD, record)
+    return RunRecord(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        config=config.to_dict(),
+        device=precision.device.type,
+        amp=precision.amp,
+        processes=processes,
+        model=ModelInfo(**asdict(summary), config=shape.to_dict()),
+        labels=tuple(dataset.classes),
+        preprocessing=dataset.preprocessing,
+        dataset=RunDataset(
+            name=dataset.name,
+            sha256=dataset.sha256,
+            source=location_of(config.data),
+            images={name: len(split) for name, split in dataset.splits.items()},
+            problems=len(dataset.problems),
+        ),
+        git=git_commit(),
+        environment=environment("qdeploy", "torch", "numpy", "pillow"),
+        interrupted=True,
+    )
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -112,21 +90,25 @@ def remove_if_empty(folder: Path) -> None:
             folder.rmdir()
 
 
-def save_weights(folder: Path, record: Row, weights: Weights) -> None:
+def save_weights(folder: Path, record: RunRecord, weights: Weights) -> RunRecord:
     """Write the weights under a name of their own, then the record that names them, then remove the old ones.
 
     Whenever this is cut off, the record in the folder names a file that is whole.
+
+    Returns:
+        That record.
     """
     data = save_tensors(weights)
     digest = sha256_of(data)
     name = weights_name(digest)
     if not (folder / name).exists():
         write_bytes(folder / name, data)
-    record.update(weights=name, weights_sha256=digest)
-    save_record(folder, record)
+    record = replace(record, weights=name, weights_sha256=digest)
+    record.save(folder)
     for old in folder.glob(weights_name("*")):
         if old.name != name:
             old.unlink()
+    return record
 
 
 def write_log(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -174,7 +174,11 @@ def test_the_runs_rotate_over_sixty_four_different_images() -> None:
         assert (image.format, image.size) == ("JPEG", (128, 128))
 
 
-def test_a_file_in_the_user_s_folder_is_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_a_file_in_the_user_s_folder_is_never_imported(
+    safe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", safe)
     (tmp_path / "numpy.py").write_text("raise SystemExit('imported from the working folder')")
     monkeypatch.chdir(tmp_path)
     assert bench([INT8], BenchConfig(runs=10, quick=True)).results[0].load_ms > 0

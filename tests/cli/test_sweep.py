@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qdeploy.cli.main import run
 from qdeploy.core.machine import environment
-from qdeploy.study.record import Done, Model, Record, Rung
+from qdeploy.study.record import Model, Record, Rung, Step
 from qdeploy.study.settings import SweepConfig
 from tests.conftest import MakeImages
 
@@ -51,12 +52,18 @@ def record_of(folder: Path, *, complete: bool) -> Record:
         n: Model(name=n, family="qonstraint", params=9, macs=10**6, input_size=64) for n in ("nano", "torchvision/x")
     }
     config = SweepConfig(models=tuple(models), data="fashion-mnist-mini", epochs=1, seed=0)
-    record = Record(folder, config, models, 1, environment("qdeploy"), complete=complete, planned=(1,))
-    record.rungs = [Rung(epochs=1, models=tuple(models))]
-    record.trials = [
-        Done(kind="train", rung=0, model="torchvision/x", wall_s=1.0, error="RuntimeError: <no> luck", result={})
-    ]
-    return record
+    step = Step(kind="train", rung=0, model="torchvision/x", wall_s=1.0, error="RuntimeError: <no> luck", result=None)
+    return Record(
+        folder=folder,
+        config=config,
+        models=models,
+        most_epochs=1,
+        environment=environment("qdeploy"),
+        complete=complete,
+        planned=(1,),
+        rungs=(Rung(epochs=1, models=tuple(models)),),
+        steps=(step,),
+    )
 
 
 @pytest.fixture
@@ -117,9 +124,8 @@ def test_nothing_but_failures_is_exit_code_1_with_the_reasons(
 ) -> None:
     """All that is left of this sweep is to write its table: both models have failed."""
     record = record_of(tmp_path, complete=False)
-    record.failed = {"nano": "too large"}
-    record.rungs = [Rung(epochs=1, models=("torchvision/x",))]
-    record.save()
+    rung = Rung(epochs=1, models=("torchvision/x",))
+    replace(record, failed={"nano": "too large"}, rungs=(rung,)).save()
     assert run(["sweep", "--resume", str(tmp_path), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert set(document) == {"out", "trials", "pareto"}

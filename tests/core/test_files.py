@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import (
+    BusyError,
     dated_folder,
     folder_made_whole,
+    locked,
     newest,
     read_json,
     require_writable,
@@ -77,3 +85,44 @@ def test_a_dated_folder_is_never_one_that_exists(tmp_path: Path) -> None:
         made[-1].mkdir()
     assert len(set(made)) == 3
     assert all(folder.name.startswith("run-") for folder in made)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from qdeploy.core.files import locked
+with locked(Path(sys.argv[1]), wait=False):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a lock until it is killed."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_a_lock_of_another_process_is_told_at_once_and_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with holder(path) as process:
+        begin = time.monotonic()
+        with pytest.raises(BusyError, match=r"another process holds .*\.lock$"), locked(path, wait=False):
+            pass
+        assert time.monotonic() - begin < 1
+        process.kill()
+    assert path.exists()
+    with locked(path, wait=False):  # the file that the killed process has left keeps nobody out
+        pass
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with holder(path) as process:
+        begin = time.monotonic()
+        threading.Timer(0.3, process.kill).start()
+        with locked(path, wait=True):
+            assert time.monotonic() - begin >= 0.3

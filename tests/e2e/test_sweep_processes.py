@@ -126,6 +126,35 @@ def check_document(output: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_without_a_picture_nothing_else_is_lost(place: Path) -> None:
+    """A Matplotlib that breaks, for the sweep and its trials; and a path without the folder that one stands in."""
+    (place / "broken" / "matplotlib").mkdir(parents=True)
+    (place / "broken" / "matplotlib" / "__init__.py").write_text("raise RuntimeError('fonts are broken')")
+    path = os.pathsep.join([str(place / "broken"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    (place / "numpy.py").write_text("raise SystemExit('imported from the working folder')")
+    folder = place / "s"
+    done = subprocess.run(
+        [*QDEPLOY, "sweep", "photos", "--models", "nano-ar", *TINY, "--out", str(folder), "--json"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    why = "could not be made (RuntimeError: fonts are broken); the results are written"
+    assert [line for line in done.stderr.splitlines() if "fonts" in line] == [f"pareto.png {why}"]
+    (row,) = json.loads(done.stdout)["trials"]
+    assert row["error"] is None
+    assert row["latency_int8_ms"] > 0
+    document = json.loads((folder / "sweep.json").read_text())
+    assert document["complete"] is True
+    assert document["trials"] == [row]
+    assert "nano-ar" in (folder / "sweep.csv").read_text()
+    assert "The picture could not be drawn." in (folder / "sweep.html").read_text()
+    assert f"curves.png {why}" in (folder / "trials" / "nano-ar" / "train-0.log").read_text()
+
+
+@pytest.mark.slow
 def test_ray_spreads_the_training(place: Path) -> None:
     """Through a real Ray of this machine: the trials' files come back, the rest goes on as without it."""
     pytest.importorskip("ray", reason="Ray has no wheel for this Python")

@@ -160,7 +160,7 @@ def test_too_little_memory_names_a_smaller_batch(tmp_path: Path) -> None:
         "import resource, sys, torch\n"
         "from qdeploy.cli.main import run\n"
         "torch.set_num_threads(1)\n"
-        "from qdeploy.training import loop\n"
+        "from qdeploy.training import start\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 900_000_000, used + 900_000_000))\n"
         "sys.exit(run(['train', '--model', 'nano', '--batch-size', '2000', '--epochs', '1', '--amp', 'off']))\n"

@@ -142,7 +142,7 @@ def test_a_model_computes_with_rounded_weights_and_inputs() -> None:
 
 def test_a_harshly_quantized_model_regains_accuracy(trained: TrainResult) -> None:
     record, weights = read_run(Path(trained.run))
-    model = model_from_record(record["model"])
+    model = model_from_record(record.model.family, record.model.config)
     model.load_state_dict(load_tensors(weights))
     deployed = deploy(model, RULES.mean, RULES.std)
     dataset = load_dataset()

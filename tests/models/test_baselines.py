@@ -39,7 +39,7 @@ def test_a_transformer_is_built_for_the_size() -> None:
 
 def test_the_record_of_a_run_builds_the_model_again() -> None:
     model = create_model("torchvision/squeezenet1_1", 5)
-    again = model_from_record({"family": model.config.family, "config": model.config.to_dict()})
+    again = model_from_record(model.config.family, model.config.to_dict())
     again.load_state_dict(model.state_dict())
     image = torch.randn(2, 3, 64, 64)
     assert torch.equal(again.eval()(image), model.eval()(image))

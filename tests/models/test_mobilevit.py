@@ -224,7 +224,7 @@ def test_fusions() -> None:
 
 def test_the_record_of_a_run_builds_the_model_again() -> None:
     config = MobileVitConfig(conv="grouped", attention="lowrank", fusion="v3", num_classes=5, input_size=96)
-    model = model_from_record({"family": "mobilevit", "config": config.to_dict()})
+    model = model_from_record("mobilevit", config.to_dict())
     assert model.config == config
 
 

@@ -16,7 +16,7 @@ from qdeploy.study import campaign, checks
 from qdeploy.study.campaign import resume, sweep
 from qdeploy.study.halving import Score, kept
 from qdeploy.study.process import Ended, Outcome
-from qdeploy.study.record import Done, Model, folder_names
+from qdeploy.study.record import Model, Step, folder_names
 from qdeploy.study.settings import SweepConfig
 from qdeploy.study.trial import Spec
 
@@ -104,10 +104,10 @@ class Listener:
     def started(self, folder: Path) -> None:
         self.folder = folder
 
-    def progress(self, done: int, total: int, text: str) -> None:
+    def phase(self, done: int, total: int, text: str) -> None:
         pass
 
-    def ended(self, trial: Done, done: int, total: int, left_s: float | None) -> None:
+    def ended(self, step: Step, done: int, total: int, left_s: float | None) -> None:
         self.left.append(left_s)
 
 
@@ -120,7 +120,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(campaign, "LocalPool", lambda slots, threads: FakePool(world))
         monkeypatch.setattr("qdeploy.study.campaign.time.monotonic", lambda: world.now)
         monkeypatch.setattr("qdeploy.core.files.os.fsync", lambda handle: None)
-        monkeypatch.setattr("qdeploy.study.page.draw_pareto", lambda rows, title: b"png")
+        monkeypatch.setattr("qdeploy.study.picture.draw_pareto", lambda rows, title: b"png")
         return world
 
     return use
@@ -139,7 +139,7 @@ def trained(world: World) -> dict[int, list[str]]:
 def test_the_budget_holds_even_if_the_probe_errs(
     patch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, error: float
 ) -> None:
-    monkeypatch.setattr(campaign, "write_tables", lambda record: None)
+    monkeypatch.setattr(campaign, "write_tables", lambda record, note: None)
     world, shown = patch(World(error=error)), Listener()
     begin = world.now
     result = sweep(SweepConfig(budget_minutes=minutes), tmp_path / "s", shown)
@@ -290,8 +290,8 @@ def test_the_page_needs_nothing_else_and_the_fronts_are_marked(patch: Any, tmp_p
         assert word not in page
     assert page.count("src=") == page.count('src="data:image/png;base64,') == 1
     assert "Models of different rungs" in page
-    on_front = {f"{p['axis']}:{p['precision']}" for p in result.pareto if p["name"] == result.pareto[0]["name"]}
-    row = next(t for t in result.trials if t.name == result.pareto[0]["name"])
+    on_front = {f"{p.axis}:{p.precision}" for p in result.pareto if p.name == result.pareto[0].name}
+    row = next(t for t in result.trials if t.name == result.pareto[0].name)
     assert set(row.pareto.split()) == on_front
     with (tmp_path / "s" / "sweep.csv").open() as stream:
         rows = list(csv.DictReader(stream))

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 from typing import Any
 
 from qdeploy.study.pareto import Point, front, fronts, points
+from qdeploy.study.rows import Row
 
 
 def point(top1: float, cost: float, name: str = "m") -> Point:
-    return Point(name=name, precision="fp32", rung=1, epochs=1, top1=top1, cost=cost)
+    return Point(axis="size", name=name, precision="fp32", rung=1, epochs=1, top1=top1, cost=cost)
 
 
 def test_against_brute_force() -> None:
@@ -32,13 +34,9 @@ def test_of_equals_the_first_counts() -> None:
     assert [p.name for p in front([point(5, 1, "a"), point(5, 1, "b")])] == ["a"]
 
 
-def row(name: str, **fields: Any) -> dict[str, Any]:
-    nothing = dict.fromkeys(
-        f"{kind}_{p}{unit}"
-        for p in ("fp32", "int8")
-        for kind, unit in (("test_top1", ""), ("latency", "_ms"), ("size", "_bytes"))
-    )
-    return {"name": name, "rung": 1, "epochs": 2, "params": 10, **nothing, **fields}
+def row(name: str, **known: Any) -> Row:
+    nothing = dict.fromkeys(field.name for field in fields(Row))
+    return Row(**{**nothing, "name": name, "rung": 1, "epochs": 2, "params": 10, **known})
 
 
 def test_each_precision_is_a_candidate_and_what_failed_is_none() -> None:

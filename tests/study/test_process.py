@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qdeploy.study import process
-from qdeploy.study.process import LocalPool, TrialProcess
+from qdeploy.study.process import LocalPool, StepProcess
 from qdeploy.study.trial import Spec
 
 FAKE = Path(__file__).parent / "fake_trial.py"
@@ -77,11 +77,11 @@ def test_the_leftovers_of_an_earlier_attempt_are_removed(tmp_path: Path) -> None
 def test_a_trial_ends_with_its_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The other end of standard input is the sweep's; when that is gone, even by SIGKILL, the trial exits."""
     code = (
-        "import threading, time; from qdeploy.study.trial import _end_with_parent as end; "
+        "import threading, time; from qdeploy.study.trial import end_with_parent as end; "
         "threading.Thread(target=end, daemon=True).start(); time.sleep(60)"
     )
     monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", code))
-    trial = TrialProcess(spec(tmp_path, "any"), 1)
+    trial = StepProcess(spec(tmp_path, "any"), 1)
     time.sleep(0.5)
     assert trial.poll() is None
     assert trial.process.stdin is not None

@@ -57,14 +57,14 @@ def test_a_probe_of_a_run_that_ends_first(image_folder: MakeImages, tmp_path: Pa
     assert found["epoch_s"] > 0
 
 
-class Watched(trial._Stopwatch):
+class Watched(trial.Stopwatch):
     """Sees steps of a second, of which the first two take ten."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         monkeypatch.setattr("qdeploy.study.trial.time.perf_counter", lambda: self.now)
         super().__init__()
-        self.started({"dataset": {"images": {"train": 80, "val": 16, "test": 40}}}, Path())
+        self.images = {"train": 80, "val": 16, "test": 40}
 
 
 def test_a_probe_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +76,12 @@ def test_a_probe_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     watch.now += 1.0
     watch.batch(0, 3, 10)
     watch.now += 1.0
-    with pytest.raises(trial._EnoughError):  # slow steps: two are enough
+    with pytest.raises(trial.EnoughError):  # slow steps: two are enough
         watch.batch(0, 4, 10)
     found = watch.result()
-    assert found["epoch_s"] == pytest.approx(10 + 2 * 16 / 24)
-    assert found["test_s"] == pytest.approx(40 / 24)
-    assert found["stepping_s"] == pytest.approx(22.0)
+    assert found.epoch_s == pytest.approx(10 + 2 * 16 / 24)
+    assert found.test_s == pytest.approx(40 / 24)
+    assert found.stepping_s == pytest.approx(22.0)
 
 
 @pytest.mark.slow

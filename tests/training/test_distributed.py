@@ -76,12 +76,12 @@ def test_alone_nothing_is_exchanged() -> None:
 def test_a_batch_must_be_shared_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import contextmanager
 
-    from qdeploy.training import loop
+    from qdeploy.training import start
 
     @contextmanager
     def three(device: torch.device):  # type: ignore[no-untyped-def]
         yield World(device=device, rank=0, size=3)
 
-    monkeypatch.setattr(loop, "joined", three)
+    monkeypatch.setattr(start, "joined", three)
     with pytest.raises(InputError, match="--batch-size 64 cannot be shared evenly by 3 processes"):
         train(config_from_recipe("small"), tmp_path / "run")

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
-from qdeploy.core.run_folder import read_run
+from qdeploy.core.run_folder import RunRecord, read_run
 from qdeploy.training import TrainConfig, config_from_recipe, resume, train
 from qdeploy.training import run as run_module
 from qdeploy.training.batches import Batch
 from qdeploy.training.learner import Learner, Score, Tally
-from qdeploy.training.reporter import Silent
+from qdeploy.training.progress import Silent
 from qdeploy.training.run_files import save_weights
 from qdeploy.training.schedule import Settings
 from tests.conftest import MakeImages
@@ -56,16 +56,16 @@ def test_reloads_happen_at_their_scaled_epochs(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, [50.0, 60.0, 70.0, 65.0, 64.0, 63.0, 62.0])
-    reporter = Notes()
-    train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "run", reporter)
-    starts = [n for n in reporter.notes if "starts from the best" in n]
+    progress = Notes()
+    train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "run", progress)
+    starts = [n for n in progress.notes if "starts from the best" in n]
     assert starts == [f"epoch {e} starts from the best weights (epoch 3)" for e in (4, 5, 7)]  # 3, 4.5, 6 of 7
 
 
 def test_without_reloads_there_are_none(quick: dict[str, Any], tmp_path: Path) -> None:
-    reporter = Notes()
-    train(config_from_recipe("qonstraint-5.9", **quick, reloads=False), tmp_path / "run", reporter)
-    assert not [n for n in reporter.notes if "starts from" in n]
+    progress = Notes()
+    train(config_from_recipe("qonstraint-5.9", **quick, reloads=False), tmp_path / "run", progress)
+    assert not [n for n in progress.notes if "starts from" in n]
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -73,7 +73,7 @@ def test_a_collapse_goes_back_to_the_best_weights(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: bool
 ) -> None:
     scripted(monkeypatch, [50.0, 60.0, 3.0, 55.0])
-    reporter = Notes()
+    progress = Notes()
     seen: list[dict[str, Tensor]] = []
     original = Learner.load
 
@@ -83,8 +83,8 @@ def test_a_collapse_goes_back_to_the_best_weights(
 
     monkeypatch.setattr(Learner, "load", load)
     config = config_from_recipe("qonstraint-5.9", **{**quick, "epochs": 4}, reloads=False, guard=guard)
-    result = train(config, tmp_path / "run", reporter)
-    falls = [n for n in reporter.notes if "validation fell" in n]
+    result = train(config, tmp_path / "run", progress)
+    falls = [n for n in progress.notes if "validation fell" in n]
     assert falls == (["validation fell to 3.00 %; back to the weights of epoch 2"] if guard else [])
     assert len(seen) == guard
     assert result.best_epoch == 2
@@ -94,9 +94,9 @@ def test_swa_is_offered_at_the_end_and_kept_if_it_validates_best(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, [50.0, 40.0, 30.0, 40.0, 40.0, 40.0, 40.0])
-    reporter = Notes()
-    result = train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "run", reporter)
-    assert "SWA of 1 epochs: 1.00 %, not kept" in reporter.notes
+    progress = Notes()
+    result = train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "run", progress)
+    assert "SWA of 1 epochs: 1.00 %, not kept" in progress.notes
     assert result.best_weights == "raw"
     monkeypatch.setattr(Learner, "evaluate", lambda self, model, split: Score(loss=0.0, top1=99.0, top5=100.0))
     result = train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "swa")
@@ -123,9 +123,9 @@ def test_a_loss_that_is_no_number_goes_back_to_the_best_weights(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Poisoned(monkeypatch, {4})
-    reporter = Notes()
-    result = train(config_from_recipe("small", **{**quick, "epochs": 3}), tmp_path / "run", reporter)
-    assert reporter.notes == ["the loss is no number at step 2 of epoch 2; back to the weights of epoch 1"]
+    progress = Notes()
+    result = train(config_from_recipe("small", **{**quick, "epochs": 3}), tmp_path / "run", progress)
+    assert progress.notes == ["the loss is no number at step 2 of epoch 2; back to the weights of epoch 1"]
     assert result.epochs == 3
     (weights,) = (tmp_path / "run").glob("best-*.safetensors")
     assert all(t.isfinite().all() for t in load_file(weights).values())
@@ -154,7 +154,7 @@ def test_it_stops_where_no_return_helps(
         train(config_from_recipe("small", **quick, **fields), tmp_path / "run")
     assert (tmp_path / "run").exists() is (steps != {1})
     if steps != {1}:
-        assert read_run(tmp_path / "run")[0]["interrupted"] is True
+        assert read_run(tmp_path / "run")[0].interrupted
 
 
 @pytest.mark.parametrize("foreign", [False, True])
@@ -162,7 +162,7 @@ def test_a_run_that_diverges_at_once_leaves_only_what_is_not_its_own(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: bool
 ) -> None:
     class Writes(Silent):
-        def started(self, record: dict[str, Any], folder: Path) -> None:
+        def started(self, record: RunRecord, folder: Path) -> None:
             if foreign:
                 (folder / "notes.txt").write_text("mine")
 
@@ -194,9 +194,10 @@ def test_unchanged_weights_are_not_written_again(
     monkeypatch.setattr(run_module, "SAVING_SHARE", 1e9)  # a checkpoint after every epoch
     digests: list[str] = []
 
-    def save(folder: Path, record: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        save_weights(folder, record, weights)
-        digests.append(record["weights_sha256"])
+    def save(folder: Path, record: RunRecord, weights: dict[str, Tensor]) -> RunRecord:
+        saved = save_weights(folder, record, weights)
+        digests.append(str(saved.weights_sha256))
+        return saved
 
     monkeypatch.setattr(run_module, "save_weights", save)
     train(config_from_recipe("qonstraint-5.9", **quick, reloads=False, guard=False, swa=False), tmp_path / "run")
@@ -237,8 +238,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut", SignalAt(epoch, step, number))
     record, _ = read_run(tmp_path / "cut")
-    assert record["interrupted"] is True
-    assert record["results"]["seconds"] > 0
+    assert record.interrupted
+    assert record.results is not None
+    assert record.results.seconds > 0
     assert (tmp_path / "cut" / "checkpoints").is_dir()
     with pytest.raises(KeyboardInterrupt):  # twice
         resume(tmp_path / "cut", SignalAt(6, 2, number))
@@ -312,26 +314,42 @@ def test_a_run_that_is_going_on_is_not_resumed(quick: dict[str, Any], tmp_path: 
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-@pytest.mark.parametrize("death", ["draw_curves", "remove_checkpoints"])
+@pytest.mark.parametrize(
+    ("owner", "death"), [(Learner, "accuracy"), (run_module, "write_rendered"), (run_module, "remove_checkpoints")]
+)
 def test_a_run_killed_at_its_very_end_is_finished_all_the_same(
-    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, death: str
 ) -> None:
     def die(*_: Any) -> None:
         raise SystemExit
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, death, die)
+        patch.setattr(owner, death, die)
         with pytest.raises(SystemExit):
             train(config_from_recipe("small", **quick), run)
     assert (run / "checkpoints").is_dir()
-    if death == "draw_curves":
+    if death == "accuracy":
         resume(run)
     else:
         with pytest.raises(InputError, match=r"is complete \(7 epochs\)"):
             resume(run)
     assert not (run / "checkpoints").exists()
-    assert (run / "curves.png").exists()
+    assert (run / "curves.png").exists() == (death != "write_rendered")
+
+
+def test_a_picture_that_cannot_be_made_is_a_note(quick: dict[str, Any], tmp_path: Path) -> None:
+    class Obstacle(Notes):
+        def started(self, record: RunRecord, folder: Path) -> None:
+            (folder / "curves.png").mkdir()
+
+    progress = Obstacle()
+    result = train(config_from_recipe("small", **{**quick, "epochs": 1}), tmp_path / "run", progress)
+    assert progress.notes[-1] == "curves.png could not be made (Is a directory); the results are written"
+    record, _ = read_run(tmp_path / "run")
+    assert not record.interrupted
+    assert record.results is not None
+    assert record.results.test_top1 == result.test_top1
 
 
 def test_resuming_refuses_what_is_no_run_and_other_versions(
@@ -366,7 +384,7 @@ def test_a_damaged_checkpoint_falls_back_and_still_ends_the_same(quick: dict[str
     run = cut(config, tmp_path / "cut")
     newest = max((run / "checkpoints").glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-100])
-    reporter = Notes()
-    resume(run, reporter)
-    assert "is damaged and passed over" in reporter.notes[0]
+    progress = Notes()
+    resume(run, progress)
+    assert "is damaged and passed over" in progress.notes[0]
     same_run(tmp_path / "whole", run)

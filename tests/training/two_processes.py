@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from qdeploy.training import config_from_recipe, loop, resume, run, train
+from qdeploy.training import config_from_recipe, resume, run, start, train
 from qdeploy.training.distributed import World, joined
 from qdeploy.training.learner import Learner
 
@@ -44,7 +44,7 @@ with joined(torch.device("cpu")) as world, pytest.MonkeyPatch.context() as patch
     def again(_: torch.device) -> Iterator[World]:
         yield world
 
-    patch.setattr(loop, "joined", again)
+    patch.setattr(start, "joined", again)
     patch.setattr(run, "LOOK_STEPS", 1)
     patch.setattr(run, "SAVING_SHARE", 1e9)  # a checkpoint after every step
     config = config_from_recipe(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+from qdeploy.core.html import Markup, join, page, table, tag
 
 if TYPE_CHECKING:
     from qdeploy.export.report.record import Flip
@@ -27,24 +28,26 @@ figure{display:inline-block;margin:.4rem;text-align:center;font-size:.8em}
 figure img{width:96px;image-rendering:pixelated}
 .small{color:#5a6675;font-size:.9em}.int8{color:#3a7d44}.fp32{color:#a33}
 """
+_PLUS_MINUS = "\u00b1"
 _PICTURE = (520, 300)
 _EDGE = 50
 
 
 def html_report(report: dict[str, Any], flips: Sequence[Flip] = ()) -> str:
-    """Give the page for ``report.json`` and the images whose prediction INT8 changed."""
-    name, verdict = escape(report["name"]), escape(report["verdict"])
+    """Return the page for ``report.json`` and the images whose prediction INT8 changed."""
     here = {"float", *(i["target"] for i in report["int8"] if i["native"])}
-    parts = [
-        f"<h1>{name}</h1>",
-        f'<p class="verdict{"" if report["accepted"] else " rejected"}">{verdict}</p>',
-        "<h2>Files</h2>",
-        _table(
+    return page(
+        report["name"],
+        _STYLE,
+        tag("h1", report["name"]),
+        tag("p", report["verdict"], class_="verdict" if report["accepted"] else "verdict rejected"),
+        tag("h2", "Files"),
+        table(
             ("file", "top-1 %", "95 % interval", "n", "p50 ms", "size kB", "left in float"),
-            (_artifact_row(a, here) for a in report["artifacts"]),
+            [_artifact_row(a, here) for a in report["artifacts"]],
         ),
-        "<h2>From step to step</h2>",
-        _table(
+        tag("h2", "From step to step"),
+        table(
             ("step", "max |d logit|", "mean", "cosine", "SQNR dB", "same top-1", "flips", "images"),
             map(_step_row, report["steps"]),
         ),
@@ -52,34 +55,30 @@ def html_report(report: dict[str, Any], flips: Sequence[Flip] = ()) -> str:
         *(section for int8 in report["int8"] for section in _int8(int8)),
         *_layers(report["layers"]),
         *_flips(flips),
-        "<h2>Where it comes from</h2>",
-        f"<pre>{escape(json.dumps(_origin(report), indent=1))}</pre>",
-        *(f"<p>{escape(_base(a['path']))} <code>{a['sha256']}</code></p>" for a in report["artifacts"]),
-        "<h2>Measured on</h2>",
-        f"<p>{escape(_machine(report['environment']))}</p>",
-    ]
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+        tag("h2", "Where it comes from"),
+        tag("pre", json.dumps(_origin(report), indent=1)),
+        *(tag("p", f"{_base(a['path'])} ", tag("code", a["sha256"])) for a in report["artifacts"]),
+        tag("h2", "Measured on"),
+        tag("p", _machine(report["environment"])),
     )
 
 
 def _artifact_row(a: dict[str, Any], here: set[str]) -> list[str]:
     low, high = a["accuracy"]["ci95"]
     return [
-        escape(_base(a["path"])),
+        _base(a["path"]),
         f"{a['accuracy']['top1']:.2f}",
         f"{low:.1f} to {high:.1f}",
         str(a["accuracy"]["n"]),
         f"{a['latency_ms']['p50']:.3f}" if a["target"] in here else "not here",
         f"{a['size_bytes'] / 1e3:.0f}",
-        escape(a["float_layers"]) if a["precision"] == "int8" else "all",
+        a["float_layers"] if a["precision"] == "int8" else "all",
     ]
 
 
 def _step_row(s: dict[str, Any]) -> list[str]:
     return [
-        escape(s["step"]),
+        s["step"],
         f"{s['max_abs']:.1e}",
         f"{s['mean_abs']:.1e}",
         f"{s['cosine']:.5f}",
@@ -90,23 +89,23 @@ def _step_row(s: dict[str, Any]) -> list[str]:
     ]
 
 
-def _engines(engines: list[dict[str, Any]]) -> list[str]:
+def _engines(engines: list[dict[str, Any]]) -> list[Markup]:
     if not engines:
         return []
     rows = [
         [
-            escape(_base(e["path"])),
-            escape(e["source"]),
+            _base(e["path"]),
+            e["source"],
             f"{e['size_bytes'] / 1e3:.0f}",
             f"{e['build_s']:.1f}",
-            f"{e['parity']['sqnr_db']:.1f} dB" if e["parity"] else f"not run: {escape(e['note'])}",
+            f"{e['parity']['sqnr_db']:.1f} dB" if e["parity"] else f"not run: {e['note']}",
         ]
         for e in engines
     ]
-    return ["<h2>Engines</h2>", _table(("file", "built from", "size kB", "seconds", "against its source"), rows)]
+    return [tag("h2", "Engines"), table(("file", "built from", "size kB", "seconds", "against its source"), rows)]
 
 
-def _int8(int8: dict[str, Any]) -> list[str]:
+def _int8(int8: dict[str, Any]) -> list[Markup]:
     """Show how one INT8 file came about: its calibration, what each part costs and gains, and the choices."""
     where = "this machine" if int8["native"] else "not timed here"
     methods = ", ".join(f"{name} {db:.1f} dB" for name, db in int8["methods"].items())
@@ -116,29 +115,35 @@ def _int8(int8: dict[str, Any]) -> list[str]:
         if flips
         else ""
     )
+    words = (
+        f" ({methods}; everything in INT8). Top-1 {difference['points']:+.2f} {_PLUS_MINUS} "
+        f"{difference['margin95']:.2f} points on {difference['n']} validation images that chose nothing, "
+        f"{int8['budget']['points']:.3g} allowed.{changed}{_tuned(int8['qat_epochs'])}"
+    )
     return [
-        f"<h2>INT8 for {escape(int8['target'])} ({where})</h2>",
-        f"<p>Ranges by <b>{escape(int8['calibration'])}</b> ({escape(methods)}; everything in INT8). Top-1 "
-        f"{difference['points']:+.2f} &plusmn; {difference['margin95']:.2f} points on {difference['n']} validation "
-        f"images that chose nothing, {int8['budget']['points']:.3g} allowed.{changed}{_tuned(int8['qat_epochs'])}</p>",
+        tag("h2", f"INT8 for {int8['target']} ({where})"),
+        tag("p", "Ranges by ", tag("b", int8["calibration"]), words),
         *_parts(int8),
-        "<p><b>Choices of float layers</b></p>",
-        _pareto(int8["choices"]),
-        _table(
+        tag("p", tag("b", "Choices of float layers")),
+        *_pareto(int8["choices"]),
+        table(
             ("left in float", "SQNR dB", "val. points lost", "times fp32's speed"),
             map(_choice_row, int8["choices"]),
         ),
     ]
 
 
-def _parts(int8: dict[str, Any]) -> list[str]:
+def _parts(int8: dict[str, Any]) -> list[Markup]:
     """Show what was measured of each part; nothing where the float layers were given."""
     if not int8["units"]:
         return []
+    words = (
+        "What INT8 does to each part while all others are INT8: time it saves (orange: floats are faster), and share "
+        "of the error of the logits that it causes."
+    )
     return [
-        '<p class="small">What INT8 does to each part while all others are INT8: time it saves (orange: floats are '
-        "faster), and share of the error of the logits that it causes.</p>",
-        _table(("part", "layers", "time saved", "", "error caused", ""), _unit_rows(int8)),
+        tag("p", words, class_="small"),
+        table(("part", "layers", "time saved", "", "error caused", ""), _unit_rows(int8)),
     ]
 
 
@@ -151,7 +156,7 @@ def _unit_rows(int8: dict[str, Any]) -> list[list[str]]:
     longest = max((abs(u["time_gain"] or 0.0) for u in units), default=0.0) or 1.0
     return [
         [
-            escape(u["unit"]) + (" (float)" if u["unit"] in int8["float_units"] else ""),
+            u["unit"] + (" (float)" if u["unit"] in int8["float_units"] else ""),
             str(u["layers"]),
             "" if u["time_gain"] is None else f"{u['time_gain']:+.1%}",
             "" if u["time_gain"] is None else _bar(u["time_gain"] / longest, u["time_gain"] < 0),
@@ -162,78 +167,76 @@ def _unit_rows(int8: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _bar(share: float, minus: bool) -> str:
-    return f'<span class="bar{" minus" if minus else ""}" style="width:{min(abs(share), 1.0) * 8:.2f}rem"></span>'
+def _bar(share: float, minus: bool) -> Markup:
+    return tag("span", class_="bar minus" if minus else "bar", style=f"width:{min(abs(share), 1.0) * 8:.2f}rem")
 
 
 def _choice_row(t: dict[str, Any]) -> list[str]:
-    speed = t["times_fp32_speed"]
+    speed, names = t["times_fp32_speed"], ", ".join(t["float_units"]) or "nothing"
     return [
-        (escape(", ".join(t["float_units"])) or "nothing") + (" <b>(chosen)</b>" if t["chosen"] else ""),
+        join([names, " ", tag("b", "(chosen)")]) if t["chosen"] else names,
         f"{t['sqnr_db']:.1f}",
-        f"{t['val_drop']:.2f} &plusmn; {t['val_margin']:.2f}",
+        f"{t['val_drop']:.2f} {_PLUS_MINUS} {t['val_margin']:.2f}",
         "" if speed is None else f"{speed:.2f}",
     ]
 
 
-def _pareto(choices: list[dict[str, Any]]) -> str:
+def _pareto(choices: list[dict[str, Any]]) -> list[Markup]:
     """Draw the timed choices: speed to the right, exactness upwards."""
     timed = [c for c in choices if c["times_fp32_speed"]]
     if len(timed) < 2:
-        return ""
+        return []
     width, height = _PICTURE
     speeds, noises = [c["times_fp32_speed"] for c in timed], [c["sqnr_db"] for c in timed]
     slow, coarse = min(speeds), min(noises)
     fast, exact = max(speeds), max(noises)
-    dots = ""
+    dots = []
     for choice, speed, db in zip(timed, speeds, noises, strict=True):
         x = _EDGE + (speed - slow) / ((fast - slow) or 1.0) * (width - 2 * _EDGE)
         y = height - _EDGE - (db - coarse) / ((exact - coarse) or 1.0) * (height - 2 * _EDGE)
+        title = tag("title", f"{', '.join(choice['float_units']) or 'nothing'} in float")
         colour = "#3a7d44" if choice["chosen"] else "#3b6ea8"
-        title = escape(", ".join(choice["float_units"]) or "nothing")
-        dots += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"><title>{title} in float</title></circle>'
-    labels = (
-        f'<text x="{_EDGE}" y="{height - 15}">{slow:.2f}x</text>'
-        f'<text x="{width - _EDGE}" y="{height - 15}" text-anchor="end">{fast:.2f}x fp32\'s speed</text>'
-        f'<text x="8" y="{height - _EDGE}">{coarse:.1f}</text>'
-        f'<text x="8" y="{_EDGE - 20}">{exact:.1f} dB</text>'
-    )
-    axes = f'<path d="M{_EDGE} {_EDGE - 15}V{height - 35}H{width - 20}" fill="none" stroke="#9aa6b2"/>'
-    return (
-        f'<svg width="{width}" height="{height}" font-size="12" role="img" aria-label="choices: speed and exactness">'
-        f"{axes}{dots}{labels}</svg>"
-    )
+        dots.append(tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=5, fill=colour))
+    labels = [
+        tag("text", f"{slow:.2f}x", x=_EDGE, y=height - 15),
+        tag("text", f"{fast:.2f}x fp32's speed", x=width - _EDGE, y=height - 15, text_anchor="end"),
+        tag("text", f"{coarse:.1f}", x=8, y=height - _EDGE),
+        tag("text", f"{exact:.1f} dB", x=8, y=_EDGE - 20),
+    ]
+    axes = tag("path", d=f"M{_EDGE} {_EDGE - 15}V{height - 35}H{width - 20}", fill="none", stroke="#9aa6b2")
+    label = "choices: speed and exactness"
+    return [tag("svg", axes, *dots, *labels, width=width, height=height, font_size=12, role="img", aria_label=label)]
 
 
-def _layers(layers: list[dict[str, Any]]) -> list[str]:
+def _layers(layers: list[dict[str, Any]]) -> list[Markup]:
     if not layers:
         return []
     rows = [
         [
-            escape(row["name"]),
+            row["name"],
             row["operator"],
-            f'<span class="{row["precision"]}">{row["precision"]}</span>',
+            tag("span", row["precision"], class_=row["precision"]),
             "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}",
             _bar((row["sqnr_db"] or 60.0) / 60.0, minus=False),
         ]
         for row in layers
     ]
     return [
-        "<h2>Layer by layer</h2>",
-        '<p class="small">Signal to noise of each layer\'s output, all errors before it included.</p>',
-        _table(("layer", "operator", "runs on", "SQNR dB", ""), rows),
+        tag("h2", "Layer by layer"),
+        tag("p", "Signal to noise of each layer's output, all errors before it included.", class_="small"),
+        table(("layer", "operator", "runs on", "SQNR dB", ""), rows),
     ]
 
 
-def _flips(flips: Sequence[Flip]) -> list[str]:
+def _flips(flips: Sequence[Flip]) -> list[Markup]:
     if not flips:
         return []
-    figures = [
-        f'<figure><img src="{_data_url(f)}" alt="{escape(f.label)}"><figcaption>{escape(f.label)}<br>'
-        f"fp32: {escape(f.fp32)}<br>int8: {escape(f.int8)}</figcaption></figure>"
-        for f in flips
-    ]
-    return ["<h2>Test images that INT8 classifies otherwise</h2>", *figures]
+    return [tag("h2", "Test images that INT8 classifies otherwise"), *map(_figure, flips)]
+
+
+def _figure(flip: Flip) -> Markup:
+    lines = (flip.label, tag("br"), f"fp32: {flip.fp32}", tag("br"), f"int8: {flip.int8}")
+    return tag("figure", tag("img", src=_data_url(flip), alt=flip.label), tag("figcaption", *lines))
 
 
 def _data_url(flip: Flip) -> str:
@@ -248,13 +251,6 @@ def _origin(report: dict[str, Any]) -> dict[str, Any]:
     if calibration is None:
         return dict(report["origin"])
     return {**report["origin"], "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Give a table; the cells are HTML."""
-    cells = "".join(f"<th>{escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{body}</table>"
 
 
 def _base(path: str) -> str:

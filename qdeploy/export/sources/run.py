@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from qdeploy.core.card import ModelInfo
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.core.run_folder import read_run
+from qdeploy.core.run_folder import RunRecord, read_run
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.sources.torch_model import TorchSource
@@ -29,23 +26,22 @@ def run_source(run: Path) -> tuple[TorchSource, Callable[[], Dataset]]:
         InputError: If the run cannot be used; from the reading, if its data have changed.
     """
     record, weights = read_run(run)
-    rules = Preprocessing.from_dict(record["preprocessing"])
     source = TorchSource(
-        model=ModelInfo.from_dict(record["model"]),
-        training={k: v for k, v in record["config"].items() if k != "data"},  # data may be a local path
-        created=record["created"],
-        git=record["git"],
+        model=record.model,
+        training={k: v for k, v in record.config.items() if k != "data"},  # data may be a local path
+        created=record.created,
+        git=record.git,
         sha256=sha256_of(weights),
         module=_module(record, weights, run),
-        rules=rules,
+        rules=record.preprocessing,
         known=True,
     )
-    return source, lambda: _dataset(record, rules)
+    return source, lambda: _dataset(record)
 
 
-def _module(record: dict[str, Any], weights: bytes, run: Path) -> nn.Module:
+def _module(record: RunRecord, weights: bytes, run: Path) -> nn.Module:
     try:
-        model = model_from_record(record["model"])
+        model = model_from_record(record.model.family, record.model.config)
         tensors = load_tensors(weights)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, InputError) as error:
@@ -56,12 +52,12 @@ def _module(record: dict[str, Any], weights: bytes, run: Path) -> nn.Module:
     return model.eval()
 
 
-def _dataset(record: dict[str, Any], rules: Preprocessing) -> Dataset:
-    trained = record["dataset"]
-    dataset = load_dataset(trained["source"], rules)
-    if dataset.sha256 != trained["sha256"]:
+def _dataset(record: RunRecord) -> Dataset:
+    trained = record.dataset
+    dataset = load_dataset(trained.source, record.preprocessing)
+    if dataset.sha256 != trained.sha256:
         raise InputError(
-            f"the data set {trained['source']} has changed since training (found {dataset.sha256[:12]}, trained on "
-            f"{trained['sha256'][:12]}); restore it or train again"
+            f"the data set {trained.source} has changed since training (found {dataset.sha256[:12]}, trained on "
+            f"{trained.sha256[:12]}); restore it or train again"
         )
     return dataset

@@ -1,20 +1,22 @@
-"""Who is told of a run's progress."""
+"""How a run tells how far it is."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Protocol
 
+from qdeploy.core.run_folder import RunRecord
+
 Row = dict[str, Any]
 
 
-class Reporter(Protocol):
-    """Whoever shows a run's progress."""
+class Progress(Protocol):
+    """Told how far a run is."""
 
     def reading(self, done: int, total: int) -> None:
         """So many images of the data set are decoded."""
 
-    def started(self, record: Row, folder: Path) -> None:
+    def started(self, record: RunRecord, folder: Path) -> None:
         """Training begins, or goes on; the record describes the run."""
 
     def batch(self, epoch: int, done: int, total: int) -> None:
@@ -28,12 +30,12 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """A reporter that shows nothing."""
+    """Shows nothing."""
 
     def reading(self, done: int, total: int) -> None:
         """Ignore."""
 
-    def started(self, record: Row, folder: Path) -> None:
+    def started(self, record: RunRecord, folder: Path) -> None:
         """Ignore."""
 
     def batch(self, epoch: int, done: int, total: int) -> None:

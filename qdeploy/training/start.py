@@ -1,18 +1,17 @@
-"""A training run from configuration to folder, and its continuation."""
+"""The start of a training run, from configuration to folder, and its continuation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
-from qdeploy.core.files import BusyError, locked, read_json
+from qdeploy.core.files import BusyError, locked
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.core.run_folder import LOCK, RECORD, newest_run, require_fields
+from qdeploy.core.run_folder import LOCK, RECORD, RunRecord, newest_run, read_record
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.models.registry import create_model, model_config, summarise
@@ -22,26 +21,13 @@ from qdeploy.training.device import choose_precision
 from qdeploy.training.distributed import World, joined
 from qdeploy.training.events import require_tensorboard
 from qdeploy.training.learner import Learner
+from qdeploy.training.progress import Progress, Silent
 from qdeploy.training.recipes import TrainConfig, config_from_record
-from qdeploy.training.reporter import Reporter, Row, Silent
 from qdeploy.training.run import Run
-from qdeploy.training.run_files import TrainResult, describe, free_folder, remove_if_empty, save_record
-
-_FIELDS: dict[str, type] = {
-    "config": dict,
-    "labels": list,
-    "dataset": dict,
-    "dataset.sha256": str,
-    "dataset.source": str,
-    "model.params": int,
-    "processes": int,
-    "device": str,
-    "amp": str,
-}
-"""What resuming reads from a record."""
+from qdeploy.training.run_files import TrainResult, describe, free_folder, remove_if_empty
 
 
-def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | None = None) -> TrainResult:
+def train(config: TrainConfig, out: Path | None = None, progress: Progress | None = None) -> TrainResult:
     """Train a model and leave a run's folder: weights, record, log and curves.
 
     The best epoch by validation top-1 is kept, of the raw or of the averaged weights, whichever is better; under a
@@ -52,7 +38,7 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
     Args:
         config: Everything that decides the run.
         out: The run's folder; the default is a new one below ``./runs``.
-        reporter: Shown the progress, in process 0.
+        progress: Told how far it is, in process 0.
 
     Raises:
         InputError: If the model, the data, an option or the folder cannot be used, or memory does not suffice.
@@ -62,34 +48,34 @@ def train(config: TrainConfig, out: Path | None = None, reporter: Reporter | Non
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the folder has been made usable.
     """
     summarise(config.model, input_size=config.input_size)  # refuses what cannot be built
-    with _together(config, reporter) as (world, shown):
+    with _together(config, progress) as (world, shown):
         folder = Path(world.agree(str(free_folder(config, out)) if world.writes else ""))
         dataset = _read(config, world, shown)
         record = describe(config, dataset, choose_precision(config.device, config.amp), world.size)
         run = _build(config, dataset, record, folder, world, shown)
         with _held(folder, world):
             if world.writes:
-                save_record(free_folder(config, folder), record)  # reading takes time: is it still free?
+                record.save(free_folder(config, folder))  # reading takes time: is it still free?
             shown.started(record, folder)
             return _go(run)
 
 
-def resume(folder: Path | None = None, reporter: Reporter | None = None) -> TrainResult:
+def resume(folder: Path | None = None, progress: Progress | None = None) -> TrainResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
 
     On the CPU the weights and the log become bit for bit those of an uninterrupted run, except for its timings.
 
     Args:
         folder: The run's folder; the default is the newest below ``./runs``.
-        reporter: Shown the progress, in process 0.
+        progress: Told how far it is, in process 0.
 
     Raises:
         InputError: If there is no such run, it is complete or going on, its data, the device, the precision or the
             number of processes has changed, or another version wrote it.
     """
     folder = folder or newest_run()
-    config = config_from_record(_unfinished(folder)["config"])
-    with _together(config, reporter) as (world, shown), _held(folder, world):
+    config = config_from_record(_unfinished(folder).config)
+    with _together(config, progress) as (world, shown), _held(folder, world):
         record = _unfinished(folder)  # now that no other process can complete it
         dataset = _read(config, world, shown)
         _check_same(record, config, dataset, world)
@@ -104,7 +90,7 @@ def resume(folder: Path | None = None, reporter: Reporter | None = None) -> Trai
 
 
 @contextmanager
-def _together(config: TrainConfig, reporter: Reporter | None) -> Iterator[tuple[World, Reporter]]:
+def _together(config: TrainConfig, progress: Progress | None) -> Iterator[tuple[World, Progress]]:
     if config.tensorboard:
         require_tensorboard()
     precision = choose_precision(config.device, config.amp)
@@ -112,7 +98,7 @@ def _together(config: TrainConfig, reporter: Reporter | None) -> Iterator[tuple[
         if config.batch_size % world.size:
             raise InputError(f"--batch-size {config.batch_size} cannot be shared evenly by {world.size} processes")
         try:
-            yield world, reporter if reporter and world.writes else Silent()
+            yield world, progress if progress and world.writes else Silent()
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_big(config) from error
         except RuntimeError as error:
@@ -158,17 +144,19 @@ def _held(folder: Path, world: World) -> Iterator[None]:
         (folder / LOCK).unlink(missing_ok=True)
 
 
-def _read(config: TrainConfig, world: World, reporter: Reporter) -> Dataset:
+def _read(config: TrainConfig, world: World, progress: Progress) -> Dataset:
     size = model_config(config.model, input_size=config.input_size).input_size
     rules = Preprocessing(size=size, interpolation=config.interpolation)
     with world.first_alone():
-        dataset = load_dataset(config.data, rules, reporter.reading)
+        dataset = load_dataset(config.data, rules, progress.reading)
     for text in dataset.notes:
-        reporter.note(text)
+        progress.note(text)
     return dataset
 
 
-def _build(config: TrainConfig, dataset: Dataset, record: Row, folder: Path, world: World, reporter: Reporter) -> Run:
+def _build(
+    config: TrainConfig, dataset: Dataset, record: RunRecord, folder: Path, world: World, progress: Progress
+) -> Run:
     torch.manual_seed(config.seed)
     model = create_model(config.model, len(dataset.classes), config.input_size)
     precision = choose_precision(config.device, config.amp)
@@ -176,7 +164,7 @@ def _build(config: TrainConfig, dataset: Dataset, record: Row, folder: Path, wor
     if world.rank:  # each process drops out other units
         torch.manual_seed(config.seed + 1_000_003 * world.rank)
     batches = Batches(dataset.splits["train"], len(dataset.classes), dataset.preprocessing, config, world)
-    return Run(config, dataset, learner, batches, folder, record, reporter)
+    return Run(config, dataset, learner, batches, folder, record, progress)
 
 
 def _go(run: Run) -> TrainResult:
@@ -191,34 +179,31 @@ def _go(run: Run) -> TrainResult:
         raise
 
 
-def _unfinished(folder: Path) -> dict[str, Any]:
-    if not (folder / RECORD).is_file():
-        raise InputError(
-            f"{folder} is not a run, it has no {RECORD}; give a folder below ./runs, or none for the newest"
-        )
-    record: dict[str, Any] = read_json(folder / RECORD)
-    require_fields(folder, record, _FIELDS)
-    if not record.get("interrupted", True):
+def _unfinished(folder: Path) -> RunRecord:
+    record = read_record(folder)
+    if record.device is None:
+        raise InputError(f"{folder / RECORD} is damaged: 'device' is missing; train again")
+    if not record.interrupted:
         remove_checkpoints(folder)  # it may have been killed before it did so itself
-        raise InputError(f"{folder} is complete ({record['config'].get('epochs')} epochs); export it, or train anew")
+        raise InputError(f"{folder} is complete ({record.config.get('epochs')} epochs); export it, or train anew")
     return record
 
 
-def _check_same(record: Row, config: TrainConfig, dataset: Dataset, world: World) -> None:
+def _check_same(record: RunRecord, config: TrainConfig, dataset: Dataset, world: World) -> None:
     precision = choose_precision(config.device, config.amp)
-    began, now = (record["device"], record["amp"]), (precision.device.type, precision.amp)
+    began, now = (record.device, record.amp), (precision.device.type, precision.amp)
     if began != now:
         raise InputError(
             f"the run began on {began[0]} with amp {began[1]}, here it would go on on {now[0]} with amp {now[1]}; "
             "resume it on such a machine (an empty CUDA_VISIBLE_DEVICES hides the GPUs), or train anew"
         )
-    if len(record["labels"]) != len(dataset.classes):
+    if len(record.labels) != len(dataset.classes):
         raise InputError(
-            f"the run knows {len(record['labels'])} classes, the data has {len(dataset.classes)} now; train anew"
+            f"the run knows {len(record.labels)} classes, the data has {len(dataset.classes)} now; train anew"
         )
-    if record["dataset"]["sha256"] != dataset.sha256:
-        raise InputError(f"the images of {record['dataset']['source']} have changed since the run began; train anew")
-    if record["processes"] != world.size:
+    if record.dataset.sha256 != dataset.sha256:
+        raise InputError(f"the images of {record.dataset.source} have changed since the run began; train anew")
+    if record.processes != world.size:
         raise InputError(
-            f"the run began with {record['processes']} process(es), now there are {world.size}; start as many again"
+            f"the run began with {record.processes} process(es), now there are {world.size}; start as many again"
         )

@@ -14,8 +14,8 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.run_folder import read_run
 from qdeploy.training import TrainResult, train
 from qdeploy.training.device import choose_precision
+from qdeploy.training.progress import Silent
 from qdeploy.training.recipes import config_from_recipe
-from qdeploy.training.reporter import Silent
 from tests.conftest import MakeImages
 
 
@@ -26,10 +26,10 @@ def test_a_run_learns_and_leaves_everything(trained: TrainResult) -> None:
     assert trained.test_top1 is not None
     assert trained.test_top1 > 60  # chance is 10
     record, _ = read_run(run)
-    assert sorted(p.name for p in run.iterdir()) == [record["weights"], "curves.png", "log.csv", "run.json"]
-    assert record["labels"][0] == "T-shirt/top"
-    assert record["dataset"]["images"] == {"train": 2000, "val": 500, "test": 1000}
-    assert record["interrupted"] is False
+    assert sorted(p.name for p in run.iterdir()) == [record.weights, "curves.png", "log.csv", "run.json"]
+    assert record.labels[0] == "T-shirt/top"
+    assert record.dataset.images == {"train": 2000, "val": 500, "test": 1000}
+    assert not record.interrupted
     rows = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
     assert [r["epoch"] for r in rows] == ["1", "2", "3"]
     assert float(rows[2]["train_loss"]) < float(rows[0]["train_loss"])
@@ -90,8 +90,9 @@ def test_ctrl_c_leaves_a_usable_run(image_folder: MakeImages, tmp_path: Path, ep
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run", _Interrupt(epoch))
     record, weights = read_run(tmp_path / "run")
-    assert record["interrupted"] is True
-    assert record["results"]["epochs"] == epoch
+    assert record.interrupted
+    assert record.results is not None
+    assert record.results.epochs == epoch
     assert len(weights) > 800_000 * 4
 
 
@@ -121,7 +122,8 @@ def test_a_damaged_run_is_refused(trained: TrainResult, tmp_path: Path) -> None:
     run = Path(trained.run)
     copy = tmp_path / "run"
     copy.mkdir()
-    name = read_run(run)[0]["weights"]
+    name = read_run(run)[0].weights
+    assert name is not None
     data = bytearray((run / name).read_bytes())
     data[-1] ^= 1
     (copy / name).write_bytes(data)
