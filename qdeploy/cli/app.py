@@ -22,16 +22,16 @@ VERBS = {
     "bench": "Measure latency, throughput, memory and start-up.",
     "eval": "Measure the accuracy of a model file on a data set.",
     "tune": "Find the fastest way to run a model on this machine.",
-    "sweep": "Train, export and measure many models; show the best.",
-    "models": "List every model with its parameters and operations.",
-    "data": "Check a data set: classes, splits, unreadable images.",
+    "sweep": "Train, export and measure many models.",
+    "models": "List every model with its parameters.",
+    "data": "Check a data set.",
     "inspect": "Verify a model file's checksum and show its card.",
     "verify": "Check everything about an artifact again.",
     "diff": "Explain how two artifacts differ.",
     "lint": "Tell which runtimes will take an ONNX file.",
     "doctor": "Tell what this machine can run and what to install.",
 }
-"""In the order of the help, with its lines: for the list no verb is imported. Each is a module of this package."""
+"""In the order of the help, with the beginning of what each says of itself: for the list no verb is imported."""
 COMPLETE = "_QDEPLOY_COMPLETE"
 """Set by the shell when it asks for completions."""
 

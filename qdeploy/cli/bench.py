@@ -125,7 +125,7 @@ def bench_command(
     if json:
         emit_json(document)
     else:
-        _show(report, verbose)
+        show(report, verbose)
         for change in changes:
             print(f"since {baseline}: {change.words()}")
         for page in (html, report_page):
@@ -134,7 +134,8 @@ def bench_command(
     return 1 if any(c.regression for c in changes) else 0
 
 
-def _show(report: BenchReport, verbose: bool) -> None:
+def show(report: BenchReport, verbose: bool) -> None:
+    """Print the measurements, how the models compare, the machine, and whether it all may be quoted."""
     config = report.config
     title = f"{config.scenario}, {config.samples} image(s) a query, {config.threads} thread(s), in turns"
     quick = "QUICK, not to be quoted: " if config.quick else ""

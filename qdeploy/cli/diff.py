@@ -35,10 +35,11 @@ def diff_command(
     if json:
         emit_json(result.to_dict())
     else:
-        _show(result)
+        show(result)
 
 
-def _show(result: Difference) -> None:
+def show(result: Difference) -> None:
+    """Print what differs, what does not, and what that means."""
     print(f"A: {result.a}\nB: {result.b}")
     if result.changes:
         rows = [(c.subject, c.field, *_cells(c.a, c.b)) for c in result.changes]

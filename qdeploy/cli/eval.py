@@ -14,7 +14,7 @@ import typer
 
 from qdeploy.cli.options import OUTPUT, Json, Split
 from qdeploy.cli.output import Bar, emit_json, hint, note
-from qdeploy.cli.tables import fits, show_table, table
+from qdeploy.cli.tables import WIDTH, show_table, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,7 +72,7 @@ def eval_command(
     if json:
         emit_json(result.to_dict())
     else:
-        _show(result)
+        show(result)
 
 
 def _is_plain_folder(path: Path) -> bool:
@@ -98,11 +98,12 @@ def _rows(file: Path | None) -> Iterator[Callable[[Scored], None] | None]:
         text.detach()
 
 
-def _show(result: Evaluation) -> None:
+def show(result: Evaluation) -> None:
+    """Print the accuracy of each class and of all."""
     show_table(table(_HEAD, [_row(c) for c in result.classes], words=(0, 5)))
-    matrix = _confusion(result)
-    if fits(matrix):
-        show_table(matrix)
+    figures = len(result.labels) * (2 + max(len(str(n)) for row in result.confusion for n in row))
+    if figures + _LABEL_WIDTH <= WIDTH:
+        show_table(_confusion(result))
     else:
         hint(f"{len(result.labels)} labels: which was taken for which is in --json and --csv")
     print(
@@ -121,6 +122,8 @@ def _show(result: Evaluation) -> None:
         hint(f"note: {text}")
 
 
+_LABEL_WIDTH = 16
+"""Left for the labels beside the figures of the confusion matrix; longer ones are broken into lines."""
 _HEAD = ("label", "n", "precision", "recall", "F1", "most confused with")
 
 

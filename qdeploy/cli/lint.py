@@ -34,11 +34,12 @@ def lint_command(
     if json:
         emit_json({"path": str(file), **report.to_dict()})
     else:
-        _show(file, report)
+        show(file, report)
     return int(runtime is not None and report.verdicts[runtime] != "ok")
 
 
-def _show(file: Path, report: LintReport) -> None:
+def show(file: Path, report: LintReport) -> None:
+    """Print the verdict of each runtime, and each finding with its remedy."""
     from qdeploy.export.lint.report import RUNTIMES as LABELS
 
     print(f"{file}: opset {report.opset}, {report.nodes} nodes, {'quantized' if report.quantized else 'float'}")

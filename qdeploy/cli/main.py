@@ -32,22 +32,17 @@ def run(arguments: list[str]) -> int:
         from qdeploy.cli.app import call
 
         return copy_context().run(call, arguments or ["--help"])  # so that what a verb switches ends with it
-    except (BrokenPipeError, SystemExit) as end:
-        return _ended(end)
+    except BrokenPipeError:  # whoever reads our output has enough, as in ``qdeploy predict ... | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            return 0  # a completion is printed; nothing else of ours ends so
         if _traceback_wanted(arguments):
             import traceback
 
             traceback.print_exception(error)
         return _fail(*_explained(error))
-
-
-def _ended(end: BrokenPipeError | SystemExit) -> int:
-    """Whoever read our output has enough, as in ``qdeploy predict ... | head``, or a completion is printed."""
-    if isinstance(end, SystemExit):
-        return end.code if isinstance(end.code, int) else 0
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

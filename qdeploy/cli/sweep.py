@@ -106,7 +106,10 @@ def sweep_command(
             given["models"] = _names(models)
         config = study.SweepConfig(**given, settings=parse_settings(tuple(settings or ())), ray=ray)
         result = _watched(lambda shown: campaign.sweep(config, out, shown))
-    _show(result, json, verbose)
+    if json:
+        emit_json(result.to_dict())
+    else:
+        show(result, verbose)
     return 0 if any(t.test_top1_fp32 is not None for t in result.trials) else 1
 
 
@@ -173,10 +176,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def _show(result: SweepResult, json: bool, verbose: bool) -> None:
-    if json:
-        emit_json(result.to_dict())
-        return
+def show(result: SweepResult, verbose: bool) -> None:
+    """Print the trials, the best first, what failed, and the fronts."""
     best_first = sorted(result.trials, key=lambda r: -max(r.test_top1_fp32 or 0.0, r.test_top1_int8 or 0.0))
     show_table(table(_HEAD, map(_row, best_first), words=(0, len(_HEAD) - 1)))
     if verbose:
@@ -192,8 +193,8 @@ def _show(result: SweepResult, json: bool, verbose: bool) -> None:
     print(f"report: {result.out}/sweep.html, sweep.csv, pareto.png")
 
 
-_HEAD = ("model", "fp32 %", "int8 %", "fp32 ms", "int8 ms", "int8 kB", "fronts")
-_MORE = ("model", "params", "M MACs", "rung", "epochs", "val %", "s/epoch")
+_HEAD = ("model", "fp32 %", "int8 %", "int8 ms", "int8 kB", "fronts")
+_MORE = ("model", "params", "M MACs", "rung", "epochs", "val %", "s/epoch", "fp32 ms")
 
 
 def _row(r: Row) -> list[str]:
@@ -201,7 +202,6 @@ def _row(r: Row) -> list[str]:
         r.name,
         _cell(r.test_top1_fp32, 2),
         _cell(r.test_top1_int8, 2),
-        _cell(r.latency_fp32_ms, 3),
         _cell(r.latency_int8_ms, 3),
         _cell(r.size_int8_bytes and r.size_int8_bytes / 1e3),
         "failed" if r.error and not r.pareto else r.pareto,
@@ -217,6 +217,7 @@ def _more(r: Row) -> list[str]:
         _cell(r.epochs),
         _cell(r.val_top1, 2),
         _cell(r.epoch_s, 1),
+        _cell(r.latency_fp32_ms, 3),
     ]
 
 

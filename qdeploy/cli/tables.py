@@ -8,7 +8,6 @@ from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 WIDTH = 80
@@ -29,7 +28,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = ""
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for i, name in enumerate(head):
         made.add_column(name, justify="left" if i in words else "right", no_wrap=i not in words, overflow="fold")
     for row in rows:
@@ -39,13 +45,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = ""
 
 def show_table(made: Table) -> None:
     """Print a table on stdout, within the terminal's width, or within 80 columns where there is none."""
-    _console().print(made)
+    from rich.console import Console
 
-
-def fits(made: Table) -> bool:
-    """Return whether a table has the room it needs without breaking its words."""
-    console = _console()
-    return console.measure(made).maximum <= console.width
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(made)
+    console.print()
 
 
 def print_finding(mark: str, text: str) -> None:
@@ -53,9 +57,3 @@ def print_finding(mark: str, text: str) -> None:
     indent = " " * 10
     words = TextWrapper(WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     print(words.fill(f"{mark:>8}  {text}"))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else WIDTH)

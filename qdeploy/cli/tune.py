@@ -55,16 +55,19 @@ def tune_command(
     if json:
         emit_json(report.to_dict())
     else:
-        _show(report, verbose)
+        show(report, verbose)
     return int(report.chosen is None)
 
 
-def _show(report: TuneReport, verbose: bool) -> None:
+def show(report: TuneReport, verbose: bool) -> None:
+    """Print the candidates, the choice, and where it was written."""
     title = "candidates, interleaved, the chosen and the fastest first"
-    show_table(table(_HEAD, map(_row, report.candidates), title=title, words=(0, 1, 8)))
+    show_table(table(_HEAD, map(_row, report.candidates), title=title, words=(0, 1, 6)))
     if verbose:
         title = "time of a call against that of the chosen, with its 95 % interval"
         show_table(table(_TIMES, map(_times, report.candidates), title=title, words=(0, 1)))
+        title = "accuracy, points of it lost against fp32, and peak memory"
+        show_table(table(_COSTS, map(_costs, report.candidates), title=title, words=(0, 1)))
     for engine, why in report.not_tried.items():
         print(f"not tried: {engine}: {why}")
     print(("chosen: " if report.chosen else "") + report.reason)
@@ -75,25 +78,24 @@ def _show(report: TuneReport, verbose: bool) -> None:
         print(f"not written: the folder is read-only or the package's; use --engine {c.engine} --threads {c.threads}")
 
 
-_HEAD = ("file", "engine", "threads", "batch", "p50 ms", "images/s", "MB", "top-1 %", "verdict")
+_HEAD = ("file", "engine", "threads", "batch", "p50 ms", "images/s", "verdict")
 _TIMES = ("file", "engine", "threads", "batch", "p50 ms", "p95 ms", "time", "95 %")
+_COSTS = ("file", "engine", "threads", "batch", "top-1 %", "lost", "MB")
 
 
 def _row(c: Candidate) -> list[str]:
-    return [
-        *_what(c),
-        _number(c.latency_ms.get("p50"), 3),
-        _number(c.throughput_per_s, 0),
-        _number(c.peak_rss_bytes and c.peak_rss_bytes / 1e6, 0),
-        _number(c.top1, 2),
-        c.verdict,
-    ]
+    return [*_what(c), _number(c.latency_ms.get("p50"), 3), _number(c.throughput_per_s, 0), c.verdict]
 
 
 def _times(c: Candidate) -> list[str]:
     interval = f"{c.ratio_ci95[0]:.2f}-{c.ratio_ci95[1]:.2f}" if c.ratio_ci95 else "-"
     latencies = (_number(c.latency_ms.get(p), 3) for p in ("p50", "p95"))
     return [*_what(c), *latencies, _number(c.ratio, 2), interval]
+
+
+def _costs(c: Candidate) -> list[str]:
+    megabytes = c.peak_rss_bytes and c.peak_rss_bytes / 1e6
+    return [*_what(c), _number(c.top1, 2), _number(c.drop_points, 2), _number(megabytes, 0)]
 
 
 def _what(c: Candidate) -> tuple[str, ...]:
