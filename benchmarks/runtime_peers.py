@@ -76,9 +76,9 @@ files = [f.locate() for n in seen for f in m.distribution(n).files or []]
 print(sum(f.stat().st_size for f in files if f.is_file()))
 """
 INSTALLS = {
-    "qdeploy_int8": ["numpy", "pillow", "onnxruntime", "click", "rich"],
-    "qdeploy_fp32": ["numpy", "pillow", "onnxruntime", "click", "rich"],
-    "qdeploy_openvino": ["numpy", "pillow", "onnxruntime", "click", "rich", "openvino"],
+    "qdeploy_int8": ["numpy", "pillow", "onnxruntime", "typer", "rich"],
+    "qdeploy_fp32": ["numpy", "pillow", "onnxruntime", "typer", "rich"],
+    "qdeploy_openvino": ["numpy", "pillow", "onnxruntime", "typer", "rich", "openvino"],
     "onnxruntime": ["pillow", "onnxruntime"],
     "openvino": ["pillow", "openvino"],
     "torch_eager": ["torch", "torchvision"],

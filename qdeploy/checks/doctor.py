@@ -38,7 +38,7 @@ from qdeploy.runtime.session import ENGINES, Engine, open_session
 
 LEAST_FREE_BYTES = 200 * 2**20
 """Of memory: predict takes 100 MB. Of disk: a run and its export take 20 MB, the cache 12 KiB an image."""
-BASE = ("numpy", "pillow", "onnxruntime", "click", "rich")
+BASE = ("numpy", "pillow", "onnxruntime", "typer", "rich")
 FOR_DEVELOPERS = "dev"
 
 

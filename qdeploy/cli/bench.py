@@ -4,47 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
+import typer
 
-from qdeploy.cli.output import Bar, emit_json, note, show_table
+from qdeploy.cli.options import OUTPUT, Json, Verbose
+from qdeploy.cli.output import Bar, emit_json, note
+from qdeploy.cli.tables import show_table, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from qdeploy.bench import BenchReport, BenchResult
 
+HOW = "How to measure"
+SERVER = "The server scenario"
+BASELINE = "Against an earlier measurement"
 
-@click.command("bench")
-@click.argument("artifacts", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--scenario", default="single-stream", help="single-stream, multi-stream, offline or server.")
-@click.option("--engine", "engines", multiple=True, default=("ort",), help="Inference engine; may be repeated.")
-@click.option("--threads", type=int, default=1, help="Threads of one inference.")
-@click.option("--batch-size", type=int, help="Images per inference. Default: 1; multi-stream: the whole query.")
-@click.option("--samples-per-query", type=int, help="Images of a query. Default: multi-stream 8, offline 256.")
-@click.option("--runs", type=int, help="Timed queries of each model; p99 needs 662. Default: as time allows.")
-@click.option("--seconds", type=float, help="Time of all queries together. Default: 10; to be quoted: 60.")
-@click.option("--rate", type=float, help="server: queries per second. Default: the highest is searched for.")
-@click.option("--latency-ms", type=float, help="server: the bound on the latency.")
-@click.option("--latency-percentile", type=int, default=99, help="server: the percentile that keeps the bound.")
-@click.option("--quick", is_flag=True, help="A look in seconds; not to be quoted.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page, too.")
-@click.option("--baseline", type=click.Path(path_type=Path), help="An earlier --json; exit 1 if slower since.")
-@click.option("--tolerance", type=click.FloatRange(min=0), help="Per cent that runs may differ. Default: 10.")
-@click.option("--json", is_flag=True, help="Print the report as one JSON document.")
+
 def bench_command(
-    artifacts: tuple[Path, ...],
-    html: Path | None,
-    baseline: Path | None,
-    tolerance: float | None,
-    json: bool,
-    **how: Any,
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="ARTIFACTS...",
+            help="Model files or export folders, measured in turns. Default: the newest export, else the model that "
+            "ships in the package.",
+            show_default=False,
+        ),
+    ] = None,
+    scenario: Annotated[
+        str, typer.Option(help="single-stream, multi-stream, offline or server.", rich_help_panel=HOW)
+    ] = "single-stream",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="What executes the files; may be repeated. Default: ort.", rich_help_panel=HOW),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of one inference.", rich_help_panel=HOW)] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images of one inference. Default: 1; multi-stream: the whole query.", rich_help_panel=HOW),
+    ] = None,
+    samples_per_query: Annotated[
+        int | None,
+        typer.Option(help="Images of a query. Default: multi-stream 8, offline 256.", rich_help_panel=HOW),
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(help="Timed queries of each model; p99 needs 662. Default: as time allows.", rich_help_panel=HOW),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Time of all queries together. Default: 10; to be quoted: 60.", rich_help_panel=HOW),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A look in seconds; not to be quoted.", rich_help_panel=HOW)
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Queries per second. Default: the highest is searched for.", rich_help_panel=SERVER),
+    ] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Limit of the latency.", rich_help_panel=SERVER)] = None,
+    latency_percentile: Annotated[
+        int, typer.Option(help="The percentile that keeps the limit.", rich_help_panel=SERVER)
+    ] = 99,
+    baseline: Annotated[
+        Path | None, typer.Option(help="What --json printed before; exit 1 if slower since.", rich_help_panel=BASELINE)
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Per cent that two measurements may differ. Default: 10.", rich_help_panel=BASELINE),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.", rich_help_panel=OUTPUT)] = None,
+    verbose: Verbose = False,
+    json: Json = False,
 ) -> int:
     """Measure latency, throughput, memory and start-up.
 
-    ARTIFACTS are model files or export folders, measured in turns in one run. Default: the newest export, else the
-    model that ships in the package.
+    Everything is measured in turns, in one process, so that models can be compared.
     """
     from qdeploy.bench import BenchConfig, bench
     from qdeploy.bench.baseline import TOLERANCE_PERCENT, changes_since, read_baseline, require_comparable
@@ -52,7 +86,19 @@ def bench_command(
     from qdeploy.core.errors import InputError
     from qdeploy.core.files import require_writable, write_rendered
 
-    config = BenchConfig(**how)
+    config = BenchConfig(
+        scenario=scenario,
+        engines=tuple(engine or ("ort",)),
+        threads=threads,
+        batch_size=batch_size,
+        samples_per_query=samples_per_query,
+        runs=runs,
+        seconds=seconds,
+        rate=rate,
+        latency_ms=latency_ms,
+        latency_percentile=latency_percentile,
+        quick=quick,
+    )
     if tolerance is not None and baseline is None:
         raise InputError("--tolerance belongs to --baseline; give both or none")
     earlier = read_baseline(baseline) if baseline else None
@@ -60,7 +106,7 @@ def bench_command(
         raise InputError(f"cannot write {html}: there is no folder {html.parent}; make it or give another path")
     if html:
         require_writable(html.parent)
-    paths, report_page = _model_files(artifacts)
+    paths, report_page = _model_files(artifacts or ())
     if earlier:
         require_comparable(earlier, paths, config)
     with Bar("timing") as bar:
@@ -77,7 +123,7 @@ def bench_command(
     if json:
         emit_json(document)
     else:
-        _show(report)
+        show(report, verbose)
         for change in changes:
             print(f"since {baseline}: {change.words()}")
     if html and write_rendered(html, lambda: html_page(document).encode(), note) is None:
@@ -89,14 +135,19 @@ def bench_command(
     return 1 if any(c.regression for c in changes) else 0
 
 
-def _show(report: BenchReport) -> None:
+def show(report: BenchReport, verbose: bool) -> None:
+    """Print the measurements, how the models compare, the machine, and whether it all may be quoted."""
     config = report.config
     title = f"{config.scenario}, {config.samples} image(s) a query, {config.threads} thread(s), in turns"
     quick = "QUICK, not to be quoted: " if config.quick else ""
-    show_table(_table(quick + title, _HEAD, [_row(r) for r in report.results]))
+    show_table(table(_HEAD, map(_row, report.results), title=quick + title))
+    if verbose:
+        show_table(table(_PERCENTILES, map(_percentiles, report.results), title="latency of a query, ms"))
+        show_table(table(_START, map(_start, report.results), title="file and start"))
     if config.details:
-        show_table(_table("p50 of one image's phases, ms", _PHASES, [_phases(r) for r in report.results]))
-        show_table(_table("peak memory of a fresh process, MB", _LADDER, [_ladder(r) for r in report.results]))
+        show_table(table(_PHASES, map(_phases, report.results), title="p50 of one image's phases, ms"))
+        title = "peak memory of a fresh process, MB"
+        show_table(table(_LADDER, map(_ladder, report.results), title=title, words=(0, 6)))
     for result in report.results:
         if result.server:
             print(f"{result.name}: {_served(result)}")
@@ -122,38 +173,30 @@ def _model_files(given: Sequence[Path]) -> tuple[list[Path], Path | None]:
     return files, page if page and page.is_file() else None
 
 
-_HEAD = (
-    *("model", "top-1 %", "p50 ms", "p90", "p95", "p99", "n", "images/s"),
-    *("file kB", "peak MB", "load ms", "first ms", "cold ms"),
-)
+_HEAD = ("model", "top-1 %", "p50 ms", "p99 ms", "images/s", "peak MB", "cold ms")
+_PERCENTILES = ("model", "p50", "p90", "p95", "p99", "mean", "std", "n")
+_START = ("model", "file kB", "load ms", "first ms", "cold ms")
 _PHASES = ("model", "decode", "preprocess", "infer", "post", "end to end", "p99")
-_LADDER = ("model", "python", "+ runtime", "+ model", "+ first run", "+ all runs", "growth a run")
-
-
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title)
-    for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+_LADDER = ("model", "python", "+ runtime", "+ model", "+ first", "+ all", "growth")
 
 
 def _row(r: BenchResult) -> list[str]:
     return [
         r.name,
         f"{r.accuracy['top1']:.2f}" if "top1" in r.accuracy else "-",
-        *(_number(r.latency_ms[p]) for p in ("p50", "p90", "p95", "p99")),
-        str(r.n),
+        *(_number(r.latency_ms[p]) for p in ("p50", "p99")),
         f"{r.throughput_per_s:.0f}",
-        f"{r.model_bytes / 1e3:.0f}",
         f"{r.peak_rss_bytes / 1e6:.0f}",
-        f"{r.load_ms:.1f}",
-        f"{r.first_ms:.2f}",
         f"{r.cold_start_ms:.0f}",
     ]
+
+
+def _percentiles(r: BenchResult) -> list[str]:
+    return [r.name, *(_number(r.latency_ms[p]) for p in _PERCENTILES[1:-1]), str(r.n)]
+
+
+def _start(r: BenchResult) -> list[str]:
+    return [r.name, f"{r.model_bytes / 1e3:.0f}", f"{r.load_ms:.1f}", f"{r.first_ms:.2f}", f"{r.cold_start_ms:.0f}"]
 
 
 def _phases(r: BenchResult) -> list[str]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import click
+from typing import Annotated
 
+import typer
+
+from qdeploy.cli.options import Json
 from qdeploy.cli.output import Bar, emit_json, note
 
 
-@click.command("data")
-@click.argument("data", required=False)
-@click.option("--json", is_flag=True, help="Print the summary as one JSON document.")
-def data_command(data: str | None, json: bool) -> None:
-    """Check a data set: classes, splits, unreadable and repeated images.
-
-    DATA is a folder of images, a published data set's folder or archive, or a name: fashion-mnist, cifar-10,
-    cifar-100, tiny-imagenet. Default: the embedded set.
-    """
+def data_command(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder of images, a published data set's folder or archive, or a name: fashion-mnist, cifar-10, "
+            "cifar-100, tiny-imagenet. Default: the embedded set.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check a data set: classes, splits, unreadable and repeated images."""
     from qdeploy.data.catalog import load_dataset
     from qdeploy.data.embedded import NAME as EMBEDDED
 

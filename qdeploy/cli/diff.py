@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
+import typer
 
-from qdeploy.cli.output import Bar, emit_json, show_table
+from qdeploy.cli.options import Json, Split
+from qdeploy.cli.output import Bar, emit_json
+from qdeploy.cli.tables import show_table, table
 
 if TYPE_CHECKING:
     from qdeploy.checks.diff import Difference, Numbers
@@ -15,19 +17,16 @@ if TYPE_CHECKING:
 LONG = 60
 
 
-@click.command("diff")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option("--data", help="Images to run both on. Default: the embedded set, where the labels fit.")
-@click.option(
-    "--split", type=click.Choice(["test", "val", "train", "all"]), default="test", help="Of the data, as for eval."
-)
-@click.option("--json", is_flag=True, help="Print the comparison as one JSON document.")
-def diff_command(a: Path, b: Path, data: str | None, split: str, json: bool) -> None:
-    """Explain how two artifacts differ, and how much on real images.
-
-    A and B are model files or export folders.
-    """
+def diff_command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A model file or an export's folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    data: Annotated[
+        str | None, typer.Option(help="Images to run both on. Default: the embedded set, where the labels fit.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which images of the data, as for eval.")] = "test",
+    json: Json = False,
+) -> None:
+    """Explain how two artifacts differ, and how much on real images."""
     from qdeploy.checks.diff import diff
     from qdeploy.runtime.classifier import find_artifact
 
@@ -36,19 +35,15 @@ def diff_command(a: Path, b: Path, data: str | None, split: str, json: bool) -> 
     if json:
         emit_json(result.to_dict())
     else:
-        _show(result)
+        show(result)
 
 
-def _show(result: Difference) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
+def show(result: Difference) -> None:
+    """Print what differs, what does not, and what that means."""
     print(f"A: {result.a}\nB: {result.b}")
-    table = Table("subject", "field", "A", "B")
-    for c in result.changes:
-        table.add_row(c.subject, escape(c.field), *(escape(text) for text in _cells(c.a, c.b)))
     if result.changes:
-        show_table(table)
+        rows = [(c.subject, c.field, *_cells(c.a, c.b)) for c in result.changes]
+        show_table(table(("subject", "field", "A", "B"), rows, words=range(4)))
     print(f"the same: {', '.join(result.same) or 'nothing'}")
     if result.numbers:
         _show_numbers(result.numbers)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import click
-
+from qdeploy.cli.options import Json
 from qdeploy.cli.output import emit_json
+from qdeploy.cli.tables import print_finding
 
 
-@click.command("doctor")
-@click.option("--json", is_flag=True, help="Print the findings as one JSON document.")
-def doctor_command(json: bool) -> int:
+def doctor_command(json: Json = False) -> int:
     """Tell what this machine can run and what to install.
 
     Nothing is changed. The exit code is 1 if something is broken; what is only missing is no error.
@@ -21,7 +19,7 @@ def doctor_command(json: bool) -> int:
         emit_json(result.to_dict())
     else:
         for check in result.checks:
-            print(f"{check.status:>8}  {check.name}: {check.detail}")
+            print_finding(check.status, f"{check.name}: {check.detail}")
             if check.fix:
-                print(f"{'':>10}{check.fix}")
+                print_finding("", check.fix)
     return 0 if result.ok else 1

@@ -8,46 +8,52 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import click
+import typer
 
-from qdeploy.cli.output import Bar, emit_json, note, show_table
+from qdeploy.cli.options import OUTPUT, Json, Split
+from qdeploy.cli.output import Bar, emit_json, hint, note
+from qdeploy.cli.tables import WIDTH, show_table, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qdeploy.checks.evaluate import Evaluation, Scored
+    from qdeploy.checks.evaluate import ClassScore, Evaluation, Scored
 
 
-@click.command("eval")
-@click.argument("artifact", required=False)
-@click.argument("data", required=False)
-@click.option(
-    "--split",
-    type=click.Choice(["test", "val", "train", "all"]),
-    default="test",
-    help="As training cuts them; all: every image.",
-)
-@click.option("--batch-size", type=int, default=32, help="Images per inference.")
-@click.option("--engine", default="ort", help="Inference engine.")
-@click.option("--threads", type=int, help="Threads of one inference. Default: 1 for small models, else all cores.")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every image's answer to this file.")
-@click.option("--json", is_flag=True, help="Print the result as one JSON document.")
 def eval_command(
-    artifact: str | None,
-    data: str | None,
-    split: str,
-    batch_size: int,
-    engine: str,
-    threads: int | None,
-    csv_file: Path | None,
-    json: bool,
+    artifact: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ARTIFACT",
+            help="A model file or an export's folder. Default: the newest export below ./exports, else the model that "
+            "ships in the package.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA", help="What `qdeploy data` takes. Default: the embedded set.", show_default=False
+        ),
+    ] = None,
+    split: Annotated[Split, typer.Option(help="As training cuts them; all: every image.")] = "test",
+    batch_size: Annotated[int, typer.Option(help="Images of one inference.")] = 32,
+    engine: Annotated[str, typer.Option(help="What executes the file.")] = "ort",
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of one inference. Default: 1 for small models, else all cores.", show_default=False),
+    ] = None,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write every image's answer to this file.", rich_help_panel=OUTPUT),
+    ] = None,
+    json: Json = False,
 ) -> None:
     """Measure the accuracy of a model file on a data set.
 
-    ARTIFACT is a model file or an export's folder; default: as for predict. DATA is what `qdeploy data` takes; default:
-    the embedded set. A single argument that is no model is DATA.
+    A single argument that is no model is DATA.
     """
     from qdeploy.checks.evaluate import EvalConfig, evaluate
     from qdeploy.data.catalog import READERS
@@ -66,7 +72,7 @@ def eval_command(
     if json:
         emit_json(result.to_dict())
     else:
-        _show(result)
+        show(result)
 
 
 def _is_plain_folder(path: Path) -> bool:
@@ -75,7 +81,7 @@ def _is_plain_folder(path: Path) -> bool:
 
 @contextmanager
 def _rows(file: Path | None) -> Iterator[Callable[[Scored], None] | None]:
-    """Give what writes a row for an image; the file appears when all are written."""
+    """Yield what writes a row for an image; the file appears when all are written."""
     if file is None:
         yield None
         return
@@ -92,16 +98,14 @@ def _rows(file: Path | None) -> Iterator[Callable[[Scored], None] | None]:
         text.detach()
 
 
-def _show(result: Evaluation) -> None:
-    from rich.table import Table
-
-    table = Table("label", "n", "precision", "recall", "F1", "most confused with")
-    for c in result.classes:
-        shares = [f"{v:.1%}" if v is not None else "-" for v in (c.precision, c.recall, c.f1)]
-        table.add_row(c.label, str(c.n), *shares, f"{c.confused_with} ({c.confused})" if c.confused_with else "-")
-    show_table(table)
-    if len(result.labels) <= 20:
+def show(result: Evaluation) -> None:
+    """Print the accuracy of each class and of all."""
+    show_table(table(_HEAD, [_row(c) for c in result.classes], words=(0, 5)))
+    figures = len(result.labels) * (2 + max(len(str(n)) for row in result.confusion for n in row))
+    if figures + _LABEL_WIDTH <= WIDTH:
         show_table(_confusion(result))
+    else:
+        hint(f"{len(result.labels)} labels: which was taken for which is in --json and --csv")
     print(
         f"{result.name} {result.precision} with {result.engine} on {result.n} images of {result.data} ({result.split})"
     )
@@ -115,16 +119,20 @@ def _show(result: Evaluation) -> None:
         )
     print(f"{result.images_per_s:.0f} images/s, inference alone")
     for text in result.notes:
-        print(f"note: {text}")
+        hint(f"note: {text}")
+
+
+_LABEL_WIDTH = 16
+"""Left for the labels beside the figures of the confusion matrix; longer ones are broken into lines."""
+_HEAD = ("label", "n", "precision", "recall", "F1", "most confused with")
+
+
+def _row(c: ClassScore) -> list[str]:
+    shares = [f"{v:.1%}" if v is not None else "-" for v in (c.precision, c.recall, c.f1)]
+    return [c.label, str(c.n), *shares, f"{c.confused_with} ({c.confused})" if c.confused_with else "-"]
 
 
 def _confusion(result: Evaluation) -> Table:
-    from rich.table import Table
-
-    table = Table(title="true label (rows), answer (columns)")
-    table.add_column("")
-    for k in range(len(result.labels)):
-        table.add_column(str(k), justify="right")
-    for k, row in enumerate(result.confusion):
-        table.add_row(f"{k} {result.labels[k]}", *(str(v) if v else "." for v in row))
-    return table
+    head = ("", *(str(k) for k in range(len(result.labels))))
+    rows = [(f"{k} {result.labels[k]}", *(str(v) if v else "." for v in row)) for k, row in enumerate(result.confusion)]
+    return table(head, rows, title="true label (rows), answer (columns)")

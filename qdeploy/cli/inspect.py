@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from qdeploy.cli.options import Json, ModelFile
 from qdeploy.cli.output import emit_json, note
 
 if TYPE_CHECKING:
     from qdeploy.core.artifact import Artifact
 
 
-@click.command("inspect")
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
-@click.option("--json", is_flag=True, help="Print the whole card as one JSON document.")
-def inspect_command(artifact: Path | None, json: bool) -> None:
-    """Verify a model file's checksum and show its card.
-
-    ARTIFACT is a model file or an export's folder. Default: as for predict.
-    """
+def inspect_command(artifact: ModelFile = None, json: Json = False) -> None:
+    """Verify a model file's checksum and show its card."""
     from qdeploy.core.artifact import read_artifact
     from qdeploy.runtime.classifier import find_artifact
 

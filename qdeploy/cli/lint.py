@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-import click
+import typer
 
-from qdeploy.cli.output import emit_json, extra_needed, show_table
+from qdeploy.cli.options import Json
+from qdeploy.cli.output import emit_json, extra_needed
+from qdeploy.cli.tables import show_table, table
 
 if TYPE_CHECKING:
     from qdeploy.export.lint.report import LintReport
 
-RUNTIMES = ("x86", "x86-avx2", "arm", "openvino", "tensorrt")
+Runtime = Literal["x86", "x86-avx2", "arm", "openvino", "tensorrt"]
+RUNTIMES: tuple[str, ...] = get_args(Runtime)
 
 
-@click.command("lint")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--for", "runtime", type=click.Choice(RUNTIMES), help="Exit with 1 unless this runtime is ok.")
-@click.option("--json", is_flag=True, help="Print the report as one JSON document.")
-def lint_command(file: Path, runtime: str | None, json: bool) -> int:
+def lint_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Any ONNX file.")],
+    runtime: Annotated[Runtime | None, typer.Option("--for", help="Exit with 1 unless this runtime is ok.")] = None,
+    json: Json = False,
+) -> int:
     """Tell which runtimes will take an ONNX file, which will run it slowly, and why.
 
-    FILE is any ONNX file. x86, x86-avx2 and arm are ONNX Runtime on CPUs with VNNI, without, and on ARM.
+    x86, x86-avx2 and arm are ONNX Runtime on CPUs with VNNI, without, and on ARM.
     """
     with extra_needed():
         from qdeploy.export.lint.report import lint_file
@@ -31,21 +34,20 @@ def lint_command(file: Path, runtime: str | None, json: bool) -> int:
     if json:
         emit_json({"path": str(file), **report.to_dict()})
     else:
-        _show(file, report)
+        show(file, report)
     return int(runtime is not None and report.verdicts[runtime] != "ok")
 
 
-def _show(file: Path, report: LintReport) -> None:
-    from rich.table import Table
-
+def show(file: Path, report: LintReport) -> None:
+    """Print the verdict of each runtime, and each finding with its remedy."""
     from qdeploy.export.lint.report import RUNTIMES as LABELS
 
     print(f"{file}: opset {report.opset}, {report.nodes} nodes, {'quantized' if report.quantized else 'float'}")
-    table = Table("runtime", "--for", "verdict", "findings")
-    for runtime, verdict in report.verdicts.items():
-        rules = ", ".join(f.rule for f in report.findings_for(runtime))
-        table.add_row(LABELS[runtime], runtime, verdict, rules)
-    show_table(table)
+    rows = [
+        (LABELS[runtime], runtime, verdict, ", ".join(f.rule for f in report.findings_for(runtime)))
+        for runtime, verdict in report.verdicts.items()
+    ]
+    show_table(table(("runtime", "--for", "verdict", "findings"), rows, words=range(4)))
     for f in report.findings:
         places = f"{f.places} places, first" if f.places > 1 else "at"
         print(f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}\n  To do: {f.fix}.")

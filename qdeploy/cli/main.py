@@ -1,78 +1,75 @@
-"""The ``qdeploy`` command: one verb a file, imported when called, and heavy rooms only inside it."""
+"""The ``qdeploy`` command: runs a command line and turns whatever happens into one line and an exit code."""
 
 from __future__ import annotations
 
 import atexit
-import importlib
 import io
 import os
 import sys
+from contextvars import copy_context
+from itertools import takewhile
 from typing import NoReturn
 
-import click
-
 from qdeploy import __version__
-from qdeploy.core.errors import QdeployError, near_miss
+from qdeploy.cli.early import start_early
+from qdeploy.core.errors import QdeployError
 
+DEFECT = 70
+"""What BSD's sysexits.h calls an internal software error: no verdict (1), no bad input (2), no success."""
 INTERRUPTED = 130
-
-
-VERBS = (
-    *("train", "export", "quantize", "predict", "bench", "eval", "tune", "sweep"),
-    *("models", "data", "inspect", "verify", "diff", "lint", "doctor"),
-)
-"""In the order of the help; each is a module of this package, imported when it is asked for."""
-
-
-class _Verbs(click.Group):
-    """Imports the one verb that is called, keeps their order, and suggests the nearest for an unknown one."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        return getattr(importlib.import_module(f"qdeploy.cli.{cmd_name}"), f"{cmd_name}_command")
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            raise click.UsageError(f"there is no command '{args[0]}'{near_miss(args[0], VERBS)}")
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Verbs)
-@click.version_option(__version__, message="qdeploy %(version)s")
-def app() -> None:
-    """Small image classifiers, from a folder of images to a verified INT8 model on a device."""
+TRACEBACK = "QDEPLOY_TRACEBACK"
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and give its exit code: 0 done, 1 negative verdict, 2 bad input, 130 interrupted."""
+    """Run a command line and return its exit code.
+
+    0 is done, 1 a negative verdict, 2 bad input, 70 a defect of qdeploy, 130 interrupted.
+    """
     if "" in arguments:
         return _fail("an argument is empty; leave it out or give a value", 2)
     try:
-        code = app.main(args=arguments or ["--help"], prog_name="qdeploy", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", INTERRUPTED)
-    except QdeployError as error:
-        return _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        return _fail(f"{error.format_message()} (see `qdeploy --help`)", 2)
-    except (BrokenPipeError, SystemExit):  # click ends so, e.g. `qdeploy predict ... | head`; nothing of ours does
+        start_early(arguments)
+        from qdeploy.cli.app import call
+
+        return copy_context().run(call, arguments or ["--help"])  # so that what a verb switches ends with it
+    except BrokenPipeError:  # whoever reads our output has enough, as in ``qdeploy predict ... | head``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        return _fail("not enough memory; use a smaller model or batch", 2)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # of torch, which must not be imported here
-            raise
-        return _fail("the device has not enough memory; use a smaller --batch-size or model", 2)
-    except OSError as error:
-        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 2)
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            return 0  # a completion is printed; nothing else of ours ends so
+        if _traceback_wanted(arguments):
+            import traceback
+
+            traceback.print_exception(error)
+        return _fail(*_explained(error))
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """Return the line that says what happened, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, QdeployError):
+        return str(error), error.exit_code
+    from typer import TyperException
+
+    if isinstance(error, TyperException):
+        return f"{error.format_message()} (see `qdeploy --help`)", 2
+    if isinstance(error, MemoryError):
+        return "not enough memory; use a smaller model or batch", 2
+    if isinstance(error, RuntimeError) and type(error).__name__ == "OutOfMemoryError":  # torch's, not to be imported
+        return "the device has not enough memory; use a smaller --batch-size or model", 2
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}", 2
+    return (
+        f"this is a defect of qdeploy, not of your input: {type(error).__name__}: {error}; please report it with the "
+        f"command line, what it prints with --traceback, and the version ({__version__})",
+        DEFECT,
+    )
+
+
+def _traceback_wanted(arguments: list[str]) -> bool:
+    return os.environ.get(TRACEBACK) == "1" or "--traceback" in takewhile(lambda word: word != "--", arguments)
 
 
 def _fail(text: str, code: int) -> int:

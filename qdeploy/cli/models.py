@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import click
+from qdeploy.cli.options import Json
+from qdeploy.cli.output import emit_json, extra_needed, note
+from qdeploy.cli.tables import show_table, table
 
-from qdeploy.cli.output import emit_json, extra_needed, show_table
 
-
-@click.command("models")
-@click.option("--json", is_flag=True, help="Print the list as one JSON document.")
-def models_command(json: bool) -> None:
+def models_command(json: Json = False) -> None:
     """List every model with its parameters and multiply-accumulates."""
     with extra_needed():
         from qdeploy.models.registry import MODELS, summarise
@@ -20,13 +18,17 @@ def models_command(json: bool) -> None:
     if json:
         emit_json([asdict(s) for s in summaries])
         return
-    from rich.table import Table
-
-    table = Table("model", "family")
-    for name in ("parameters", "M MACs", "input", "classes"):
-        table.add_column(name, justify="right")
-    for s in summaries:
-        size = f"{s.input_size}x{s.input_size}"
-        table.add_row(s.name, s.family, f"{s.params:,}", f"{s.macs / 1e6:.1f}", size, str(s.num_classes))
-    show_table(table)
-    click.echo("Also any classifier of other libraries, from scratch: torchvision/NAME, timm/NAME", err=True)
+    head = ("model", "family", "parameters", "M MACs", "input", "classes")
+    rows = [
+        (
+            s.name,
+            s.family,
+            f"{s.params:,}",
+            f"{s.macs / 1e6:.1f}",
+            f"{s.input_size}x{s.input_size}",
+            str(s.num_classes),
+        )
+        for s in summaries
+    ]
+    show_table(table(head, rows, words=(0, 1)))
+    note("Also any classifier of other libraries, from scratch: torchvision/NAME, timm/NAME")

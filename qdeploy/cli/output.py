@@ -1,4 +1,4 @@
-"""What every verb shares: JSON on stdout, notes and progress on stderr, and missing extras as one line."""
+"""What every verb prints with: JSON on stdout, notes and progress on stderr, and missing extras as one line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from qdeploy.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-    from rich.table import Table
 
 EXTRAS = {
     "torch": "train",
@@ -28,22 +28,39 @@ EXTRAS = {
 }
 """Which extra installs a library."""
 
+_QUIET = ContextVar("_QUIET", default=False)
+
 
 def emit_json(value: Any) -> None:
     """Print one JSON document on one line of stdout."""
     print(json.dumps(value, allow_nan=False), flush=True)
 
 
+def be_quiet() -> None:
+    """Print no notes and no progress from now on, up to the end of this command line."""
+    _QUIET.set(True)
+
+
+def quiet() -> bool:
+    """Return whether only the result is wanted."""
+    return _QUIET.get()
+
+
 def note(text: str) -> None:
-    """Print a line on stderr."""
+    """Print a line on stderr, unless only the result is wanted."""
+    if not quiet():
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Print on stderr what went wrong."""
     print(text, file=sys.stderr, flush=True)
 
 
-def show_table(table: Table) -> None:
-    """Print a table on stdout, as wide as it needs when stdout is no terminal."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+def hint(text: str) -> None:
+    """Print below the result what else is worth knowing, unless only the result is wanted."""
+    if not quiet():
+        print(text)
 
 
 @contextmanager
@@ -77,7 +94,7 @@ class Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet():
             from rich.console import Console
             from rich.progress import Progress
 

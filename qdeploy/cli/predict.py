@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import click
+import typer
 
-from qdeploy.cli.output import emit_json, extra_needed, note
-from qdeploy.core.errors import QdeployError
+from qdeploy.cli.early import start_onnxruntime
+from qdeploy.cli.options import OUTPUT, SPEED, WHERE
+from qdeploy.cli.output import complain, emit_json, extra_needed, note
 
 if TYPE_CHECKING:
     from qdeploy.cli.volume import Watch
@@ -22,45 +22,65 @@ if TYPE_CHECKING:
     from qdeploy.runtime.predict import Answer
 
 
-@click.command("predict")
-@click.argument("images", nargs=-1, required=True)
-@click.option("--model", type=click.Path(path_type=Path), help="A model file or export folder. Default: see above.")
-@click.option("--top", type=click.IntRange(min=1), default=3, help="Labels per image.")
-@click.option("--engine", help="Inference engine. Default: as tuned for this machine, else ort.")
-@click.option(
-    "--threads",
-    type=int,
-    help="Threads of one inference. Default: as tuned for this machine, else 1 for small models, else all cores; "
-    "1 for many images.",
-)
-@click.option("--batch-size", type=int, help="Images per inference. Default: as tuned, else 16, or all if fewer.")
-@click.option("--workers", type=int, help="Batches decoded and classified at a time. Default: one a core.")
-@click.option("--selftest/--no-selftest", default=True, help="Check the model's golden inputs first.")
-@click.option("--json", is_flag=True, help="Print one JSON document per image.")
-@click.option("--csv", type=click.Path(path_type=Path), help="Write a row per image to this file, and print none.")
-@click.option("--ray", is_flag=True, help="Spread the batches with Ray: over RAY_ADDRESS, or this machine.")
-@click.option("--ray-address", help="The Ray cluster to use.")
 def predict_command(
-    images: tuple[str, ...],
-    model: Path | None,
-    top: int,
-    engine: str | None,
-    threads: int | None,
-    batch_size: int | None,
-    workers: int | None,
-    selftest: bool,
-    json: bool,
-    csv: Path | None,
-    ray: bool,
-    ray_address: str | None,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGES...", help="Files, folders, globs, or - for standard input.", show_default=False),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model file or an export's folder. Default: the newest export below ./exports, else the model that "
+            "ships in the package."
+        ),
+    ] = None,
+    selftest: Annotated[bool, typer.Option(help="Check the model's golden inputs first.")] = True,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="What executes the file. Default: as tuned for this machine, else ort.", rich_help_panel=SPEED
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads of one inference. Default: as tuned for this machine, else 1 for small models, else all "
+            "cores; 1 for many images.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Images of one inference. Default: as tuned, else 16, or all if fewer.", rich_help_panel=SPEED
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Batches decoded and classified at a time. Default: one a core.", rich_help_panel=SPEED),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Spread the batches with Ray: over RAY_ADDRESS, or this machine.", rich_help_panel=WHERE
+        ),
+    ] = False,
+    ray_address: Annotated[str | None, typer.Option(help="The Ray cluster to use.", rich_help_panel=WHERE)] = None,
+    top: Annotated[int, typer.Option(min=1, help="Labels per image.", rich_help_panel=OUTPUT)] = 3,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Write a row per image to this file, and print none.", rich_help_panel=OUTPUT),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document per image.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> int:
     """Classify images.
 
-    IMAGES are files, folders, globs, or - for standard input. The model is the newest export below ./exports, else
-    the one that ships in the package. The exit code is 2 if an image cannot be read; the others are classified.
+    The exit code is 2 if an image cannot be read; the others are classified.
     """
     if engine in (None, "ort"):
-        _start_onnxruntime()
+        start_onnxruntime()
     from qdeploy.runtime.classifier import find_setup
     from qdeploy.runtime.inputs import expand
 
@@ -98,14 +118,6 @@ def predict_command(
         return _emit(answers, top, json, file, watch)
 
 
-def _start_onnxruntime() -> None:
-    """Let it set up what all models share, which needs no interpreter, while the rest is imported."""
-    with suppress(ImportError, QdeployError, RuntimeError):  # who opens the model says what is wrong
-        from qdeploy.runtime.engines.onnxruntime_library import try_environment
-
-        Thread(target=try_environment).start()
-
-
 def _opened(setup: Setup, threads: int | None, selftest: bool) -> Classifier:
     """Open the model while Pillow loads its formats."""
     from qdeploy.core.artifact import read_artifact
@@ -125,7 +137,7 @@ def _load_decoders() -> None:
 
 
 def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | None, watch: Watch | None) -> int:
-    """Print and write answers as they come; gives the exit code."""
+    """Print and write answers as they come; return the exit code."""
     failed = 0
     for answer in answers:
         if file is not None:
@@ -138,13 +150,13 @@ def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | Non
         if answer.error is not None:
             failed += 1
             line = "qdeploy: " + " ".join(f"{answer.image}: {answer.error}".split())
-            note(line) if watch is None else watch.line(line)
+            complain(line) if watch is None else watch.line(line)
         if watch is not None:
             watch.see(answer)
     return 2 if failed else 0
 
 
-def _watch(images: tuple[str, ...], printing: bool) -> Watch:
+def _watch(images: Sequence[str], printing: bool) -> Watch:
     from qdeploy.cli.volume import Watch
 
     return Watch(images, printing)

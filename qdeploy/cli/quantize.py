@@ -3,37 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import click
+import typer
 
-from qdeploy.cli.export import int8_options, searched, show, ticks
+from qdeploy.cli.export import show, ticks
+from qdeploy.cli.int8_options import Int8Options
+from qdeploy.cli.options import Json
 from qdeploy.cli.output import Bar, extra_needed
 from qdeploy.core.errors import InputError
 
+IMAGES = "Images"
 
-@click.command("quantize")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="Data set with the file's classes in their order: a name or a folder.")
-@click.option("--mean", help="What is taken from each channel of an image in [0, 1]: R,G,B. Default: ImageNet's.")
-@click.option("--std", help="What that is divided by: R,G,B. Default: ImageNet's.")
-@int8_options
+
 def quantize_command(
-    file: Path, data: str, mean: str | None, std: str | None, out: Path | None, json: bool, **fields: Any
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A float ONNX file that takes float32 images, batch x 3 x S x S or batch x S x S x 3, and gives "
+            "logits or probabilities.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Data set with the file's classes in their order: a name or a folder.", rich_help_panel=IMAGES
+        ),
+    ],
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="What is taken from each channel of an image in 0 to 1. Default: ImageNet's.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="What that is divided by. Default: ImageNet's.", rich_help_panel=IMAGES),
+    ] = None,
+    *,
+    options: Int8Options,
+    json: Json = False,
 ) -> int:
     """Make an INT8 model of a float ONNX file from elsewhere, with the same checks.
 
-    FILE takes float32 images [batch, 3, S, S] or [batch, S, S, 3] and gives logits or probabilities.
+    The exit code is 1 if INT8 is rejected.
     """
     with extra_needed():
-        from qdeploy.export import ExportConfig, export_onnx
+        from qdeploy.export import export_onnx
     from qdeploy.core.artifact import EXPORTS
     from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-    config = ExportConfig(int8=True, **searched(fields))
+    config = options.config(int8=True)
     means, stds = channels("--mean", mean, IMAGENET_MEAN), channels("--std", std, IMAGENET_STD)
     with Bar("quantizing") as bar:
-        out = out or EXPORTS / file.stem
+        out = options.out or EXPORTS / file.stem
         report = export_onnx(file, data, out, mean=means, std=stds, config=config, note=bar.line, tick=ticks(bar))
     return show(report, json, config.kit)
 

@@ -3,54 +3,78 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
+import typer
 
-from qdeploy.cli.output import Bar, emit_json, extra_needed, show_table
+from qdeploy.cli.options import GOING_ON, NEWEST, TRAINING, WHERE, Json, Settings, Verbose
+from qdeploy.cli.output import Bar, emit_json, extra_needed
+from qdeploy.cli.tables import show_table, table
 from qdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from qdeploy.study import SweepResult
     from qdeploy.study.record import Step
     from qdeploy.study.rows import Row
 
-NEWEST = "newest"
 
-
-@click.command("sweep")
-@click.argument("data", required=False)
-@click.option("--models", metavar="A,B,...", help="Names of `qdeploy models`. Default: the MobileViT grid.")
-@click.option("--recipe", help="As in `qdeploy train`; default: small.")
-@click.option("--epochs", type=int, help="Of every model; with a budget, the most of any. Default: the recipe's.")
-@click.option("--budget-minutes", type=float, help="Train by successive halving within so much time.")
-@click.option("--seed", type=int, help="Seed of every training.")
-@click.option("--device", help="Of training: auto, cpu, cuda or mps. Latency is always measured on the CPU.")
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change any other field of the recipe.")
-@click.option("--jobs", type=int, help="Trials at a time; each gets a share of the cores. Default: 1.")
-@click.option("--ray", is_flag=True, help="Spread the training with Ray: over RAY_ADDRESS, or this machine.")
-@click.option("--out", type=click.Path(path_type=Path), help="The sweep's folder. Default: a new one below ./sweeps.")
-@click.option(
-    "--resume", is_flag=False, flag_value=NEWEST, metavar="[DIR]", help="Go on with a sweep: the newest, or DIR."
-)
-@click.option("--retry-failed", is_flag=True, help="With --resume: try what failed again.")
-@click.option("--json", is_flag=True, help="Print the result as one JSON document.")
 def sweep_command(
-    data: str | None,
-    models: str | None,
-    settings: tuple[str, ...],
-    ray: bool,
-    out: Path | None,
-    resume: str | None,
-    retry_failed: bool,
-    json: bool,
-    **fields: Any,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="As in `qdeploy train`.", show_default=False)
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Names of `qdeploy models`. Default: the MobileViT grid."),
+    ] = None,
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="Train by successive halving within so much time.", rich_help_panel=TRAINING)
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="As in `qdeploy train`; default: small.", rich_help_panel=TRAINING)
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Of every model; with --budget-minutes, the most of any. Default: the recipe's.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every training.", rich_help_panel=TRAINING)] = None,
+    settings: Settings = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Of training: auto, cpu, cuda or mps. Latency is always measured on the CPU.", rich_help_panel=WHERE
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Trials at a time; each gets a share of the cores. Default: 1.", rich_help_panel=WHERE),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Spread the training with Ray: over RAY_ADDRESS, or this machine.", rich_help_panel=WHERE
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The sweep's folder. Default: a new one below ./sweeps.", rich_help_panel=GOING_ON),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Go on with a sweep; without DIR, with the newest.", rich_help_panel=GOING_ON),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="With --resume: try what failed again.", rich_help_panel=GOING_ON),
+    ] = False,
+    verbose: Verbose = False,
+    json: Json = False,
 ) -> int:
     """Train, export and measure many models, and show which are worth having.
 
-    DATA as in `qdeploy train`. One row a model, the Pareto fronts of accuracy against latency, size and parameters:
+    Every model is a trial and a row; the Pareto fronts of accuracy against latency, size and parameters are in
     sweep.csv, sweep.html and pareto.png in the sweep's folder. Without --models, --epochs and --budget-minutes the 36
     models of the MobileViT grid share 60 minutes.
     """
@@ -59,7 +83,17 @@ def sweep_command(
         from qdeploy.study import campaign
         from qdeploy.training.recipes import parse_settings
 
-    given = {k: v for k, v in {**fields, "data": data, "models": models}.items() if v is not None}
+    options = {
+        "data": data,
+        "models": models,
+        "recipe": recipe,
+        "epochs": epochs,
+        "budget_minutes": budget_minutes,
+        "seed": seed,
+        "device": device,
+        "jobs": jobs,
+    }
+    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
     if resume is not None:
         if given or settings or ray or out:
             raise InputError("--resume takes everything from the sweep; give only --retry-failed or --json with it")
@@ -70,9 +104,12 @@ def sweep_command(
             raise InputError("--retry-failed goes with --resume")
         if models is not None:
             given["models"] = _names(models)
-        config = study.SweepConfig(**given, settings=parse_settings(settings), ray=ray)
+        config = study.SweepConfig(**given, settings=parse_settings(tuple(settings or ())), ray=ray)
         result = _watched(lambda shown: campaign.sweep(config, out, shown))
-    _show(result, json)
+    if json:
+        emit_json(result.to_dict())
+    else:
+        show(result, verbose)
     return 0 if any(t.test_top1_fp32 is not None for t in result.trials) else 1
 
 
@@ -140,11 +177,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def _show(result: SweepResult, json: bool) -> None:
-    if json:
-        emit_json(result.to_dict())
-        return
-    show_table(_table(result.trials))
+def show(result: SweepResult, verbose: bool) -> None:
+    """Print the trials, the best first, what failed, and the fronts."""
+    best_first = sorted(result.trials, key=lambda r: -max(r.test_top1_fp32 or 0.0, r.test_top1_int8 or 0.0))
+    show_table(table(_HEAD, map(_row, best_first), words=(0, len(_HEAD) - 1)))
+    if verbose:
+        show_table(table(_MORE, map(_more, best_first), title="size and training"))
     for trial in result.trials:
         if trial.error:
             print(f"{trial.name}: {trial.error}")
@@ -156,44 +194,32 @@ def _show(result: SweepResult, json: bool) -> None:
     print(f"report: {result.out}/sweep.html, sweep.csv, pareto.png")
 
 
-def _table(rows: tuple[Row, ...]) -> Table:
-    from rich.table import Table
+_HEAD = ("model", "fp32 %", "int8 %", "int8 ms", "int8 kB", "fronts")
+_MORE = ("model", "params", "M MACs", "rung", "epochs", "val %", "s/epoch", "fp32 ms")
 
-    head = (
-        "params",
-        "M MACs",
-        "rung",
-        "epochs",
-        "val %",
-        "fp32 %",
-        "int8 %",
-        "fp32 ms",
-        "int8 ms",
-        "int8 kB",
-        "s/epoch",
-    )
-    table = Table()
-    table.add_column("model", no_wrap=True)
-    for name in head:
-        table.add_column(name, justify="right")
-    table.add_column("fronts")
-    for r in sorted(rows, key=lambda r: -max(r.test_top1_fp32 or 0.0, r.test_top1_int8 or 0.0)):
-        table.add_row(
-            r.name,
-            f"{r.params:,}",
-            f"{r.macs / 1e6:.1f}",
-            _cell(r.rung),
-            _cell(r.epochs),
-            _cell(r.val_top1, 2),
-            _cell(r.test_top1_fp32, 2),
-            _cell(r.test_top1_int8, 2),
-            _cell(r.latency_fp32_ms, 3),
-            _cell(r.latency_int8_ms, 3),
-            _cell(r.size_int8_bytes and r.size_int8_bytes / 1e3),
-            _cell(r.epoch_s, 1),
-            "failed" if r.error and not r.pareto else r.pareto,
-        )
-    return table
+
+def _row(r: Row) -> list[str]:
+    return [
+        r.name,
+        _cell(r.test_top1_fp32, 2),
+        _cell(r.test_top1_int8, 2),
+        _cell(r.latency_int8_ms, 3),
+        _cell(r.size_int8_bytes and r.size_int8_bytes / 1e3),
+        "failed" if r.error and not r.pareto else r.pareto,
+    ]
+
+
+def _more(r: Row) -> list[str]:
+    return [
+        r.name,
+        f"{r.params:,}",
+        f"{r.macs / 1e6:.1f}",
+        _cell(r.rung),
+        _cell(r.epochs),
+        _cell(r.val_top1, 2),
+        _cell(r.epoch_s, 1),
+        _cell(r.latency_fp32_ms, 3),
+    ]
 
 
 def _cell(value: float | None, digits: int = 0) -> str:

@@ -8,64 +8,101 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
+import typer
 
-from qdeploy.cli.output import Bar, emit_json, extra_needed
+from qdeploy.cli.options import GOING_ON, NEWEST, TRAINING, WHERE, Json, Settings
+from qdeploy.cli.output import Bar, emit_json, extra_needed, hint
 from qdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
     from qdeploy.core.run_folder import RunRecord
 
-NEWEST = "newest"
 
-
-@click.command("train")
-@click.argument("data", required=False)
-@click.option("--model", help="A name of `qdeploy models`. Default: the recipe's, nano for small.")
-@click.option("--recipe", help="small (default), qdeploy's own, or the paper's, e.g. qonstraint-5.9. See docs.")
-@click.option("--epochs", type=int, help="Passes over the training images.")
-@click.option("--batch-size", type=int, help="Images per step, over all processes.")
-@click.option("--lr", type=float, help="Base learning rate.")
-@click.option("--seed", type=int, help="Seed of weights, order and augmentation.")
-@click.option("--device", help="auto, cpu, cuda or mps.")
-@click.option("--amp", help="Mixed precision: auto, off, bf16 or fp16.")
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change any other field of the recipe.")
-@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run's folder.")
-@click.option(
-    "--resume", is_flag=False, flag_value=NEWEST, metavar="[RUN]", help="Go on with a run: the newest, or RUN."
-)
-@click.option("--dry-run", is_flag=True, help="Show what would be trained and the memory it takes; train nothing.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder. Default: a new one below ./runs.")
-@click.option("--json", is_flag=True, help="Print the result as one JSON document.")
 def train_command(
-    data: str | None,
-    recipe: str | None,
-    settings: tuple[str, ...],
-    tensorboard: bool,
-    resume: str | None,
-    dry_run: bool,
-    out: Path | None,
-    json: bool,
-    **fields: Any,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder with one sub-folder of images per class, or the name of a published set (`qdeploy data` "
+            "lists them). Default: the embedded 3,500 images.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A name of `qdeploy models`. Default: the recipe's, nano for small.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="small (default), qdeploy's own, or the paper's, e.g. qonstraint-5.9. See docs.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images.", rich_help_panel=TRAINING)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step, over all processes.", rich_help_panel=TRAINING)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Base learning rate.", rich_help_panel=TRAINING)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, order and augmentation.", rich_help_panel=TRAINING)
+    ] = None,
+    settings: Settings = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=WHERE)] = None,
+    amp: Annotated[
+        str | None, typer.Option(help="Mixed precision: auto, off, bf16 or fp16.", rich_help_panel=WHERE)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run's folder. Default: a new one below ./runs.", rich_help_panel=GOING_ON),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with a run; without RUN, with the newest.", rich_help_panel=GOING_ON),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show what would be trained and the memory it takes; train nothing.",
+            rich_help_panel=GOING_ON,
+        ),
+    ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Also write TensorBoard events into the run's folder."),
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Train a model and keep its best weights, log and curves.
 
-    DATA is a folder with one sub-folder of images per class, or the name of a published set (`qdeploy data` lists
-    them). Default: the embedded 3,500 images. Several GPUs: torchrun --nproc-per-node N -m qdeploy train ...
+    Several GPUs: torchrun --nproc-per-node N -m qdeploy train ...
     """
     with extra_needed():
         from qdeploy.training import recipes, start
 
-    given = {k: v for k, v in {**fields, "data": data, "tensorboard": tensorboard or None}.items() if v is not None}
+    options = {
+        "data": data,
+        "model": model,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "device": device,
+        "amp": amp,
+        "tensorboard": tensorboard or None,
+    }
+    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
     if resume is not None:
         if given or recipe or out or settings or dry_run:
             raise InputError("--resume takes everything from the run; give no data and no other option but --json")
         with _watched() as progress:
             result = start.resume(None if resume == NEWEST else Path(resume), progress)
     else:
-        changes = recipes.parse_settings(settings)
+        changes = recipes.parse_settings(tuple(settings or ()))
         if twice := sorted(given.keys() & changes):
             raise InputError(f"{twice[0]} is given twice, with --set and as an option of its own; give it once")
         config = recipes.config_from_recipe(recipe or "small", **given, **changes)
@@ -118,14 +155,14 @@ def _show_result(result: dict[str, Any], json: bool) -> None:
         f"validation {result['val_top1']:.2f} %, test {result['test_top1']:.2f} % top-1, "
         f"{result['seconds']:.0f} s, {result['images_per_s']:.0f} images/s"
     )
-    print("next: qdeploy export --int8")
+    hint("next: qdeploy export --int8")
 
 
 class _Progress:
     """Shows a run on the bar and one line an epoch."""
 
     def __init__(self, bar: Bar) -> None:
-        self.bar, self.epochs = bar, 0
+        self.bar, self.epochs, self.driven = bar, 0, False
         self.folder: Path | None = None
         self.began: tuple[float, int] | None = None
 
@@ -135,6 +172,7 @@ class _Progress:
     def started(self, record: RunRecord, folder: Path) -> None:
         model, data = record.model, record.dataset
         self.epochs, self.folder = record.config["epochs"], folder
+        self.driven = record.config["schedule"] == "confidence"
         images = ", ".join(f"{n} {name}" for name, n in data.images.items())
         self.bar.line(
             f"{model.name}: {model.params:,} parameters, {model.macs / 1e6:.1f} M MACs; "
@@ -154,10 +192,11 @@ class _Progress:
         if self.began is not None:
             begin, first = self.began
             left = (time.perf_counter() - begin) / (row["epoch"] - first) * (self.epochs - row["epoch"])
+        confidence = f"conf {row['confidence']:.3f}  " if self.driven else ""
         self.bar.line(
             f"epoch {row['epoch']:3d}/{self.epochs}  loss {row['train_loss']:.3f}  train {row['train_top1']:5.2f} %  "
             f"val {row['val_top1']:5.2f} % (EMA {row['ema_val_top1']:5.2f} %)  lr {row['lr']:.2e}  "
-            f"conf {row['confidence']:.3f}  {row['images_per_s']:.0f} img/s  ETA {left:.0f} s"
+            f"{confidence}{row['images_per_s']:.0f} img/s  ETA {left:.0f} s"
         )
 
     def note(self, text: str) -> None:

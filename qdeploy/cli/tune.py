@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import click
+import typer
 
-from qdeploy.cli.output import Bar, emit_json, note, show_table
+from qdeploy.cli.options import LIMITS, Json, ModelFile, Verbose
+from qdeploy.cli.output import Bar, emit_json, note
+from qdeploy.cli.tables import show_table, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from qdeploy.bench.tune import TuneReport
+    from qdeploy.bench.tune.report import Candidate
 
 
-@click.command("tune")
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
-@click.option("--latency-ms", type=float, help="Longest 95th percentile of one call, in milliseconds.")
-@click.option("--memory-mb", type=float, help="Largest peak of a fresh process, in MB.")
-@click.option("--max-drop", type=float, default=1.0, help="Points of top-1 that may be lost against the fp32 file.")
-@click.option("--throughput", type=float, help="Images per second at least; batches of 8 and 32 are tried, too.")
-@click.option("--seconds", type=float, default=30.0, help="Time limit of the timing.")
-@click.option("--json", is_flag=True, help="Print the report as one JSON document.")
 def tune_command(
-    artifact: Path | None,
-    latency_ms: float | None,
-    memory_mb: float | None,
-    max_drop: float,
-    throughput: float | None,
-    seconds: float,
-    json: bool,
+    artifact: ModelFile = None,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Longest 95th percentile of one call, in milliseconds.", rich_help_panel=LIMITS),
+    ] = None,
+    memory_mb: Annotated[
+        float | None, typer.Option(help="Largest peak of a fresh process, in MB.", rich_help_panel=LIMITS)
+    ] = None,
+    throughput: Annotated[
+        float | None,
+        typer.Option(help="Images per second at least; batches of 8 and 32 are tried, too.", rich_help_panel=LIMITS),
+    ] = None,
+    max_drop: Annotated[
+        float,
+        typer.Option(help="Budget: points of top-1 that may be lost against the fp32 file.", rich_help_panel=LIMITS),
+    ] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Longest time that the timing may take.")] = 30.0,
+    verbose: Verbose = False,
+    json: Json = False,
 ) -> int:
     """Find the fastest way to run a model on this machine.
 
-    ARTIFACT is an export's folder or a model file. Default: the newest export, else the model that ships in the
-    package. Every file, installed engine and number of threads is checked and measured; the best within the limits is
-    written to device.json beside the model, which predict then uses. The exit code is 1 if none is within the limits.
+    Every file, installed engine and number of threads is a candidate, checked and measured; the best within the limits
+    is written to device.json beside the model, which predict then uses. The exit code is 1 if none is within the
+    limits.
     """
     from qdeploy.bench.tune import Limits, TuneConfig, tune
     from qdeploy.core.artifact import SHIPPED, newest_export
@@ -51,13 +55,19 @@ def tune_command(
     if json:
         emit_json(report.to_dict())
     else:
-        show(report)
+        show(report, verbose)
     return int(report.chosen is None)
 
 
-def show(report: TuneReport) -> None:
+def show(report: TuneReport, verbose: bool) -> None:
     """Print the candidates, the choice, and where it was written."""
-    show_table(_table(report))
+    title = "candidates, interleaved, the chosen and the fastest first"
+    show_table(table(_HEAD, map(_row, report.candidates), title=title, words=(0, 1, 6)))
+    if verbose:
+        title = "time of a call against that of the chosen, with its 95 % interval"
+        show_table(table(_TIMES, map(_times, report.candidates), title=title, words=(0, 1)))
+        title = "accuracy, points of it lost against fp32, and peak memory"
+        show_table(table(_COSTS, map(_costs, report.candidates), title=title, words=(0, 1)))
     for engine, why in report.not_tried.items():
         print(f"not tried: {engine}: {why}")
     print(("chosen: " if report.chosen else "") + report.reason)
@@ -68,31 +78,28 @@ def show(report: TuneReport) -> None:
         print(f"not written: the folder is read-only or the package's; use --engine {c.engine} --threads {c.threads}")
 
 
-def _table(report: TuneReport) -> Table:
-    from rich.table import Table
+_HEAD = ("file", "engine", "threads", "batch", "p50 ms", "images/s", "verdict")
+_TIMES = ("file", "engine", "threads", "batch", "p50 ms", "p95 ms", "time", "95 %")
+_COSTS = ("file", "engine", "threads", "batch", "top-1 %", "lost", "MB")
 
-    table = Table(title="candidates, interleaved, the chosen and the fastest first")
-    for i, head in enumerate(
-        ("file", "engine", "threads", "batch", "p50 ms", "p95", "images/s", "time", "95 %", "MB", "top-1 %", "verdict")
-    ):
-        table.add_column(head, justify="left" if i in (0, 1, 11) else "right", no_wrap=i < 11)
-    for c in report.candidates:
-        interval = f"{c.ratio_ci95[0]:.2f}-{c.ratio_ci95[1]:.2f}" if c.ratio_ci95 else "-"
-        table.add_row(
-            c.file,
-            c.engine,
-            str(c.threads),
-            str(c.batch),
-            _number(c.latency_ms.get("p50"), 3),
-            _number(c.latency_ms.get("p95"), 3),
-            _number(c.throughput_per_s, 0),
-            _number(c.ratio, 2),
-            interval,
-            _number(c.peak_rss_bytes and c.peak_rss_bytes / 1e6, 0),
-            _number(c.top1, 2),
-            c.verdict,
-        )
-    return table
+
+def _row(c: Candidate) -> list[str]:
+    return [*_what(c), _number(c.latency_ms.get("p50"), 3), _number(c.throughput_per_s, 0), c.verdict]
+
+
+def _times(c: Candidate) -> list[str]:
+    interval = f"{c.ratio_ci95[0]:.2f}-{c.ratio_ci95[1]:.2f}" if c.ratio_ci95 else "-"
+    latencies = (_number(c.latency_ms.get(p), 3) for p in ("p50", "p95"))
+    return [*_what(c), *latencies, _number(c.ratio, 2), interval]
+
+
+def _costs(c: Candidate) -> list[str]:
+    megabytes = c.peak_rss_bytes and c.peak_rss_bytes / 1e6
+    return [*_what(c), _number(c.top1, 2), _number(c.drop_points, 2), _number(megabytes, 0)]
+
+
+def _what(c: Candidate) -> tuple[str, ...]:
+    return c.file, c.engine, str(c.threads), str(c.batch)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from qdeploy.cli.output import Bar, note
+from qdeploy.cli.output import Bar, complain, note, quiet
 
 if TYPE_CHECKING:
     from qdeploy.runtime.predict import Answer
@@ -20,7 +21,7 @@ SHOWN_LABELS = 5
 class Watch:
     """Counts answers. The bar is shown where no answers are printed on the same terminal."""
 
-    def __init__(self, images: tuple[str, ...], printing: bool) -> None:
+    def __init__(self, images: Sequence[str], printing: bool) -> None:
         """Begin.
 
         Args:
@@ -31,7 +32,7 @@ class Watch:
         self.done = self.failed = 0
         self.labels: Counter[str] = Counter()
         self.bar = Bar("classifying")
-        self._shown = sys.stderr.isatty() and not (printing and sys.stdout.isatty())
+        self._shown = sys.stderr.isatty() and not quiet() and not (printing and sys.stdout.isatty())
         self._images = images
         self._next = self._begin = time.perf_counter()
 
@@ -57,8 +58,11 @@ class Watch:
             self.bar.update(self.done, self.total, text)
 
     def line(self, text: str) -> None:
-        """Print a line on stderr, above the bar."""
-        self.bar.line(text)
+        """Print on stderr what went wrong, above the bar."""
+        if self._shown:
+            self.bar.line(text)
+        else:
+            complain(text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

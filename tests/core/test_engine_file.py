@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from qdeploy.cli.inspect import inspect_command
+from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.engine_file import MAGIC, EngineHeader, pack, unpack
 from qdeploy.core.errors import ArtifactError
@@ -104,11 +103,13 @@ def test_it_is_not_taken_for_text_or_onnx() -> None:
     assert not (SHIPPED / "model.int8.onnx").read_bytes().startswith(MAGIC[:1])
 
 
-def test_inspect_shows_the_card_and_what_it_was_built_for(file: Path) -> None:
-    text = CliRunner().invoke(inspect_command, [str(file)]).output
+def test_inspect_shows_the_card_and_what_it_was_built_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(file)]) == 0
+    text = capsys.readouterr().out
     assert "engine  tensorrt 11.4.0 for GPUs of compute capability 9.0 on Linux x86_64, batches of 1 to 8" in text
     assert "T-shirt" in text
-    document = json.loads(CliRunner().invoke(inspect_command, [str(file), "--json"]).output)
+    assert run(["inspect", str(file), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
     assert document["engine"]["max_batch"] == 8
     assert "card" not in document["engine"]
     assert document["precision"] == "int8"

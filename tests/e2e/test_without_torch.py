@@ -33,8 +33,8 @@ def call(python: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProces
 def test_it_is_small_and_has_no_torch(python: Path) -> None:
     packages = next((python.parents[1] / "lib").glob("python*/site-packages"))
     names = {p.name for p in packages.iterdir()}
-    assert {"qdeploy", "onnxruntime", "numpy", "PIL", "click", "rich"} <= names
-    assert not names & {"torch", "torchvision", "onnx", "matplotlib", "scipy", "sympy"}
+    assert {"qdeploy", "onnxruntime", "numpy", "PIL", "typer", "rich"} <= names
+    assert not names & {"torch", "torchvision", "onnx", "matplotlib", "scipy", "sympy", "pydantic"}
     brought_by_venv = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
     own = [p for p in packages.iterdir() if not p.name.startswith(brought_by_venv)]
     files = [f for p in own for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file()]

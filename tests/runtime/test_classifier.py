@@ -65,5 +65,5 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_importing_qdeploy_is_light() -> None:
 
-    code = "import sys, qdeploy; print([m for m in ('torch', 'onnxruntime', 'numpy', 'click') if m in sys.modules])"
+    code = "import sys, qdeploy; print([m for m in ('torch', 'onnxruntime', 'numpy', 'typer') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
