@@ -1,8 +1,8 @@
-# `make demo` and `make test` are all a new user needs; `make lint` is what else CI runs.
+# `make demo` and `make test` are all a new user needs; `make test-slow` and `make lint` are what else CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-arm lint clean
+.PHONY: demo test test-slow test-arm lint clean
 
 demo: .venv/train.done
 	$(BIN)/qdeploy train
@@ -10,9 +10,13 @@ demo: .venv/train.done
 	$(BIN)/qdeploy predict examples/*.png
 	$(BIN)/qdeploy bench
 
-test: .venv/dev.done .venv/include/onnxruntime_c_api.h
+# slow is what takes long and proves more than the main paths: whole sweeps, resumed trainings, other CPUs, Ray;
+# a worker that is free takes the next test, and an xdist_group's tests, which share something costly, together
+test: MARKED := not slow
+test-slow: MARKED := slow
+test test-slow: .venv/dev.done .venv/include/onnxruntime_c_api.h
 	$(BIN)/python -m compileall -q qdeploy  # the commands under test are short: no time for it in each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=20 -m "$(MARKED)"
 
 # the shipped model files on an emulated ARM64 CPU (scripts/emulated_arm.sh); MODELS="a.onnx b.onnx" checks others
 test-arm: .venv/dev.done

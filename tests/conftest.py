@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
-from qdeploy.core.files import locked
 from qdeploy.data.embedded import FASHION_CLASSES, embedded_source
 from qdeploy.export.api import export
 from qdeploy.export.config import ExportConfig
@@ -34,8 +34,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest file: of two workers none is left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_documents.py")
+    """Begin with the longest, so that no worker is left alone with it at the end."""
+    items.sort(key=turn)
+
+
+def turn(item: pytest.Item) -> int:
+    """Return when a test is run: README's training, the other documents, further whole processes, the rest."""
+    if item.path.name == "test_documents.py":
+        return 0 if "readme" in item.name else 1
+    return 2 if item.path.parent.name in ("e2e", "emulation") else 3
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,9 +64,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def once(folder: Path, name: str, make: Callable[[], T]) -> T:
-    """Make something in a shared folder if no other worker has, or wait until it has."""
+    """Return what one worker makes in a shared folder and the others wait for."""
     kept = folder / f"{name}.pickle"
-    with locked(folder / f"{name}.lock", wait=True):
+    with FileLock(folder / f"{name}.lock"):
         if not kept.exists():
             kept.write_bytes(pickle.dumps(make()))
         result: T = pickle.loads(kept.read_bytes())

@@ -59,3 +59,9 @@ class AnswerCsv:
             os.fsync(self._stream.fileno())
         if kind is None:
             os.replace(self.part, self.path)
+        else:  # Ctrl-C may have come between a row and its count
+            self.rows = self._rows_in_part()
+
+    def _rows_in_part(self) -> int:
+        with self.part.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            return sum(1 for _ in csv.reader(stream)) - 1

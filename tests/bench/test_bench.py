@@ -26,6 +26,7 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.machine import peak_memory_bytes
 from qdeploy.core.preprocessing import Preprocessing
 
+pytestmark = pytest.mark.xdist_group("bench")
 FP32, INT8 = SHIPPED / "model.fp32.onnx", SHIPPED / "model.int8.onnx"
 
 

@@ -20,6 +20,7 @@ from qdeploy.export.engines.build import BUILDERS, build_engine
 from qdeploy.runtime.engines import tensorrt_library
 from qdeploy.runtime.session import open_session
 
+pytestmark = pytest.mark.xdist_group("engine of TensorRT-RTX")
 SOURCE = SHIPPED / "model.fp32.onnx"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,30 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qdeploy.export.verdict import ExportReport
+from tests.conftest import once
 from tests.quiet import namespace, quiet_environment, run_quietly, strange_files
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{n}.md"
-        for n in (
-            "checking",
-            "data",
-            "training",
-            "models",
-            "export",
-            "lint",
-            "tensorrt",
-            "predict",
-            "bench",
-            "engines",
-            "c_kit",
-            "choosing_a_model",
-            "mobilevit",
-        )
-    ),
-]
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SHORTER = {"qdeploy train": "qdeploy train --epochs 8"}
 """Typed with more, to take a minute and not five: the recipe's whole run is what `make demo` does."""
 NOT_HERE = ("make ", "pip install ", "git clone ", "cd ")
@@ -45,24 +29,45 @@ NOT_HERE = ("make ", "pip install ", "git clone ", "cd ")
 
 
 def blocks(document: Path) -> Iterator[tuple[str, str]]:
-    """Give the fenced blocks of a document: language and text."""
+    """Yield the language and the text of each fenced block of a document."""
     yield from re.findall(r"^```(\w+)\n(.*?)^```", document.read_text(), flags=re.M | re.S)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A user's folder: the examples and some photos."""
-    (tmp_path / "home" / "user").mkdir(parents=True)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+def commands(text: str) -> Iterator[str]:
+    """Yield the commands of a block of shell, without set-up and remarks."""
+    for line in text.splitlines():
+        command = line.partition("  #")[0].strip()
+        if not command.startswith(NOT_HERE):
+            assert command.startswith("qdeploy "), command
+            yield command
+
+
+def make_user_folder(folder: Path) -> Path:
+    """Make a user's folder: an empty home, the examples and some photos."""
+    (folder / "home" / "user").mkdir(parents=True)
+    (folder / "examples").symlink_to(ROOT / "examples")
     rng = np.random.default_rng(0)
     for shade, label in enumerate(("apple", "leaf", "stone")):
-        folder = tmp_path / "photos" / label
-        folder.mkdir(parents=True)
+        photos = folder / "photos" / label
+        photos.mkdir(parents=True)
         for i in range(24):
-            Image.fromarray(rng.integers(80 * shade, 80 * shade + 90, (40, 30, 3), dtype=np.uint8)).save(
-                folder / f"{i}.jpg"
-            )
-    return tmp_path
+            pixels = rng.integers(80 * shade, 80 * shade + 90, (40, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(photos / f"{i}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ready_made(exported: ExportReport, shared: Path) -> Path:
+    """A user's folder after a run on the embedded images and its export, and a younger run on the photos."""
+
+    def make() -> Path:
+        folder = make_user_folder(shared / "ready-made")
+        for name in ("runs", "exports"):
+            shutil.copytree(Path(exported.out).parents[1] / name, folder / name)
+        execute(folder, shell="qdeploy train photos --model nano-ar --epochs 1")
+        return folder
+
+    return once(shared, "ready-made", make)
 
 
 def execute(place: Path, *, shell: str | None = None, python: str | None = None) -> None:
@@ -80,27 +85,23 @@ def execute(place: Path, *, shell: str | None = None, python: str | None = None)
     assert strange_files(home) == [], shell or python
 
 
-@pytest.mark.slow
-def test_every_command_runs_and_the_first_export_pays(place: Path) -> None:
-    seen = set()
-    for document in DOCUMENTS:
-        for language, text in blocks(document):
-            if language == "python":
-                execute(place, python=text)
-            for line in text.splitlines() if language == "bash" else ():
-                command = line.partition("  #")[0].strip()
-                if command.startswith(NOT_HERE) or command in seen:
-                    continue
-                assert command.startswith("qdeploy "), f"{document.name}: {command}"
-                seen.add(command)
+def execute_blocks(document: Path, place: Path, *, known: frozenset[str] = frozenset()) -> set[str]:
+    """Run the blocks of a document in order, but for known commands; return the commands in them."""
+    found: set[str] = set()
+    for language, text in blocks(document):
+        if language == "python":
+            execute(place, python=text)
+        for command in commands(text) if language == "bash" else ():
+            found.add(command)
+            if command not in known:
                 execute(place, shell=SHORTER.get(command, command))
-        if document.name == "README.md":
-            check_demo(place)
-    assert seen >= {"qdeploy train", "qdeploy export --int8", "qdeploy bench"}
+    return found
 
 
-def check_demo(place: Path) -> None:
+def test_the_readme_s_commands_run_and_the_first_export_pays(tmp_path: Path) -> None:
     """A short run on the embedded data, and its INT8 export."""
+    place = make_user_folder(tmp_path)
+    assert execute_blocks(README, place) >= {"qdeploy train", "qdeploy export --int8", "qdeploy bench"}
     (run,) = (place / "runs").iterdir()
     record = json.loads((run / "run.json").read_text())
     assert record["model"]["name"] == "nano"
@@ -111,6 +112,18 @@ def check_demo(place: Path) -> None:
     assert int8["parity"]["sqnr_db"] >= 20
     assert report["difference"]["points"] >= -1.0
     assert report["difference"]["n"] == 1000
+
+
+@pytest.mark.parametrize(
+    "document",
+    [d for d in DOCUMENTS[1:] if any(language in ("bash", "python") for language, _ in blocks(d))],
+    ids=lambda document: document.stem,
+)
+def test_a_document_s_commands_run(document: Path, ready_made: Path, tmp_path: Path) -> None:
+    """In a copy of the ready-made folder; what the README has, too, is run for the README."""
+    place = shutil.copytree(ready_made, tmp_path / "place", symlinks=True)
+    known = frozenset(c for language, text in blocks(README) if language == "bash" for c in commands(text))
+    execute_blocks(document, place, known=known)
 
 
 def test_links_lead_somewhere() -> None:

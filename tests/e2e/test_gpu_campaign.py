@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_campaign.sh"
+pytestmark = pytest.mark.xdist_group("campaign")
 PIECES = ("speed", "data", "accuracy", "precision", "presets", "engines", "ablation-recipes", "ablation-without")
 
 
@@ -35,19 +38,80 @@ def times(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """A dry run that was begun, interrupted and then run as a whole: torch starts once for each of these."""
+
+    out: Path
+    begun: dict[str, Any]
+    """What the precision piece left when its time was up."""
+    interrupted: subprocess.CompletedProcess[str]
+    interrupted_document: dict[str, Any]
+    left_by_the_interrupt: set[str]
+    """Names of results, and the endings of checkpoints."""
+    whole: subprocess.CompletedProcess[str]
+
+
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
-    """The results of a whole dry run."""
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a call in which the time of a piece was up after its first row."""
     folder = tmp_path_factory.mktemp("campaign") / "results"
-    done = campaign("--dry-run", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for piece in PIECES:
-        assert f"\n{piece}: complete after" in f"\n{done.stdout}"
+    done = campaign("--dry-run", folder, "precision", CAMPAIGN_LIMIT_S="0")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "precision: not complete" in done.stdout
     return folder
 
 
+@pytest.fixture(scope="module")
+def dry_run(cut: Path, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """A whole dry run, of which some pieces were begun before."""
+    out = shutil.copytree(cut, tmp_path_factory.mktemp("campaign") / "results")
+    begun = read(out, "precision")
+    foreign = {**begun, "environment": {**begun["environment"], "cpu": "another"}, "calls": 5}
+    foreign["rows"] = [{**begun["rows"][0], "name": name} for name in ("phase_1", "phase_2")]
+    (out / "data.json").write_text(json.dumps(foreign))
+    interrupted = interrupt_training(out)
+    document, left = read(out, "accuracy"), {*times(out), *(p.suffix for p in out.glob("runs/*/checkpoints/*"))}
+    whole = campaign("--dry-run", out, CAMPAIGN_EPOCHS="3")
+    return Campaign(
+        out=out,
+        begun=begun,
+        interrupted=interrupted,
+        interrupted_document=document,
+        left_by_the_interrupt=left,
+        whole=whole,
+    )
+
+
+@pytest.fixture
+def out(dry_run: Campaign) -> Path:
+    assert dry_run.whole.returncode == 0, dry_run.whole.stdout + dry_run.whole.stderr
+    return dry_run.out
+
+
+def interrupt_training(out: Path) -> subprocess.CompletedProcess[str]:
+    """Run two pieces, and press Ctrl-C after the first of three epochs of the first."""
+    process = subprocess.Popen(
+        ["bash", str(SCRIPT), "--dry-run", str(out), "accuracy", "speed"],
+        env=environment(CAMPAIGN_EPOCHS="3"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch   1/3"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
 @pytest.mark.slow
-def test_every_piece_leaves_its_result(out: Path) -> None:
+def test_every_piece_leaves_its_result(dry_run: Campaign, out: Path) -> None:
+    for piece in PIECES:
+        assert f"\n{piece}: complete after" in f"\n{dry_run.whole.stdout}"
     assert {path.stem for path in out.glob("*.json")} == set(PIECES)
     for piece in PIECES:
         document = read(out, piece)
@@ -76,7 +140,7 @@ def test_results_say_n_and_spread(out: Path) -> None:
     low, high = accuracy["test_top1_ci95"]
     assert low < accuracy["test_top1"] < high
     assert accuracy["n"] == 1000
-    assert len(accuracy["log"]) == accuracy["epoch_train_s"]["n"] == 1
+    assert len(accuracy["log"]) == accuracy["epoch_train_s"]["n"] == 3
     (variant,) = read(out, "ablation-recipes")["variants"].values()
     assert variant["n"] == len(variant["test_top1"]) == 1
 
@@ -99,19 +163,19 @@ def test_a_second_call_repeats_nothing(out: Path) -> None:
     assert times(out) == before
 
 
-@pytest.mark.slow
-def test_a_piece_whose_time_was_up_goes_on(tmp_path: Path) -> None:
-    cut = campaign("--dry-run", tmp_path, "precision", CAMPAIGN_LIMIT_S="0")
-    assert cut.returncode == 1
-    assert "precision: not complete" in cut.stdout
-    first = read(tmp_path, "precision")
+def test_a_piece_whose_time_was_up_goes_on(cut: Path, tmp_path: Path) -> None:
+    first = read(cut, "precision")
     assert first["state"] == "begun, dry run"
     assert len(first["rows"]) == 1
 
-    done = campaign("--dry-run", tmp_path, "precision")
+    out = shutil.copytree(cut, tmp_path / "results")
+    done = campaign("--dry-run", out, "precision")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{first['rows'][0]['name']}: was there" in done.stdout
-    document = read(tmp_path, "precision")
+    check_continued(read(out, "precision"), first, done.stdout)
+
+
+def check_continued(document: dict[str, Any], first: dict[str, Any], printed: str) -> None:
+    assert f"{first['rows'][0]['name']}: was there" in printed
     assert document["state"] == "complete, dry run"
     assert document["rows"][0] == first["rows"][0]
     assert len(document["rows"]) == 7
@@ -119,58 +183,44 @@ def test_a_piece_whose_time_was_up_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_begun_piece_of_another_machine_begins_anew(out: Path, tmp_path: Path) -> None:
-    begun = read(out, "data")
-    begun["state"] = "begun, dry run"
-    begun["environment"]["versions"]["torch"] = "0.1"
-    (tmp_path / "data.json").write_text(json.dumps(begun))
-    done = campaign("--dry-run", tmp_path, "data")
-    assert "begins anew" in done.stdout
-    assert "was there" not in done.stdout
-    assert read(tmp_path, "data")["calls"] == 1
+def test_a_whole_run_takes_up_what_was_begun(dry_run: Campaign, out: Path) -> None:
+    check_continued(read(out, "precision"), dry_run.begun, dry_run.whole.stdout)
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        ["bash", str(SCRIPT), "--dry-run", str(tmp_path), "accuracy", "speed"],
-        env=environment(CAMPAIGN_EPOCHS="3"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch   1/3"):
-            break
-    os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=100)
-    assert process.returncode == 130, stdout + stderr
-    assert "accuracy: interrupted" in stdout
-    assert "qdeploy: interrupted" in stderr  # it was asked to end, not killed
-    assert "Traceback" not in stderr
-    assert read(tmp_path, "accuracy")["state"] == "begun, dry run"
-    assert not (tmp_path / "speed.json").exists()
-    (checkpoints,) = tmp_path.glob("runs/*/checkpoints")
-    assert list(checkpoints.glob("*.safetensors"))
+def test_a_begun_piece_of_another_machine_begins_anew(dry_run: Campaign, out: Path) -> None:
+    printed = [line for line in dry_run.whole.stdout.splitlines() if line.startswith("data: ")]
+    assert "begins anew" in printed[0]
+    assert not any("was there" in line for line in printed)
+    assert read(out, "data")["calls"] == 1
 
-    done = campaign("--dry-run", tmp_path, "accuracy", CAMPAIGN_EPOCHS="3")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "epoch   1/3" not in done.stderr
-    document = read(tmp_path, "accuracy")
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_from_its_checkpoint(dry_run: Campaign, out: Path) -> None:
+    interrupted = dry_run.interrupted
+    assert interrupted.returncode == 130, interrupted
+    assert "accuracy: interrupted" in interrupted.stdout
+    assert "qdeploy: interrupted" in interrupted.stderr  # it was asked to end, not killed
+    assert "Traceback" not in interrupted.stderr
+    assert dry_run.interrupted_document["state"] == "begun, dry run"
+    assert dry_run.left_by_the_interrupt >= {"precision.json", "data.json", "accuracy.json", ".safetensors"}
+    assert "speed.json" not in dry_run.left_by_the_interrupt
+
+    accuracy = dry_run.whole.stderr.split("epoch   3/3")[0]
+    assert "epoch   2/3" in accuracy
+    assert "epoch   1/3" not in accuracy
+    document = read(out, "accuracy")
     assert len(document["rows"][0]["log"]) == 3
     assert document["calls"] == 2
 
 
-@pytest.mark.slow
 def test_a_missing_library_is_one_line_and_the_next_piece_is_tried(tmp_path: Path) -> None:
     hiding = tmp_path / "hiding"
     hiding.mkdir()
-    (hiding / "safetensors.py").write_text("raise ImportError('not here', name='safetensors')\n")
+    (hiding / "torch.py").write_text("raise ImportError('not here', name='torch')\n")
     done = campaign("--dry-run", tmp_path / "out", "speed", "data", PYTHONPATH=str(hiding))
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["the library safetensors is missing here: pip install 'qdeploy[train]'"] * 2
+    assert done.stderr.splitlines() == ["the library torch is missing here: pip install 'qdeploy[train]'"] * 2
     assert [line.partition(" after")[0] for line in done.stdout.splitlines()] == ["speed: failed", "data: failed"]
 
 

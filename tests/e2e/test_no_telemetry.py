@@ -35,6 +35,7 @@ print(label)
 """Runs until events were sent, in the process that may: some ten seconds after it opened a model."""
 TELLS = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 32)
 
+long = pytest.mark.xdist_group("long processes")
 needs_namespace = pytest.mark.skipif(namespace() is None, reason="this system makes no network namespaces for us")
 
 
@@ -93,12 +94,14 @@ def long_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
         return dict(zip(ways, pool.map(run, ways), strict=True))
 
 
+@long
 @needs_namespace
 @pytest.mark.parametrize("way", ["library", "binding"])
 def test_a_long_process_is_quiet(way: str, long_processes: dict[str, tuple[str, dict[str, int], list[str]]]) -> None:
     assert long_processes[way] == ("Bag\n", {}, [])
 
 
+@long
 @needs_namespace
 @pytest.mark.skipif(not TELLS, reason="this ONNX Runtime sends nothing in any case")
 def test_what_the_user_has_set_is_kept_and_these_tests_would_see_it(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("base install")
 ROOT = Path(__file__).parents[2]
 PEAK = (
     "import sys; from qdeploy.cli.main import run; from qdeploy.core.machine import peak_memory_bytes; "

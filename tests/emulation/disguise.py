@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from qdeploy.core.files import locked
+from filelock import FileLock
 
 SOURCE = Path(__file__).with_name("cpu_disguise.c")
 
@@ -88,7 +88,7 @@ def disguise(cpu: str, folder: Path, packages: Sequence[str] = ("onnxruntime",))
         raise ValueError(f"there is no CPU '{cpu}'; known: {', '.join(CPUS)}")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "disguise.lock", wait=True):
+    with FileLock(folder / "disguise.lock"):
         library = _built_library(folder)
         copies = [] if _faulting() else [_rewritten_copy(package, folder) for package in packages]
     variables = {"QDEPLOY_TEST_CPU": cpu, "LD_PRELOAD": _first(str(library), "LD_PRELOAD")}

@@ -78,6 +78,7 @@ def test_shipped_and_fresh_files_are_right(cpu: str, made: ExportReport, disguis
         assert note is None or "--target x86-avx2" in note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", playable("haswell"))
 def test_what_is_exported_there_is_as_good_as_here(
     cpu: str, made: ExportReport, trained: TrainResult, disguises: Path, tmp_path: Path
@@ -107,6 +108,7 @@ def test_the_file_for_the_cpu_is_taken_with_a_note(cpu: str, made: ExportReport,
     assert (taken in done.stderr) is (cpu == "haswell")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", playable("haswell", "icelake"))
 def test_the_c_kit_is_right(cpu: str, made: ExportReport, disguises: Path, tmp_path: Path) -> None:
     from qdeploy.core.artifact import read_artifact
@@ -145,6 +147,7 @@ def test_a_wrong_answer_names_the_target_to_export(
         session.open_session(replace(artifact, card=replace(artifact.card, goldens=wrong)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", playable("haswell"))
 def test_openvino_refuses_what_it_computes_wrongly(cpu: str, made: ExportReport, disguises: Path) -> None:
     """It takes 8-bit weights for what they are with VNNI: 27 dB without."""

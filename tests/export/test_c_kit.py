@@ -17,6 +17,8 @@ from qdeploy.export.kits.c import c_string, is_unchanged_kit, write_c_kit
 from qdeploy.training import TrainResult
 from tests.ort_header import runtime_folder
 
+pytestmark = pytest.mark.xdist_group("C kit")
+
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -97,6 +97,7 @@ def int8(model: onnx.ModelProto, images: Split) -> onnx.ModelProto:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("engines of families")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_every_family_builds_in_every_precision(traced: Traced, precision: str, images: Split) -> None:
     card = replace(traced.card, precision=precision)

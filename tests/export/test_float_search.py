@@ -153,7 +153,7 @@ def test_of_parts_that_the_clock_cannot_tell_apart_the_simplest_is_taken(
     assert make(fp32, clock=told(cost)).search().float_units == ("fusion.attention",)
 
 
-@pytest.mark.parametrize("spread", [0.005, 0.02])
+@pytest.mark.parametrize("spread", [0.005, pytest.param(0.02, marks=pytest.mark.slow)])
 def test_ten_searches_with_a_noisy_clock_find_the_same(
     spread: float, fp32: onnx.ModelProto, make: MakeSearch, every: FloatNodes
 ) -> None:

@@ -56,7 +56,7 @@ def lived_in(model: nn.Module) -> nn.Module:
     "name",
     [
         "mobilevit-depthwise-separable-v1",
-        "mobilevit-grouped-lowrank-v3",
+        pytest.param("mobilevit-grouped-lowrank-v3", marks=pytest.mark.slow),
         "torchvision/mobilenet_v2",
     ],
 )

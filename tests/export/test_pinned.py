@@ -19,6 +19,7 @@ from qdeploy.export.int8.units import quantizable, units_of
 from qdeploy.training import TrainResult
 from tests.conftest import SHORT
 
+pytestmark = pytest.mark.xdist_group("pinned")
 X86 = encoding_for("x86")
 QUICK = ExportConfig(int8=True, search=SHORT, calibration="minmax", allow_drop=True, allow_slower=True)
 

@@ -129,6 +129,7 @@ def for_tensorrt(trained: TrainResult, tmp_path_factory: pytest.TempPathFactory)
     return out / "model.int8.tensorrt.onnx"
 
 
+@pytest.mark.xdist_group("export for TensorRT")
 def test_tensorrt_encoding_is_symmetric_with_float_bias(for_tensorrt: Path) -> None:
     graph = onnx.load(str(for_tensorrt)).graph
     values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
@@ -141,6 +142,7 @@ def test_tensorrt_encoding_is_symmetric_with_float_bias(for_tensorrt: Path) -> N
         assert values.get(node.input[0], np.zeros(0, np.int8)).dtype == np.int8  # no int32 bias
 
 
+@pytest.mark.xdist_group("export for TensorRT")
 def test_tensorrt_encoding_is_accurate(for_tensorrt: Path, fp32_file: Path) -> None:
     pixels = load_dataset().splits["val"].pixels
     assert sqnr_db(logits_of(fp32_file, pixels), logits_of(for_tensorrt, pixels)) >= 20

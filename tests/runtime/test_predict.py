@@ -3,11 +3,13 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import linecache
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -129,6 +131,31 @@ def test_csv_rows_are_whole_at_any_time_and_the_file_is_named_at_the_end(int8_fi
     assert not file.part.exists()
     with pytest.raises(InputError, match="is a folder"):
         AnswerCsv(tmp_path)
+
+
+def test_an_interrupt_between_a_row_and_its_count_counts_the_row(int8_file: Path, tmp_path: Path) -> None:
+    """Python raises KeyboardInterrupt between any two lines; here, before the line that counts."""
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Any:
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and line.strip() == "self.rows += 1":
+            raise KeyboardInterrupt
+        return interrupt if "answer_csv" in frame.f_code.co_filename else None
+
+    (answer,) = predict_files(qdeploy.load(int8_file), [str(EXAMPLES / "bag.png")])
+    file = AnswerCsv(tmp_path / "answers.csv")
+
+    def write() -> None:
+        earlier = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            file.write(answer)
+        finally:
+            sys.settrace(earlier)
+
+    with pytest.raises(KeyboardInterrupt), file:
+        write()
+    assert file.rows == len(rows(file.part)) == 1
 
 
 def rows(path: Path) -> list[dict[str, str]]:
