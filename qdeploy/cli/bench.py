@@ -93,6 +93,9 @@ def _show(report: BenchReport) -> None:
     title = f"{config.scenario}, {config.samples} image(s) a query, {config.threads} thread(s), in turns"
     quick = "QUICK, not to be quoted: " if config.quick else ""
     show_table(_table(quick + title, _HEAD, [_row(r) for r in report.results]))
+    for engine in dict.fromkeys(r.engine for r in report.results):
+        names = ", ".join(r.name for r in report.results if r.engine == engine)
+        print(f"{engine}: {names}")
     if config.details:
         show_table(_table("p50 of one image's phases, ms", _PHASES, [_phases(r) for r in report.results]))
         show_table(_table("peak memory of a fresh process, MB", _LADDER, [_ladder(r) for r in report.results]))

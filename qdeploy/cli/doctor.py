@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from qdeploy.cli.output import emit_json
+from qdeploy.core.errors import for_command_line
 
 
 @click.command("doctor")
@@ -21,7 +22,7 @@ def doctor_command(json: bool) -> int:
         emit_json(result.to_dict())
     else:
         for check in result.checks:
-            print(f"{check.status:>8}  {check.name}: {check.detail}")
+            print(f"{check.status:>8}  {check.name}: {for_command_line(check.detail)}")
             if check.fix:
-                print(f"{'':>10}{check.fix}")
+                print(f"{'':>10}{for_command_line(check.fix)}")
     return 0 if result.ok else 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdeploy.cli.output import Bar, emit_json, extra_needed
+from qdeploy.core.errors import for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.export.verdict import ExportReport
@@ -110,6 +111,6 @@ def show(report: ExportReport, json: bool, kit: str | None) -> int:
         print(f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {checked}")
     if kit:
         print(f"{report.out}/kit-c: a C program with these models; its README.md says how to build it")
-    print(report.verdict)
+    print(for_command_line(report.verdict))
     print(f"report: {report.out}/report.html; next: qdeploy predict IMAGE, qdeploy bench")
     return int(not report.accepted)

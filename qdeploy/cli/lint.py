@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qdeploy.cli.output import emit_json, extra_needed, show_table
+from qdeploy.core.errors import for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.export.lint.report import LintReport
@@ -48,4 +49,5 @@ def _show(file: Path, report: LintReport) -> None:
     show_table(table)
     for f in report.findings:
         places = f"{f.places} places, first" if f.places > 1 else "at"
-        print(f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}\n  To do: {f.fix}.")
+        print(f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}")
+        print(f"  To do: {for_command_line(f.fix)}.")

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from qdeploy import __version__
-from qdeploy.core.errors import QdeployError, near_miss
+from qdeploy.core.errors import QdeployError, for_command_line, near_miss
 
 INTERRUPTED = 130
 
@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", INTERRUPTED)
     except QdeployError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(for_command_line(str(error)), error.exit_code)
     except click.ClickException as error:
         return _fail(f"{error.format_message()} (see `qdeploy --help`)", 2)
     except (BrokenPipeError, SystemExit):  # click ends so, e.g. `qdeploy predict ... | head`; nothing of ours does

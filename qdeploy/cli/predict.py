@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qdeploy.cli.output import emit_json, extra_needed, note
-from qdeploy.core.errors import QdeployError
+from qdeploy.core.errors import QdeployError, for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.cli.volume import Watch
@@ -73,7 +73,7 @@ def predict_command(
     own_cores = many and workers != 1  # each worker has its core
     classifier = _opened(setup, threads or 1 if own_cores else setup.threads, selftest)
     if classifier.note:
-        note(classifier.note)
+        note(for_command_line(classifier.note))
     from qdeploy.runtime.predict import predict_files
 
     if setup.batch is not None and setup.batch > 1:
@@ -86,7 +86,7 @@ def predict_command(
             spread = RayConfig(
                 address=ray_address,
                 batch_size=batch_size,
-                actors=workers,
+                workers=workers,
                 engine=setup.engine,
                 threads=threads or 1,
                 selftest=selftest,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdeploy.cli.output import Bar, emit_json, extra_needed, show_table
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, for_command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -125,7 +125,7 @@ class _Progress:
 
 def _what(trial: Done) -> str:
     if trial.error is not None:
-        return f"failed: {trial.error}"
+        return f"failed: {for_command_line(trial.error)}"
     found = trial.result
     if trial.kind == "train":
         return f"{found['epochs']} epoch(s) in {_duration(trial.wall_s)}, val {found['val_top1']:.2f} %"
@@ -146,7 +146,7 @@ def _show(result: SweepResult, json: bool) -> None:
     show_table(_table(result.trials))
     for trial in result.trials:
         if trial.error:
-            print(f"{trial.name}: {trial.error}")
+            print(f"{trial.name}: {for_command_line(trial.error)}")
     for axis in ("latency", "size", "params"):
         names = [f"{p['name']} {p['precision']}" for p in result.pareto if p["axis"] == axis]
         print(f"front of accuracy against {axis}: {', '.join(names) or 'none'}")

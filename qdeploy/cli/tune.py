@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qdeploy.cli.output import Bar, emit_json, note, show_table
+from qdeploy.core.errors import for_command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,8 +60,8 @@ def show(report: TuneReport) -> None:
     """Print the candidates, the choice, and where it was written."""
     show_table(_table(report))
     for engine, why in report.not_tried.items():
-        print(f"not tried: {engine}: {why}")
-    print(("chosen: " if report.chosen else "") + report.reason)
+        print(f"not tried: {engine}: {for_command_line(why)}")
+    print(("chosen: " if report.chosen else "") + for_command_line(report.reason))
     if report.written:
         print(f"written to {report.written}; predict uses it from now on")
     elif report.chosen:
@@ -90,7 +91,7 @@ def _table(report: TuneReport) -> Table:
             interval,
             _number(c.peak_rss_bytes and c.peak_rss_bytes / 1e6, 0),
             _number(c.top1, 2),
-            c.verdict,
+            for_command_line(c.verdict),
         )
     return table
 

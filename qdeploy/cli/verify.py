@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from qdeploy.cli.output import Bar, emit_json, note
+from qdeploy.core.errors import for_command_line
 
 MARKS = {True: "ok", False: "FAILED", None: "not here"}
 
@@ -33,7 +34,7 @@ def verify_command(artifact: Path | None, data: str | None, json: bool) -> int:
         emit_json(result.to_dict())
     else:
         for check in result.checks:
-            print(f"{MARKS[check.ok]:>8}  {check.name}: {check.detail}")
+            print(f"{MARKS[check.ok]:>8}  {check.name}: {for_command_line(check.detail)}")
         failed = sum(c.ok is False for c in result.checks)
         unknown = sum(c.ok is None for c in result.checks)
         print(f"{path}: {len(result.checks)} checks, {failed} failed, {unknown} not possible here")

@@ -65,7 +65,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise InputError(f"{folder / RECORD} is damaged: it is no JSON object; train again")
     name = record.get("weights")
     if not isinstance(name, str):
-        raise InputError(f"{folder} has no weights yet; go on with `qdeploy train --resume {folder}`")
+        raise InputError(f"{folder} has no weights yet", fix="go on with its training by `resume`")
     try:
         weights = (folder / Path(name).name).read_bytes()
     except OSError as error:

@@ -172,13 +172,13 @@ def _verdict(work: Work, fp32: Made, item: Int8Made, mine: list[Rounds], base: l
         speed = f"{comparison.ratio:.2f}x the speed of fp32 (95 % interval {low:.2f} to {high:.2f})"
     what = "INT8" if report.native else f"INT8 for {report.target}"
     if too_coarse:
-        hint = "" if report.qat_epochs else "try --qat-epochs 2 when exporting a run, or "
+        hint = "" if report.qat_epochs else "try `qat_epochs=2` when exporting a run, or "
         text = (
             f"{what} REJECTED: it costs {-val.points:.2f} +- {val.margin95:.2f} points of top-1 on {val.n} validation "
-            f"images, at most {report.budget:.3g} allowed; kept {fp32.file}; {hint}keep INT8 with --allow-drop"
+            f"images, at most {report.budget:.3g} allowed; kept {fp32.file}; {hint}keep INT8 with `allow_drop`"
         )
     elif slower:
-        text = f"{what} REJECTED: not faster on this device, {speed}; kept {fp32.file}; keep INT8 with --allow-slower"
+        text = f"{what} REJECTED: not faster on this device, {speed}; kept {fp32.file}; keep INT8 with `allow_slower`"
     else:
         text = f"{what} accepted: {accuracy}, {speed}"
     return _Verdict(item=item, comparison=comparison, difference=difference, keep=not (too_coarse or slower), text=text)
