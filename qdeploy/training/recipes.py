@@ -8,6 +8,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.data.embedded import NAME as EMBEDDED
 
+OPTIONS = ("epochs", "batch_size", "lr", "seed", "device", "amp")
+"""Fields that a command has an option for; see ``qdeploy.core.errors``. The others are settings of a recipe."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -99,24 +102,30 @@ class TrainConfig:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise InputError(f"{name} must be between {low:g} and {high:g}", found=value)
+                raise InputError(f"{_named(name)} must be between {low:g} and {high:g}", found=value)
         for name, hint in _HINTS.items():
             value = getattr(self, name)
             choices = get_args(hint)
             if choices and value not in choices:
-                raise InputError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}", found=f"'{value}'")
+                raise InputError(
+                    f"{_named(name)} must be {', '.join(choices[:-1])} or {choices[-1]}", found=f"'{value}'"
+                )
         for parts, field, values in _ONLY_WITH:
             idle = [part for part in parts if getattr(self, part)]
             if idle and getattr(self, field) not in values:
                 raise InputError(
                     f"{', '.join(idle)}: only with {field} {' or '.join(values)}",
                     found=f"'{getattr(self, field)}'",
-                    fix=f"change it or switch {' and '.join(idle)} off",
+                    fix=f"change it or set {' '.join(f'{part}=off' for part in idle)}",
                 )
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
         return asdict(self)
+
+
+def _named(field: str) -> str:
+    return f"`{field}`" if field in OPTIONS else field
 
 
 _HINTS: dict[str, Any] = get_type_hints(TrainConfig)
