@@ -17,11 +17,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import onnxruntime as ort
 from machine import keep
 from PIL import Image
 
-from qdeploy.runtime.engines.onnxruntime_providers import session_options
+from qdeploy.runtime.engines.onnxruntime_binding import open_binding
 
 BLOCK = 10
 WARMUP = 200
@@ -31,9 +30,7 @@ BOOTSTRAPS = 2000
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     classifier = qdeploy.load()
-    session = ort.InferenceSession(
-        classifier.artifact.data, session_options(1, classifier.card.target), providers=["CPUExecutionProvider"]
-    )
+    session = open_binding(classifier.artifact.data, threads=1, target=classifier.card.target)
     pixels = classifier.card.goldens.images[0].copy()
     batch, image = pixels[None], Image.fromarray(pixels)
     calls: dict[str, Callable[[], object]] = {

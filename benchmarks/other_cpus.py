@@ -186,10 +186,10 @@ def plain(engine: str, artifact: Artifact) -> Infer:
         options.intra_op_num_threads = 1
         session = ort.InferenceSession(artifact.data, options, providers=["CPUExecutionProvider"])
         return lambda images: session.run(["logits", "probabilities"], {"image": images})
-    from qdeploy.runtime.engines.openvino_session import _core  # opened without its usage statistics
+    from qdeploy.runtime.engines.openvino_session import core  # opened without its usage statistics
 
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    model = _core().compile_model(_core().read_model(artifact.data), "CPU", hints)
+    model = core().compile_model(core().read_model(artifact.data), "CPU", hints)
     return lambda images: list(model({"image": images}).values())
 
 
@@ -230,7 +230,7 @@ def print_tables(rows: list[Row]) -> None:
     """Print the answers of both engines as Markdown; CPUs where the cure changes a file's have a line of their own."""
     for openvino, without in enumerate(("without the entry", "as OpenVINO is usually opened")):
         groups: dict[tuple[str, bool], list[Row]] = {}
-        for row in (r for r in rows if r["engine"].startswith("openvino") == openvino):
+        for row in (r for r in rows if r["engine"].lower().startswith("openvino") == openvino):
             changed = "refused" in row or abs(row["goldens_db"] - row["plain_goldens_db"]) > 1
             groups.setdefault((row["file"], changed), []).append(row)
         heads = ("CPU", "file", "goldens dB", "max abs dp", "top-1 agreement", f"{without}: the same three")

@@ -29,7 +29,7 @@ from qdeploy.core.metrics import percentile
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export import ExportConfig, export_module
 from qdeploy.models.registry import create_model
-from qdeploy.runtime.engines.onnxruntime_providers import session_options
+from qdeploy.runtime.engines.onnxruntime_binding import open_binding
 
 SETTINGS = ((1, "none"), (2, "asleep"), (2, "spinning"), (2, "stopped"))
 ENTRIES = {
@@ -76,10 +76,7 @@ def measured(name: str, artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def opened(artifact: Artifact, threads: int, waiting: str) -> ort.InferenceSession:
-    options = session_options(threads, artifact.card.target)
-    for key, value in ENTRIES[waiting].items():
-        options.add_session_config_entry(key, value)
-    return ort.InferenceSession(artifact.data, options, providers=["CPUExecutionProvider"])
+    return open_binding(artifact.data, threads=threads, target=artifact.card.target, entries=ENTRIES[waiting])
 
 
 def timed(sessions: list[ort.InferenceSession], images: Any) -> list[list[float]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnxruntime as ort
 
-from qdeploy.runtime.engines.onnxruntime_options import session_entries
+from qdeploy.runtime.engines.onnxruntime_binding import open_binding
 
 
 def plain_session(model: str | bytes, threads: int = 0) -> ort.InferenceSession:
@@ -14,8 +16,5 @@ def plain_session(model: str | bytes, threads: int = 0) -> ort.InferenceSession:
         model: The path or the bytes of an ONNX file.
         threads: Of one run; 0 is ONNX Runtime's own choice.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    for key, value in session_entries("x86").items():
-        options.add_session_config_entry(key, value)
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    data = model if isinstance(model, bytes) else Path(model).read_bytes()
+    return open_binding(data, threads=threads, target="x86")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +19,7 @@ from qdeploy.core.errors import ArtifactError, MissingDependencyError, VerdictEr
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.export.engines.build import build_engine
-from qdeploy.runtime.session import Session, open_session
+from qdeploy.runtime.session import Session, engines_for, open_session
 
 
 def engine_cells(size: Size, work: Path) -> dict[str, Cell]:
@@ -64,23 +65,24 @@ def build_with_library(name: str, file: Path) -> Row:
     row: Row = {"engine_bytes": len(data), "build_s": round(perf_counter() - begin, 2), "n": 1}
     path = file.with_suffix(f".{name}.engine")
     path.write_bytes(data)
+    built = replace(read_artifact(path), path=Path(path.name))
     try:
-        with open_session(read_artifact(path), name.replace("_", "-"), selftest=False) as session:
+        with open_session(built, engines_for(built)[0], selftest=False) as session:
             return row | measured(artifact, session)
     except (MissingDependencyError, ArtifactError) as error:
-        return row | {"not_run": str(error).replace(str(path), path.name)}
+        return row | {"not_run": str(error)}
 
 
 def run_with_provider(name: str, file: Path) -> Row:
     """Open an ONNX file with one of ONNX Runtime's GPU providers, compare and time it."""
-    artifact = read_artifact(file)
+    artifact = replace(read_artifact(file), path=Path(file.name))
     try:
         with open_session(artifact, name) as session:
             return measured(artifact, session)
     except MissingDependencyError as error:
         return {"unavailable": str(error)}
     except ArtifactError as error:
-        return {"refused": str(error).replace(str(file), file.name)}
+        return {"refused": str(error)}
 
 
 def measured(artifact: Artifact, session: Session) -> Row:

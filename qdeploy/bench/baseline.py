@@ -22,7 +22,7 @@ from qdeploy.core.machine import environment
 
 TOLERANCE_PERCENT = 10.0
 """More than the p50 of one file differs between runs on an otherwise idle machine; see docs/bench.md."""
-_SAME = ("file", "precision", "engine", "scenario", "batch", "samples", "threads", "rate")
+_SAME = ("file", "precision", "engine_key", "scenario", "batch", "samples", "threads", "rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
             hash(_key(result))
             _values(result)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path} is no baseline; write one with: qdeploy bench --json > {path.name or 'baseline.json'}"
-        ) from error
+        raise InputError(f"{path} is no baseline", fix="write one as JSON with `qdeploy bench`") from error
     here = environment()
     if (cpu, flags) != (here["cpu"], here["flags"]):
         raise InputError(
@@ -159,7 +157,9 @@ def _file(result: Mapping[str, Any]) -> str:
 
 
 def _described(key: Sequence[Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in zip(_SAME, key, strict=True) if value is not None)
+    return ", ".join(
+        f"{name.removesuffix('_key')} {value}" for name, value in zip(_SAME, key, strict=True) if value is not None
+    )
 
 
 def _values(result: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.metrics import MIN_SAMPLES
-from qdeploy.runtime.session import ENGINES
+from qdeploy.runtime.session import engine_named
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 LAUNCHES = 10
@@ -59,39 +59,38 @@ class BenchConfig:
         for name, low, high in ranges:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, found {value}")
+                raise InputError(f"`{name}` must be between {low} and {high}", found=value)
         for name in ("seconds", "rate", "latency_ms"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
-                raise InputError(f"--{name.replace('_', '-')} must be positive, found {value}")
+                raise InputError(f"`{name}` must be positive", found=value)
         self._check_words()
         self._check_server()
 
     def _check_words(self) -> None:
         if self.scenario not in SCENARIOS:
             hint = near_miss(self.scenario, SCENARIOS)
-            raise InputError(f"there is no scenario '{self.scenario}'{hint}; known: {', '.join(SCENARIOS)}")
+            raise InputError(f"there is no scenario '{self.scenario}'{hint}", fix=f"known: {', '.join(SCENARIOS)}")
         if not self.engines or len(set(self.engines)) < len(self.engines):
-            raise InputError(f"--engine must name different engines, found {', '.join(self.engines) or 'none'}")
+            raise InputError("the engines must be different ones", found=", ".join(self.engines) or "none")
         for name in self.engines:
-            if name not in ENGINES:
-                raise InputError(f"there is no engine '{name}'{near_miss(name, ENGINES)}; known: {', '.join(ENGINES)}")
+            engine_named(name)
         if self.latency_percentile not in MIN_SAMPLES:
             known = ", ".join(map(str, MIN_SAMPLES))
-            raise InputError(f"--latency-percentile must be one of {known}, found {self.latency_percentile}")
+            raise InputError(f"`latency_percentile` must be one of {known}", found=self.latency_percentile)
         if self.samples_per_query is not None and self.scenario not in _SAMPLES:
-            raise InputError(f"--samples-per-query belongs to {' and '.join(_SAMPLES)}, not to {self.scenario}")
+            raise InputError(f"`samples_per_query` belongs to {' and '.join(_SAMPLES)}, not to {self.scenario}")
 
     def _check_server(self) -> None:
         if self.scenario == "server":
             if self.rate is None and self.latency_ms is None:
-                raise InputError("the server scenario needs --rate, or --latency-ms to search for the highest rate")
+                raise InputError("the server scenario needs `rate`, or `latency_ms` to search for the highest rate")
             if (self.batch_size or 1) > 1:
-                raise InputError("in the server scenario a query is one image; leave out --batch-size")
+                raise InputError("in the server scenario a query is one image", fix="leave out `batch_size`")
             if self.rate is None and self.runs is not None:
-                raise InputError("the search for the highest rate goes by --seconds; leave out --runs")
+                raise InputError("the search for the highest rate goes by `seconds`", fix="leave out `runs`")
         elif self.rate is not None or self.latency_ms is not None:
-            raise InputError(f"--rate and --latency-ms belong to the server scenario, not to {self.scenario}")
+            raise InputError(f"`rate` and `latency_ms` belong to the server scenario, not to {self.scenario}")
 
     @property
     def samples(self) -> int:

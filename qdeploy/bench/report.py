@@ -21,7 +21,9 @@ class BenchResult:
     name: str
     precision: str
     engine: str
-    """What really ran."""
+    """What really ran, e.g. ``ONNX Runtime 1.32.0, CPU, library``."""
+    engine_key: str
+    """A key of ``ENGINES``, by which results of different versions are compared."""
     scenario: str
     batch: int
     """Images of one call of the engine."""

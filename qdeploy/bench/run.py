@@ -126,6 +126,7 @@ def _result(subject: Subject, phases: Phases | None, config: BenchConfig) -> Ben
         name=subject.name,
         precision=artifact.card.precision,
         engine=subject.ran,
+        engine_key=subject.engine,
         scenario=config.scenario,
         batch=config.batch,
         samples=config.samples,

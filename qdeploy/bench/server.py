@@ -130,8 +130,8 @@ def highest_rate(
             tick(STEPS + 1, STEPS + 1)
             return rate, run
     raise QdeployError(
-        f"no rate keeps p{percent} within {bound_ms:g} ms: one query alone takes {alone_ms:.2f} ms; "
-        "give a higher --latency-ms, a faster model or a quieter machine"
+        f"no rate keeps p{percent} within {bound_ms:g} ms: one query alone takes {alone_ms:.2f} ms",
+        fix="give a higher `latency_ms`, a faster model or a quieter machine",
     )
 
 

@@ -49,9 +49,9 @@ def judge(config: BenchConfig, watch: Watch, samples: Mapping[str, Sequence[floa
 
 
 def _too_short(config: BenchConfig, watch: Watch, samples: Mapping[str, Sequence[float]]) -> list[str]:
-    reasons = ["--quick"] if config.quick else []
+    reasons = ["a quick look"] if config.quick else []
     if watch.wall_s < VALID_SECONDS and not config.quick:
-        reasons.append(f"measured for {watch.wall_s:.0f} s, {VALID_SECONDS:.0f} needed (--seconds {VALID_SECONDS:.0f})")
+        reasons.append(f"measured for {watch.wall_s:.0f} s, {VALID_SECONDS:.0f} needed")
     fewest = min(map(len, samples.values()))
     if config.scenario != "offline" and fewest < MIN_SAMPLES[99]:
         reasons.append(f"{fewest} queries, {MIN_SAMPLES[99]} needed for p99")

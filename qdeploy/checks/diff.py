@@ -24,7 +24,7 @@ from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import LabelledImages, labelled_images
 from qdeploy.data.source import Progress
-from qdeploy.runtime.session import ENGINES, open_session
+from qdeploy.runtime.session import engines_for, open_session
 
 BATCH = 64
 SIGNIFICANT = 0.05
@@ -135,14 +135,16 @@ def diff(
     together = set(first.card.labels) == set(second.card.labels)
     if data is not None or (together and set(first.card.labels) == set(FASHION_CLASSES)):
         if not together:
-            raise DataError(f"{a} and {b} have different labels, so their answers cannot be compared; leave out --data")
+            raise DataError(
+                f"{a} and {b} have different labels, so their answers cannot be compared", fix="leave out `data`"
+            )
         try:
             numbers = _numbers(first, second, data or EMBEDDED, split, progress)
             meaning.append(_verdict(numbers))
         except MissingDependencyError as error:
             meaning.append(f"not run on images: {error}")
     else:
-        meaning.append("not run on images: " + ("give them with --data" if together else "the labels differ"))
+        meaning.append("not run on images: " + ("no data set is given" if together else "the labels differ"))
     return Difference(
         a=str(a),
         b=str(b),
@@ -264,8 +266,7 @@ def _numbers(a: Artifact, b: Artifact, data: str, split: str, progress: Progress
 
 def _logits(artifact: Artifact, images: LabelledImages) -> tuple[Floats, NDArray[np.int64], str]:
     """Run a model and give its logits ``[N, K]``, the true labels ``[N]``, and the engine."""
-    builder = artifact.engine.builder if artifact.engine else None
-    engine = next((name for name, e in ENGINES.items() if e.builder == builder), "ort")
+    engine = next(iter(engines_for(artifact)), "ort")
     logits, answers = [], []
     with open_session(artifact, engine) as session:
         for batch in images.batches(BATCH):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qdeploy.core.artifact import EXPORTS, SHIPPED, Artifact, read_artifact
-from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
+from qdeploy.core.errors import EngineError, InputError, MissingDependencyError, QdeployError
 from qdeploy.core.files import require_writable
 from qdeploy.core.machine import (
     FAST_INT8_FLAGS,
@@ -147,7 +147,7 @@ def int8_finding() -> Finding:
         )
     else:
         detail += "neither VNNI nor AVX2: INT8 may be no faster than float; compare with `qdeploy bench`"
-    return Finding(name="cpu", status="missing", detail=detail, fix=f"qdeploy export --int8 --target {target}")
+    return Finding(name="cpu", status="missing", detail=detail, fix=f"export with `int8` and `target={target}`")
 
 
 def _cores() -> Finding:
@@ -174,7 +174,7 @@ def folder_finding(name: str, folder: Path) -> Finding:
     try:
         require_writable(folder)
     except InputError as error:
-        return Finding(name=name, status="problem", detail=str(error).partition(";")[0], fix=where)
+        return Finding(name=name, status="problem", detail=error.what, fix=where)
     nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     detail = f"{folder} can be written, {free / 2**30:.1f} GiB free"
@@ -230,14 +230,15 @@ def _builder_finding(subject: str, engine: Engine, builder: str) -> Finding:
         gpu = find_gpu()
     except MissingDependencyError as error:
         return _missing(subject, error, f"{package} is installed, but no GPU runs its engines here: ")
+    except EngineError as error:
+        return Finding(name=subject, status="problem", detail=str(error), fix="install the driver again")
     return Finding(
         name=subject, status="ok", detail=f"{package} on {gpu.name}, compute capability {gpu.compute_capability}"
     )
 
 
 def _missing(subject: str, error: MissingDependencyError, before: str = "") -> Finding:
-    detail, _, fix = str(error).partition("; run: ")
-    return Finding(name=subject, status="missing", detail=before + detail, fix=fix)
+    return Finding(name=subject, status="missing", detail=before + error.what, fix=error.command or error.fix)
 
 
 def _extras() -> Iterator[Finding]:

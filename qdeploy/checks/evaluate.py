@@ -44,7 +44,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= 4096:
-            raise InputError(f"--batch-size must be between 1 and 4096, found {self.batch_size}")
+            raise InputError("`batch_size` must be between 1 and 4096", found=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +250,7 @@ def _lineage_notes(card: Card, images: LabelledImages, calibrated: int) -> list[
     elif images.split == ALL and images.name == trained.name:
         notes.append(
             f"the model was trained on a data set of this name, {images.name}: if it is the same, most of these images "
-            "were trained on, and the accuracy says little; use --split test"
+            "were trained on, and the accuracy says little; use the test split"
         )
     if calibrated:
         notes.append(f"{calibrated} of these images calibrated this INT8 file, so it was fitted to them")

@@ -10,13 +10,13 @@ from typing import Any
 
 from qdeploy.core.artifact import CHECKSUM_KEY, ONNX_FILES, Artifact, model_files, read_artifact
 from qdeploy.core.engine_file import is_engine
-from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
+from qdeploy.core.errors import ArtifactError, EngineError, InputError, MissingDependencyError
 from qdeploy.core.files import read_json, sha256_of
 from qdeploy.core.run_folder import RECORD, RUNS, read_run
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.data.source import Progress
-from qdeploy.runtime.session import ENGINES, open_session
+from qdeploy.runtime.session import engines_for, open_session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +207,9 @@ def _weights(name: str, digest: str) -> Check:
 def _goldens(artifact: Artifact) -> Check:
     """Run the goldens with the first engine that opens such files here."""
     name = f"{artifact.path.name}: goldens"
-    builder = artifact.engine.builder if artifact.engine else None
     goldens = artifact.card.goldens
     reasons = []
-    for engine in (n for n, e in ENGINES.items() if e.builder == builder):
+    for engine in engines_for(artifact):
         try:
             with open_session(artifact, engine, selftest=False) as session:
                 rows, _ = session.infer_bytes(goldens.pixels, len(goldens.rows))
@@ -218,11 +217,11 @@ def _goldens(artifact: Artifact) -> Check:
         except MissingDependencyError as error:
             reasons.append(str(error))
             continue
-        except ArtifactError as error:
+        except (ArtifactError, EngineError) as error:
             return Check(name=name, ok=False, detail=str(error))
         detail = f"{found:.1f} dB on {len(goldens.rows)} images with {what}, at least {goldens.min_sqnr_db:.0f} needed"
         return Check(name=name, ok=found >= goldens.min_sqnr_db, detail=detail)
-    return Check(name=name, ok=None, detail=reasons[0] if reasons else f"no engine here opens a {builder} file")
+    return Check(name=name, ok=None, detail=reasons[0] if reasons else "no engine of this version opens it")
 
 
 def _data_checks(artifact: Artifact, dataset: Dataset) -> Iterator[Check]:

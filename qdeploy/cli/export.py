@@ -11,6 +11,7 @@ import typer
 from qdeploy.cli.int8_options import FILES, Int8Options
 from qdeploy.cli.options import Json
 from qdeploy.cli.output import Bar, emit_json, extra_needed, hint
+from qdeploy.core.errors import for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.export.report.record import ExportReport
@@ -68,6 +69,6 @@ def show(report: ExportReport, json: bool, kit: str | None) -> int:
         print(f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {checked}")
     if kit:
         print(f"{report.out}/kit-c: a C program with these models; its README.md says how to build it")
-    print(report.verdict)
+    print(for_command_line(report.verdict))
     hint(f"report: {report.out}/report.html; next: qdeploy predict IMAGE, qdeploy bench")
     return int(not report.accepted)

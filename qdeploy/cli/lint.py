@@ -10,6 +10,7 @@ import typer
 from qdeploy.cli.options import Json
 from qdeploy.cli.output import emit_json, extra_needed
 from qdeploy.cli.tables import show_table, table
+from qdeploy.core.errors import for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.export.lint.report import LintReport
@@ -50,4 +51,6 @@ def show(file: Path, report: LintReport) -> None:
     show_table(table(("runtime", "--for", "verdict", "findings"), rows, words=range(4)))
     for f in report.findings:
         places = f"{f.places} places, first" if f.places > 1 else "at"
-        print(f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}\n  To do: {f.fix}.")
+        print(
+            f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}\n  To do: {for_command_line(f.fix)}."
+        )

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from qdeploy import __version__
 from qdeploy.cli.early import start_early
-from qdeploy.core.errors import QdeployError
+from qdeploy.core.errors import QdeployError, for_command_line
 
 DEFECT = 70
 """What BSD's sysexits.h calls an internal software error: no verdict (1), no bad input (2), no success."""
@@ -50,7 +50,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     if isinstance(error, QdeployError):
-        return str(error), error.exit_code
+        return for_command_line(str(error)), error.exit_code
     from typer import TyperException
 
     if isinstance(error, TyperException):

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from qdeploy.core.errors import MissingDependencyError
+from qdeploy.core.errors import MissingDependencyError, for_command_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -54,7 +54,7 @@ def note(text: str) -> None:
 
 def complain(text: str) -> None:
     """Print on stderr what went wrong."""
-    print(text, file=sys.stderr, flush=True)
+    print(for_command_line(text), file=sys.stderr, flush=True)
 
 
 def hint(text: str) -> None:
@@ -119,7 +119,7 @@ class Bar:
         if self._progress is None:
             note(text)
         else:
-            self._progress.console.print(text, highlight=False, markup=False)
+            self._progress.console.print(for_command_line(text), highlight=False, markup=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

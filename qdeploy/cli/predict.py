@@ -106,7 +106,7 @@ def predict_command(
             spread = RayConfig(
                 address=ray_address,
                 batch_size=batch_size,
-                actors=workers,
+                workers=workers,
                 engine=setup.engine,
                 threads=threads or 1,
                 selftest=selftest,

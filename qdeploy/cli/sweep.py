@@ -10,7 +10,7 @@ import typer
 from qdeploy.cli.options import GOING_ON, NEWEST, TRAINING, WHERE, Json, Settings, Verbose
 from qdeploy.cli.output import Bar, emit_json, extra_needed
 from qdeploy.cli.tables import show_table, table
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.study import SweepResult
@@ -185,7 +185,7 @@ def show(result: SweepResult, verbose: bool) -> None:
         show_table(table(_MORE, map(_more, best_first), title="size and training"))
     for trial in result.trials:
         if trial.error:
-            print(f"{trial.name}: {trial.error}")
+            print(f"{trial.name}: {for_command_line(trial.error)}")
     for axis in ("latency", "size", "params"):
         names = [f"{p.name} {p.precision}" for p in result.pareto if p.axis == axis]
         print(f"front of accuracy against {axis}: {', '.join(names) or 'none'}")

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
+from qdeploy.core.errors import for_command_line
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -56,4 +58,4 @@ def print_finding(mark: str, text: str) -> None:
     """Print a word and what was found, below itself where it takes several lines."""
     indent = " " * 10
     words = TextWrapper(WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    print(words.fill(f"{mark:>8}  {text}"))
+    print(words.fill(for_command_line(f"{mark:>8}  {text}")))

@@ -9,6 +9,7 @@ import typer
 from qdeploy.cli.options import LIMITS, Json, ModelFile, Verbose
 from qdeploy.cli.output import Bar, emit_json, note
 from qdeploy.cli.tables import show_table, table
+from qdeploy.core.errors import for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.bench.tune import TuneReport
@@ -70,7 +71,7 @@ def show(report: TuneReport, verbose: bool) -> None:
         show_table(table(_COSTS, map(_costs, report.candidates), title=title, words=(0, 1)))
     for engine, why in report.not_tried.items():
         print(f"not tried: {engine}: {why}")
-    print(("chosen: " if report.chosen else "") + report.reason)
+    print(("chosen: " if report.chosen else "") + for_command_line(report.reason))
     if report.written:
         print(f"written to {report.written}; predict uses it from now on")
     elif report.chosen:

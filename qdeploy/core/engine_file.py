@@ -42,11 +42,6 @@ class EngineHeader:
     """The card of that file, as JSON."""
     schema: int = ENGINE_SCHEMA
 
-    @property
-    def option(self) -> str:
-        """Name of the engine, of the extra that installs it, and of the export's option."""
-        return self.builder.replace("_", "-")
-
     def describe(self) -> str:
         """Say with what and for what it was built."""
         capabilities = ", ".join(self.compute_capabilities)

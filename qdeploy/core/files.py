@@ -95,7 +95,7 @@ def require_writable(folder: Path) -> None:
     if not nearest.is_dir():
         raise InputError(f"cannot write to {folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {folder}: no permission in {nearest}; give another folder with --out")
+        raise InputError(f"cannot write to {folder}: no permission in {nearest}", fix="give another folder with `out`")
 
 
 @contextmanager

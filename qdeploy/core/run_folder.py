@@ -170,7 +170,7 @@ def read_run(folder: Path) -> tuple[RunRecord, bytes]:
     """
     record = read_record(folder)
     if record.weights is None:
-        raise InputError(f"{folder} has no weights yet; go on with `qdeploy train --resume {folder}`")
+        raise InputError(f"{folder} has no weights yet", fix="go on with its training by `resume`")
     try:
         weights = (folder / Path(record.weights).name).read_bytes()
     except OSError as error:

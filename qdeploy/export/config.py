@@ -98,15 +98,15 @@ class ExportConfig:
                 f"{', '.join(known)}"
             )
         if self.float_layers == ():
-            raise InputError("--float-layers names nothing; give parts between commas, or: none")
+            raise InputError("`float_layers` names nothing", fix="give parts, or: none")
         if self.float_layers is not None and self.like is not None:
-            raise InputError("--float-layers and --like both say what stays in float; give one of them")
+            raise InputError("`float_layers` and `like` both say what stays in float", fix="give one of them")
         if not 0 <= self.qat_epochs <= 1000:
-            raise InputError(f"--qat-epochs must be between 0 and 1000, found {self.qat_epochs}")
+            raise InputError("`qat_epochs` must be between 0 and 1000", found=self.qat_epochs)
         relative = self.max_drop_relative
         if relative is not None and not 0 <= relative <= 100:
-            raise InputError(f"--max-drop-relative must be between 0 and 100 percent, found {relative}")
+            raise InputError("`max_drop_relative` must be between 0 and 100 percent", found=relative)
         if not 1 <= self.calibration_images <= 100_000:
-            raise InputError(f"--calibration-images must be between 1 and 100000, found {self.calibration_images}")
+            raise InputError("`calibration_images` must be between 1 and 100000", found=self.calibration_images)
         if not 0 <= self.max_drop <= 100:
-            raise InputError(f"--max-drop must be between 0 and 100 points, found {self.max_drop}")
+            raise InputError("`max_drop` must be between 0 and 100 points", found=self.max_drop)

@@ -110,12 +110,14 @@ def _parity_pixels(graph: onnx.ModelProto, dataset: Dataset, note: Note) -> NDAr
 def _require_own(out: Path) -> None:
     """Refuse to replace a folder that is not an earlier export, or that the user stands in."""
     if Path.cwd().resolve().is_relative_to(out.resolve()):
-        raise InputError(f"cannot export to {out}, the folder you are in; give a new folder with --out")
+        raise InputError(f"cannot export to {out}, the folder you are in", fix="give a new folder with `out`")
     if not out.is_dir():
         return
     others = [p.name for p in out.iterdir() if not _is_own(p)]
     if others:
-        raise InputError(f"{out} holds '{others[0]}' and would be replaced; give an empty or new folder with --out")
+        raise InputError(
+            f"{out} holds '{others[0]}' and would be replaced", fix="give an empty or new folder with `out`"
+        )
 
 
 def _is_own(path: Path) -> bool:
@@ -157,7 +159,7 @@ def _int8(work: Work, source: Source, fp32: Made) -> tuple[list[Int8Made], Calib
         finetuned = source.finetuned(work.dataset, work.config.qat_epochs, work.note)
         if finetuned is not None:
             return int8_step(work, fp32, finetuned)
-        work.note("a graph without its model cannot be fine-tuned: --qat-epochs changes nothing")
+        work.note("a graph without its model cannot be fine-tuned, and is not")
     return made
 
 

@@ -120,7 +120,7 @@ def in_words(
     tolerable = verdict.shown is Shown.WITHIN or policy.allow_drop
     if tolerable or (verdict.budget.allows(verdict.loss.difference) and not policy.strict):
         return f"{what} REJECTED: not faster on this device, {speed}; kept {kept}; keep INT8 with `allow_slower`"
-    hint = "" if finetuned else "try `qat_epochs` 2 when exporting a run, or "
+    hint = "" if finetuned else "try `qat_epochs=2` when exporting a run, or "
     loss = verdict.loss.difference
     cost = (
         f"it costs {-loss.points:.2f} +- {loss.margin95:.2f} points of top-1 on {loss.n} validation images, at most "

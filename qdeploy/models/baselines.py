@@ -83,7 +83,7 @@ def _require_logits(config: BaselineConfig) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{full} cannot take {size}x{size} images ({reason}); give another size with --set input_size=224"
+            f"{full} cannot take {size}x{size} images ({reason})", fix="give another input_size, e.g. 224"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, config.num_classes):
         raise InputError(f"{full} is no image classifier: it does not give one logit per class")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias, overload
 
 from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
@@ -64,13 +65,15 @@ class Prediction:
         return max(self.scores)
 
     def top(self, k: int) -> list[Ranked]:
-        """Give the k most probable labels, best first."""
+        """Return the k most probable labels, best first."""
         best = sorted(range(len(self.scores)), key=self.scores.__getitem__, reverse=True)[:k]
         return [Ranked(self.labels[i], i, self.scores[i]) for i in best]
 
 
 class Classifier:
     """An opened artifact with its own preprocessing and labels. Safe to call from several threads.
+
+    Leaving a ``with`` closes it.
 
     Its ``note`` says which file was taken for this CPU, whether a ``device.json`` was used, or why not, and what else
     is particular to this machine; None if nothing is.
@@ -115,6 +118,18 @@ class Classifier:
         _, probabilities = self.session.infer_bytes(images, count)
         return [Prediction(self.card.labels, row) for row in probabilities]
 
+    def close(self) -> None:
+        """Free the model; a call raises afterwards."""
+        self.session.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _preprocess(self, image: ImageLike) -> bytes:
         return self.card.preprocessing.to_bytes(Path(image) if isinstance(image, str) else image)
 
@@ -158,14 +173,14 @@ def _found(given: Path | None) -> tuple[Path, str | None]:
     if given.is_dir():
         return _fitting(given)
     if not given.exists():
-        raise ArtifactError(f"the model file {given} does not exist; `qdeploy export` makes one")
+        raise ArtifactError(f"the model file {given} does not exist", fix="`qdeploy export` makes one")
     return given, None
 
 
 def _fitting(folder: Path) -> tuple[Path, str | None]:
     """Find the file of an export that suits this CPU, and say why if it is not the one that the export recommends."""
     if not (folder / "report.json").is_file():
-        raise ArtifactError(f"{folder} is not an export: it has no report.json; give a model file")
+        raise ArtifactError(f"{folder} is not an export: it has no report.json", fix="give a model file")
     here, note = native_target(), None
     try:
         report = read_json(folder / "report.json")
@@ -176,9 +191,9 @@ def _fitting(folder: Path) -> tuple[Path, str | None]:
             note = f"{Path(for_here[0]).name} is taken, which was made for this kind of CPU ({here}), instead of {name}"
             name = for_here[0].replace("\\", "/").rpartition("/")[2]
     except (LookupError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder} is damaged: its report.json names no model file; export again") from error
+        raise ArtifactError(f"{folder} is damaged: its report.json names no model file", fix="export again") from error
     if not isinstance(name, str) or not (folder / name).is_file():
-        raise ArtifactError(f"{folder} is damaged: its recommended model file is missing; export again")
+        raise ArtifactError(f"{folder} is damaged: its recommended model file is missing", fix="export again")
     return folder / name, note
 
 

@@ -30,7 +30,7 @@ class Setup:
 
 
 def this_machine() -> dict[str, Any]:
-    """Give what decides whether a measurement holds here: the CPU's name, its flags, and the usable cores."""
+    """Return what decides whether a measurement holds here: the CPU's name, its flags, and the usable cores."""
     return {"cpu": cpu_name(), "flags": [f for f in SPEED_FLAGS if f in cpu_flags()], "cores": usable_cores()}
 
 
@@ -58,7 +58,7 @@ def setup_for(path: Path, named: bool, engine: str | None = None, threads: int |
     if unfit:
         return replace(plain, note=f"{file} is not used: {unfit}; run `qdeploy tune` again")
     if engine not in (None, device["engine"]):
-        return replace(plain, note=f"{file} is not used: it is for --engine {device['engine']}")
+        return replace(plain, note=f"{file} is not used: it is for `engine={device['engine']}`")
     threads = threads or device["threads"]
     says = f"as tuned in {file}: {device['file']} with {device['engine']}, {threads} thread{'s' * (threads > 1)}"
     return Setup(path=tuned, engine=device["engine"], threads=threads, batch=device["batch"], note=says)
@@ -74,9 +74,11 @@ def read_device(file: Path) -> dict[str, Any]:
     kinds = {"file": str, "sha256": str, "engine": str, "threads": int, "batch": int, "machine": dict}
     sound = isinstance(device, dict) and device.get("schema") == DEVICE_SCHEMA
     if not sound or not all(isinstance(device.get(k), kind) for k, kind in kinds.items()):
-        raise InputError(f"{file} is damaged or of another version of qdeploy; remove it, or run `qdeploy tune` again")
+        raise InputError(
+            f"{file} is damaged or of another version of qdeploy", fix="remove it, or run `qdeploy tune` again"
+        )
     if Path(device["file"]).name != device["file"] or device["threads"] < 1 or device["batch"] < 1:
-        raise InputError(f"{file} is damaged: its file, threads or batch cannot be; remove it")
+        raise InputError(f"{file} is damaged: its file, threads or batch cannot be", fix="remove it")
     return device
 
 

@@ -69,9 +69,9 @@ def predict_files(
     Raises:
         InputError: If ``batch_size`` or ``workers`` is out of range.
     """
-    for name, value in (("--batch-size", batch_size), ("--workers", workers)):
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None and not 1 <= value <= 1024:
-            raise InputError(f"{name} must be between 1 and 1024, found {value}")
+            raise InputError(f"`{name}` must be between 1 and 1024", found=value)
     return _stream(classifier, iter(images), batch_size or VOLUME_BATCH, workers or usable_cores())
 
 

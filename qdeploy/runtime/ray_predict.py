@@ -35,7 +35,7 @@ class RayConfig:
     """Of a cluster; by default that of ``RAY_ADDRESS``, and without that a Ray of this machine alone."""
     batch_size: int | None = None
     """Images of one inference; by default ``VOLUME_BATCH``."""
-    actors: int | None = None
+    workers: int | None = None
     """Processes, each with a session; by default as many as the cluster's cores hold."""
     engine: str = "ort"
     threads: int = 1
@@ -44,9 +44,9 @@ class RayConfig:
     """Whether each session is checked against the goldens on its machine."""
 
     def __post_init__(self) -> None:
-        for name, value in (("--batch-size", self.batch_size), ("--workers", self.actors), ("--threads", self.threads)):
+        for name, value in (("batch_size", self.batch_size), ("workers", self.workers), ("threads", self.threads)):
             if value is not None and not 1 <= value <= 1024:
-                raise InputError(f"{name} must be between 1 and 1024, found {value}")
+                raise InputError(f"`{name}` must be between 1 and 1024", found=value)
 
 
 class Worker:
@@ -82,7 +82,7 @@ def predict_on_ray(artifact: Artifact, images: Iterable[str], config: RayConfig 
     config = config or RayConfig()
     names = list(images)
     if STDIN in names:
-        raise InputError("--ray cannot read standard input on other machines; give files")
+        raise InputError("Ray cannot read standard input on other machines", fix="give files")
     _connect(config.address)
     try:
         answers = _rows(_dataset(artifact, names, config), artifact.card.labels)
@@ -129,7 +129,7 @@ def _dataset(artifact: Artifact, names: list[str], config: RayConfig) -> ray.dat
         fn_constructor_args=(artifact, config),
         batch_size=config.batch_size or VOLUME_BATCH,
         num_cpus=config.threads,
-        compute=ray.data.ActorPoolStrategy(size=config.actors or max(1, cores // config.threads)),
+        compute=ray.data.ActorPoolStrategy(size=config.workers or max(1, cores // config.threads)),
     )
 
 

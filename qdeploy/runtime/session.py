@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import importlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError, near_miss
+from qdeploy.core.errors import (
+    ArtifactError,
+    EngineError,
+    InputError,
+    MissingDependencyError,
+    near_miss,
+    one_line,
+)
 from qdeploy.core.machine import native_target, usable_cores
 
 if TYPE_CHECKING:
@@ -24,57 +32,116 @@ if TYPE_CHECKING:
 
 SMALL_MACS = 100_000_000
 """Below this a second thread costs more in hand-over than it computes."""
-
+OTHER_ENGINE = "see `qdeploy doctor`, or use another `engine`"
+"""What to do about an engine that failed."""
 
 Rows = list[list[float]]
-"""Of each image its K logits or probabilities."""
+"""For each image its K logits or probabilities."""
 
 
-class Session(Protocol):
+class Session(ABC):
     """An opened model, which every engine's class derives from.
 
-    ``infer`` and ``infer_bytes`` may be called from several threads. Leaving a ``with`` closes it.
+    ``infer`` and ``infer_bytes`` check what they are given and may be called from several threads; an engine's own
+    ``_infer`` only works. Leaving a ``with`` closes the session.
+
+    A subclass opens the file in its constructor, passes what it opened to this one, and is given it back in every
+    call. ``close`` only lets go of it: it must free what it holds when its last user is gone, which may be a call of
+    another thread.
     """
 
-    engine: str
-    """What really runs, e.g. ``onnxruntime CPUExecutionProvider``."""
-    note: str | None = None
-    """What the user should know of how the file runs on this machine; None if nothing."""
+    failures: tuple[type[Exception], ...] = ()
+    """What the engine's library raises when a run fails."""
+
+    def __init__(self, artifact: Artifact, opened: object, engine: str, note: str | None = None) -> None:
+        self.engine = engine
+        """What really runs, e.g. ``ONNX Runtime 1.32.0, CPU, library``."""
+        self.note = note
+        """What the user should know of how the file runs on this machine; None if nothing."""
+        self.size: int = artifact.card.preprocessing.size
+        """Height and width of the images."""
+        self.classes = len(artifact.card.labels)
+        self._path = artifact.path
+        self._opened: Any = opened
 
     def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
+        """Return logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``.
+
+        Raises:
+            InputError: If the images are of another kind or shape, or the session is closed.
+            EngineError: If the engine fails.
+        """
+        import numpy as np
+
+        opened = self._still_open()
+        self._require_images(images_BSSC)
+        if not len(images_BSSC):
+            return np.empty((0, self.classes), np.float32), np.empty((0, self.classes), np.float32)
+        try:
+            return self._infer(opened, np.ascontiguousarray(images_BSSC))
+        except self.failures as error:
+            raise self._failed(error) from error
 
     def infer_bytes(self, images: bytes, count: int) -> tuple[Rows, Rows]:
-        """Give the same, of ``count`` images whose bytes follow each other: where an engine can, without numpy."""
+        """Return the same for ``count`` images whose bytes follow each other; where an engine can, without numpy.
+
+        Raises:
+            InputError: If the bytes are not so many images, or the session is closed.
+            EngineError: If the engine fails.
+        """
+        opened = self._still_open()
+        self._require_bytes(images, count)
+        if not count:
+            return [], []
+        try:
+            return self._infer_bytes(opened, images, count)
+        except self.failures as error:
+            raise self._failed(error) from error
+
+    @abstractmethod
+    def _infer(self, opened: Any, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return logits and probabilities of at least one image, checked and contiguous."""
+
+    def _infer_bytes(self, opened: Any, images: bytes, count: int) -> tuple[Rows, Rows]:
+        """Return the same as lists; an engine that does without numpy has its own."""
+        import numpy as np
+
+        pixels = np.frombuffer(images, np.uint8).reshape(count, self.size, self.size, 3)
+        logits, probabilities = self._infer(opened, pixels)
+        return logits.tolist(), probabilities.tolist()
 
     def close(self) -> None:
-        """Free the model; ``infer`` raises afterwards."""
+        """Let go of the model; ``infer`` raises afterwards."""
+        self._opened = None
 
     def __enter__(self) -> Session:
-        """Give the session itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
         self.close()
 
+    def _still_open(self) -> Any:
+        opened = self._opened  # another thread may close it meanwhile
+        if opened is None:
+            raise InputError("this session is closed", fix="open the artifact again")
+        return opened
 
-class ArraySession(Session, Protocol):
-    """What the sessions of engines that work on arrays have in common."""
+    def _require_images(self, images: NDArray[np.uint8]) -> None:
+        kind, shape = getattr(images, "dtype", type(images).__name__), list(getattr(images, "shape", ()))
+        if kind != "uint8" or len(shape) != 4 or shape[1:] != [self.size, self.size, 3]:
+            what = f"the model takes uint8 images of shape [batch, {self.size}, {self.size}, 3]"
+            raise InputError(what, found=f"{kind} {shape}")
 
-    _size: int
+    def _require_bytes(self, images: bytes, count: int) -> None:
+        wanted = count * self.size * self.size * 3
+        if not isinstance(images, bytes) or len(images) != wanted:
+            found = len(images) if isinstance(images, bytes) else f"a {type(images).__name__}"
+            raise InputError(f"{count} images of [{self.size}, {self.size}, 3] are {wanted} bytes", found=found)
 
-    def infer_bytes(self, images: bytes, count: int) -> tuple[Rows, Rows]:
-        """Give logits and probabilities of so many images, which follow each other."""
-        import numpy as np
-
-        require_bytes(images, count, self._size)
-        if count == 0:
-            return [], []
-        logits, probabilities = self.infer(np.frombuffer(images, np.uint8).reshape(count, self._size, self._size, 3))
-        return logits.tolist(), probabilities.tolist()
+    def _failed(self, error: Exception) -> EngineError:
+        return EngineError(f"{self.engine} failed with {self._path}: {one_line(error)}", fix=OTHER_ENGINE)
 
 
 @dataclass(frozen=True)
@@ -142,11 +209,12 @@ def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = 
         InputError: If the engine or the number of threads is unknown or out of range.
         MissingDependencyError: If the engine's library is not installed.
         ArtifactError: If the engine refuses the file or its answers differ from the goldens.
+        EngineError: If the engine fails.
     """
     if threads is None:
         threads = 1 if artifact.card.model.macs < SMALL_MACS else usable_cores()
     if not 1 <= threads <= 1024:
-        raise InputError(f"--threads must be between 1 and 1024, found {threads}")
+        raise InputError("`threads` must be between 1 and 1024", found=threads)
     opener = engine_class(engine)
     _require_kind(artifact, engine)
     session = opener(artifact, threads)
@@ -155,50 +223,28 @@ def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = 
     return session
 
 
-def require_images(images: NDArray[np.uint8], size: int) -> None:
-    """Check that an array is a batch of images of a model's size.
+def engines_for(artifact: Artifact) -> tuple[str, ...]:
+    """Return the engines that open files of this kind, in the order of ``ENGINES``: the one to prefer comes first.
 
-    Raises:
-        InputError: If not.
+    Whether their libraries and devices are here is found when one is opened.
     """
-    if images.dtype != "uint8" or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-        raise InputError(
-            f"the model takes uint8 images of shape [batch, {size}, {size}, 3], found {images.dtype} "
-            f"{list(images.shape)}"
-        )
-
-
-def require_bytes(images: bytes, count: int, size: int) -> None:
-    """Check that bytes are so many images of a model's size.
-
-    Raises:
-        InputError: If not.
-    """
-    wanted = count * size * size * 3
-    if not isinstance(images, bytes) or len(images) != wanted:
-        found = f"{len(images)}" if isinstance(images, bytes) else f"a {type(images).__name__}"
-        raise InputError(f"{count} images of [{size}, {size}, 3] are {wanted} bytes, found {found}")
-
-
-def closed() -> InputError:
-    """Give the error of a session that is used after it was closed."""
-    return InputError("this session is closed; open the artifact again")
+    builder = artifact.engine.builder if artifact.engine else None
+    return tuple(name for name, engine in ENGINES.items() if engine.builder == builder)
 
 
 def _require_kind(artifact: Artifact, engine: str) -> None:
     """Check that a file is of the kind that an engine opens."""
-    found = artifact.engine.builder if artifact.engine else None
-    wanted = ENGINES[engine].builder
-    if found == wanted:
+    fitting = engines_for(artifact)
+    if engine in fitting:
         return
-    if found is None:
+    if artifact.engine is None:
         raise ArtifactError(
-            f"{artifact.path} is an ONNX file, and {engine} opens engines; `qdeploy export --{engine}` makes one"
+            f"{artifact.path} is an ONNX file, and {engine} opens engines",
+            fix=f"an export with `{ENGINES[engine].builder}` makes one",
         )
-    fitting = [name for name, e in ENGINES.items() if e.builder == found]
     raise ArtifactError(
-        f"{artifact.path} is an engine built with {found}, which {engine} cannot open; use --engine "
-        f"{' or '.join(fitting) or 'of a newer qdeploy'}, or the ONNX file"
+        f"{artifact.path} is an engine built with {artifact.engine.builder}, which {engine} cannot open",
+        fix=" or ".join([*(f"use `engine={name}`" for name in fitting), "use the ONNX file"]),
     )
 
 
@@ -220,14 +266,24 @@ def check_goldens(artifact: Artifact, session: Session, golden_db: float = math.
     same = golden_db == math.inf or goldens.same_classes(rows)
     if not (found >= least and same):
         target, here = artifact.card.target, native_target()
-        other = (
-            f"a file exported with --target {here}, " if artifact.card.precision == "int8" and target != here else ""
-        )
+        elsewhere = artifact.card.precision == "int8" and target != here
+        other = f"a file exported with `target={here}`, " if elsewhere else ""
         raise ArtifactError(
             f"{artifact.path} gives wrong answers with {session.engine} on this machine: {found:.1f} dB against its "
-            f"goldens, at least {least:.0f} dB{'' if same else ' and the same classes'} expected; use {other}the fp32 "
-            "file or another engine"
+            f"goldens, at least {least:.0f} dB{'' if same else ' and the same classes'} expected",
+            fix=f"use {other}the fp32 file or another `engine`",
         )
+
+
+def engine_named(name: str) -> Engine:
+    """Return an engine's row of the table.
+
+    Raises:
+        InputError: If there is no such engine.
+    """
+    if name not in ENGINES:
+        raise InputError(f"there is no engine '{name}'{near_miss(name, ENGINES)}", fix=f"known: {', '.join(ENGINES)}")
+    return ENGINES[name]
 
 
 def engine_class(name: str) -> Callable[[Artifact, int], Session]:
@@ -237,16 +293,14 @@ def engine_class(name: str) -> Callable[[Artifact, int], Session]:
         InputError: If there is no such engine.
         MissingDependencyError: If its library is not installed.
     """
-    if name not in ENGINES:
-        raise InputError(f"there is no engine '{name}'{near_miss(name, ENGINES)}; known: {', '.join(ENGINES)}")
-    engine = ENGINES[name]
+    engine = engine_named(name)
     try:
         return _opener(engine)
     except ModuleNotFoundError as error:
         if error.name != engine.library:
             raise
         raise MissingDependencyError(
-            f"{engine.library} is not installed; run: pip install '{engine.install}'"
+            f"{engine.library} is not installed", command=f"pip install '{engine.install}'"
         ) from error
 
 

@@ -103,8 +103,8 @@ def resume(folder: Path | None = None, progress: Progress | None = None, *, retr
     record, progress = load_record(folder or newest_sweep()), progress or Silent()
     failed = bool(record.failed) or any(s.error for s in record.steps)
     if record.complete and not (retry_failed and failed):
-        hint = "; --retry-failed tries what failed again" if failed else ""
-        raise InputError(f"{record.folder} is complete, see its sweep.html{hint}")
+        hint = "`retry_failed` tries what failed again" if failed else ""
+        raise InputError(f"{record.folder} is complete, see its sweep.html", fix=hint)
     if retry_failed:
         record = record.without_failures()
     began_on = record.environment.get("cpu")
@@ -170,7 +170,7 @@ class Campaign:
         if not epochs:
             least_s = (self._elapsed() + finish_s + predicted_s(loads, (1,), slots)) / (1 - RESERVE)
             raise InputError(
-                f"--budget-minutes {self.config.budget_minutes:g} is too small: one epoch of each of {len(names)} "
+                f"`budget_minutes={self.config.budget_minutes:g}` is too small: one epoch of each of {len(names)} "
                 f"models takes about {least_s / 60 + 0.05:.1f} minutes here"
             )
         whole_s = self._elapsed() + finish_s + predicted_s(loads, epochs, slots)

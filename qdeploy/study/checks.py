@@ -80,8 +80,8 @@ def free_folder(config: SweepConfig, out: Path | None) -> Path:
         out = dated_folder(SWEEPS, Path(location_of(str(config.data))).name)
     if out.is_dir() and any(out.iterdir()):
         if (out / RECORD).exists():
-            raise InputError(f"{out} already holds a sweep; give another --out, or go on with it: --resume {out}")
-        raise InputError(f"{out} already holds files; give another --out")
+            raise InputError(f"{out} already holds a sweep", fix="give another `out`, or go on with it by `resume`")
+        raise InputError(f"{out} already holds files", fix="give another `out`")
     require_writable(out)
     return out
 
@@ -100,7 +100,7 @@ def open_pool(config: SweepConfig) -> Pool:
         if (error.name or "").partition(".")[0] != "ray":
             raise
         raise MissingDependencyError(
-            "--ray needs ray, which is not installed; run: pip install 'qdeploy[ray]'"
+            "`ray` needs ray, which is not installed", command="pip install 'qdeploy[ray]'"
         ) from error
     pool: Pool = leaf.RayPool(config.jobs, config.threads, gpu=config.device in ("auto", "cuda"))
     return pool

@@ -45,19 +45,21 @@ class SweepConfig:
     def __post_init__(self) -> None:
         for i, name in enumerate(self.models):
             if name in self.models[:i]:
-                raise InputError(f"--models names '{name}' twice; name each model once")
+                raise InputError(f"`models` names '{name}' twice", fix="name each model once")
         if self.epochs is not None and not 1 <= self.epochs <= 100_000:
-            raise InputError(f"--epochs must be between 1 and 100000, found {self.epochs}")
+            raise InputError("`epochs` must be between 1 and 100000", found=self.epochs)
         budget = self.budget_minutes
         if budget is not None and not (budget > 0 and math.isfinite(budget)):
-            raise InputError(f"--budget-minutes must be positive, found {budget:g}")
+            raise InputError("`budget_minutes` must be positive", found=f"{budget:g}")
         if not 1 <= self.jobs <= usable_cores():
             raise InputError(
-                f"--jobs must be between 1 and {usable_cores()}, the cores of this machine, found {self.jobs}"
+                f"`jobs` must be between 1 and {usable_cores()}, the cores of this machine", found=self.jobs
             )
         for name in self.settings:
             if name in OWN_OPTIONS:
-                raise InputError(f"--set cannot change '{name}' in a sweep; see `qdeploy sweep --help` for its option")
+                raise InputError(
+                    f"the settings of a sweep cannot change '{name}'", fix="see `qdeploy sweep` for what does"
+                )
 
     @property
     def threads(self) -> int:

@@ -60,8 +60,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise InputError(
-            f"the checkpoint {folder / stem} could not be written ({error}); {fallback}: "
-            "make room, then continue with `qdeploy train --resume`"
+            f"the checkpoint {folder / stem} could not be written ({error}); {fallback}",
+            fix="make room, then continue by `resume`",
         ) from error
     _prune(folder, stem)
 

@@ -39,7 +39,7 @@ class Precision:
 
 
 def choose_precision(device: str, amp: str) -> Precision:
-    """Resolve ``--device`` and ``--amp``.
+    """Choose the device and the precision of mixed-precision passes.
 
     Raises:
         InputError: If the device is not there or cannot run the precision.
@@ -48,7 +48,7 @@ def choose_precision(device: str, amp: str) -> Precision:
     if amp == "auto":
         return Precision(found, _best_dtype(found))
     if amp == "fp16" and found.type != "cuda":
-        raise InputError(f"--amp fp16 needs a CUDA device, found {found.type}; use --amp bf16 or off")
+        raise InputError("`amp=fp16` needs a CUDA device", found=found.type, fix="use `amp=bf16` or `amp=off`")
     return Precision(found, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
 
 
@@ -56,10 +56,12 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda", "mps"):
-        raise InputError(f"--device must be auto, cpu, cuda or mps, found '{name}'")
+        raise InputError("`device` must be auto, cpu, cuda or mps", found=f"'{name}'")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[name]
     if not there:
-        raise InputError(f"--device {name} is not available to PyTorch {torch.__version__} here; use --device cpu")
+        raise InputError(
+            f"`device={name}` is not available to PyTorch {torch.__version__} here", fix="use `device=cpu`"
+        )
     return torch.device(name)
 
 

@@ -115,8 +115,8 @@ def joined(device: torch.device) -> Iterator[World]:
         if not _peer_lost(error):
             raise
         raise VerdictError(
-            "another process of this run ended; see its message, and if the run had begun continue with "
-            "`qdeploy train --resume`"
+            "another process of this run ended",
+            fix="see its message, and if the run had begun continue by `resume`",
         ) from error
     dist.barrier()  # who leaves while others still speak aborts in the library's clean-up
     dist.destroy_process_group()

@@ -42,5 +42,5 @@ def require_tensorboard() -> None:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            "--tensorboard needs TensorBoard, which is not installed; run: pip install 'qdeploy[tensorboard]'"
+            "`tensorboard` needs TensorBoard, which is not installed", command="pip install 'qdeploy[tensorboard]'"
         ) from error

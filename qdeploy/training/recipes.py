@@ -8,6 +8,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.data.embedded import NAME as EMBEDDED
 
+OPTIONS = ("epochs", "batch_size", "lr", "seed", "device", "amp")
+"""Fields that a command has an option for; see ``qdeploy.core.errors``. The others are settings of a recipe."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -99,24 +102,30 @@ class TrainConfig:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise InputError(f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, found {value}")
+                raise InputError(f"{_named(name)} must be between {low:g} and {high:g}", found=value)
         for name, hint in _HINTS.items():
             value = getattr(self, name)
             choices = get_args(hint)
             if choices and value not in choices:
-                raise InputError(f"--{name} must be {', '.join(choices[:-1])} or {choices[-1]}, found '{value}'")
+                raise InputError(
+                    f"{_named(name)} must be {', '.join(choices[:-1])} or {choices[-1]}", found=f"'{value}'"
+                )
         for parts, field, values in _ONLY_WITH:
             idle = [part for part in parts if getattr(self, part)]
             if idle and getattr(self, field) not in values:
-                off = " ".join(f"--set {part}=off" for part in idle)
                 raise InputError(
-                    f"{', '.join(idle)}: only with {field} {' or '.join(values)}, found '{getattr(self, field)}'; "
-                    f"change it or add {off}"
+                    f"{', '.join(idle)}: only with {field} {' or '.join(values)}",
+                    found=f"'{getattr(self, field)}'",
+                    fix=f"change it or set {' '.join(f'{part}=off' for part in idle)}",
                 )
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
         return asdict(self)
+
+
+def _named(field: str) -> str:
+    return f"`{field}`" if field in OPTIONS else field
 
 
 _HINTS: dict[str, Any] = get_type_hints(TrainConfig)
@@ -262,12 +271,14 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"--set needs field=value, found '{text}'")
+            raise InputError("a setting is written field=value", found=f"'{text}'")
         name = name.strip().replace("-", "_")
         if name not in _HINTS or name == "recipe":
-            raise InputError(f"--set knows no field '{name}'{near_miss(name, _HINTS)}; known: {', '.join(_HINTS)}")
+            raise InputError(
+                f"a recipe has no field '{name}'{near_miss(name, _HINTS)}", fix=f"known: {', '.join(_HINTS)}"
+            )
         if name in found:
-            raise InputError(f"--set gives {name} twice; give it once")
+            raise InputError(f"{name} is set twice", fix="set it once")
         found[name] = _parse(name, value.strip())
     return found
 
@@ -277,9 +288,9 @@ def _parse(name: str, value: str) -> Any:
     if kind is bool:
         known = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
         if value.lower() not in known:
-            raise InputError(f"--set {name} must be true or false, found '{value}'")
+            raise InputError(f"{name} must be true or false", found=f"'{value}'")
         return known[value.lower()]
     try:
         return kind(value) if kind in (int, float) else value
     except ValueError as error:
-        raise InputError(f"--set {name} must be a number, found '{value}'") from error
+        raise InputError(f"{name} must be a number", found=f"'{value}'") from error

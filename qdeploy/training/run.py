@@ -118,7 +118,7 @@ class Run:
             return
         where = f"step {first + int(bad.argmax())} of epoch {self.epoch + 1}"
         if not (self.config.guard and self.best.weights and self.rescues < RESCUES):
-            raise VerdictError(f"training diverged: the loss is no number at {where}; lower --lr")
+            raise VerdictError(f"training diverged: the loss is no number at {where}", fix="lower `lr`")
         self.rescues += 1
         self.learner.recover(self.best.weights)
         self.tally = Tally(self.world)

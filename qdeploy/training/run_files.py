@@ -45,7 +45,9 @@ def free_folder(config: TrainConfig, out: Path | None) -> Path:
     if out is None:
         out = dated_folder(RUNS, f"{config.model.replace('/', '-')}-{Path(location_of(config.data)).name}")
     if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
-        raise InputError(f"{out} already holds {'a run' if (out / RECORD).exists() else 'files'}; give another --out")
+        raise InputError(
+            f"{out} already holds {'a run' if (out / RECORD).exists() else 'files'}", fix="give another `out`"
+        )
     require_writable(out)
     return out
 

@@ -96,7 +96,7 @@ def _together(config: TrainConfig, progress: Progress | None) -> Iterator[tuple[
     precision = choose_precision(config.device, config.amp)
     with joined(precision.device) as world:
         if config.batch_size % world.size:
-            raise InputError(f"--batch-size {config.batch_size} cannot be shared evenly by {world.size} processes")
+            raise InputError(f"`batch_size={config.batch_size}` cannot be shared evenly by {world.size} processes")
         try:
             yield world, progress if progress and world.writes else Silent()
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -112,16 +112,16 @@ def _together(config: TrainConfig, progress: Progress | None) -> Iterator[tuple[
 def _too_big(config: TrainConfig) -> InputError:
     smaller = max(2, config.batch_size // 2)
     return InputError(
-        f"not enough memory for {config.model} at batch size {config.batch_size}; try --batch-size {smaller} "
-        "(`qdeploy train --dry-run` predicts what is needed)"
+        f"not enough memory for {config.model} at batch size {config.batch_size}",
+        fix=f"try `batch_size={smaller}` (a dry run predicts what is needed)",
     )
 
 
 def _not_compiled(error: RuntimeError) -> MissingDependencyError:
     reason = str(error).strip().partition("\n")[0]
     return MissingDependencyError(
-        f"--set compile=true: torch.compile failed ({reason}); it needs a C++ compiler such as g++, on a GPU Triton: "
-        "install it, or leave compile out"
+        f"compile: torch.compile failed ({reason}); it needs a C++ compiler such as g++, on a GPU Triton",
+        fix="install it, or leave compile out",
     )
 
 

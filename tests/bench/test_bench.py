@@ -84,7 +84,7 @@ def test_the_phases_add_up_to_the_whole(report: BenchReport) -> None:
 def test_a_quick_look_says_so_everywhere(report: BenchReport, document: dict[str, Any]) -> None:
     assert document["quick"] is True
     assert document["validity"]["valid"] is False
-    assert document["validity"]["words"].startswith("not valid for publication: --quick")
+    assert document["validity"]["words"].startswith("not valid for publication: a quick look")
     assert "(quick)" in html_page(document)
 
 
@@ -236,7 +236,7 @@ def test_a_baseline_of_something_else_is_refused(document: dict[str, Any], tmp_p
     refused("is of another machine: Z80", json.dumps({**document, "environment": {"cpu": "Z80", "flags": []}}))
     other = [{**r, "threads": 7} for r in document["results"]]
     refused("nothing comparable", json.dumps({**document, "results": other}))
-    refused("is no baseline", json.dumps({**document, "results": [{**document["results"][0], "engine": []}]}))
+    refused("is no baseline", json.dumps({**document, "results": [{**document["results"][0], "engine_key": []}]}))
     with pytest.raises(InputError, match="nothing comparable"):
         require_comparable(document, [INT8], BenchConfig(threads=7))
     require_comparable(document, [INT8], BenchConfig())

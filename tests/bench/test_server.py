@@ -135,13 +135,13 @@ def test_a_query_has_its_samples_in_calls_of_the_batch_size() -> None:
     ("fields", "text"),
     [
         ({"scenario": "servers"}, "did you mean 'server'"),
-        ({"scenario": "server"}, "needs --rate, or --latency-ms"),
+        ({"scenario": "server"}, "needs `rate`, or `latency_ms`"),
         ({"scenario": "server", "rate": 5.0, "batch_size": 2}, "a query is one image"),
         ({"scenario": "server", "latency_ms": 5.0, "latency_percentile": 98}, "must be one of 90, 95, 99"),
         ({"rate": 5.0}, "belong to the server scenario"),
-        ({"scenario": "server", "rate": float("nan")}, "--rate must be positive"),
+        ({"scenario": "server", "rate": float("nan")}, "`rate` must be positive"),
         ({"samples_per_query": 8}, "belongs to multi-stream and offline"),
-        ({"engines": ("ort", "ort")}, "different engines"),
+        ({"engines": ("ort", "ort")}, "engines must be different"),
         ({"engines": ("orr",)}, "did you mean 'ort'"),
     ],
 )

@@ -20,7 +20,6 @@ from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.intervals import PairedDifference
 from qdeploy.runtime import device
 from qdeploy.runtime.classifier import find_setup
-from qdeploy.runtime.session import ENGINES
 
 SHIRT = Path(__file__).parents[2] / "examples" / "shirt.png"
 FP32, INT8 = (read_artifact(SHIPPED / f"model.{p}.onnx") for p in ("fp32", "int8"))
@@ -35,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two candidates: each file in ONNX Runtime with one thread."""
-    monkeypatch.setattr(tuning, "ENGINES", {"ort": ENGINES["ort"]})
+    monkeypatch.setattr(tuning, "engines_for", lambda artifact: ("ort",))
     monkeypatch.setattr(tuning, "usable_cores", lambda: 1)
 
 
@@ -180,7 +179,7 @@ def test_what_is_given_wins_over_what_was_tuned(folder: Path) -> None:
     other = find_setup(folder, engine="openvino")
     assert (other.path.name, other.engine, other.threads) == ("model.int8.onnx", "openvino", None)
     assert other.note is not None
-    assert "is not used: it is for --engine ort" in other.note
+    assert "is not used: it is for `engine=ort`" in other.note
     file = find_setup(folder / "model.int8.onnx")
     assert (file.path.name, file.threads, file.note) == ("model.int8.onnx", None, None)
     assert find_setup(folder / "model.fp32.onnx").threads == 2
@@ -214,9 +213,9 @@ def test_a_damaged_device_json_is_refused(changes: dict[str, object], folder: Pa
 
 def test_bad_words_are_refused(tmp_path: Path) -> None:
     for field in ("latency_ms", "memory_mb", "max_drop", "throughput"):
-        with pytest.raises(InputError, match=f"--{field.replace('_', '-')} must be positive"):
+        with pytest.raises(InputError, match=f"`{field}` must be positive"):
             Limits(**{field: -1.0})
-    with pytest.raises(InputError, match="--seconds"):
+    with pytest.raises(InputError, match="`seconds`"):
         TuneConfig(seconds=0)
     with pytest.raises(ArtifactError, match="holds no model file"):
         tune(tmp_path)

@@ -240,7 +240,7 @@ BAD = [
     (["train", "--batch-size", "100000"], "between 2 and 65536"),
     (["train", "--set", "swa"], "field=value"),
     (["train", "--set", "mixupp=on"], "did you mean 'mixup'"),
-    (["train", "--set", "augmentation=huge"], "--augmentation must be none, shift, crop, low, mid or high"),
+    (["train", "--set", "augmentation=huge"], "augmentation must be none, shift, crop, low, mid or high"),
     (["train", "--resume", "nowhere"], "is not a run"),
     (["train", "--resume"], "is complete (3 epochs)"),
     (["train", "--resume", "--epochs", "9"], "--resume takes everything from the run"),
@@ -249,7 +249,7 @@ BAD = [
     (["train", "--epochs", "2", "--set", "epochs=1"], "epochs is given twice"),
     (["train", "one", "--set", "data=two"], "data is given twice"),
     (["train", "--tensorboard", "--set", "tensorboard=off"], "tensorboard is given twice"),
-    (["train", "--recipe", "qonstraint-5.9", "--set", "schedule=cosine"], "--set boosts=off"),
+    (["train", "--recipe", "qonstraint-5.9", "--set", "schedule=cosine"], "set boosts=off"),
 ]
 
 

@@ -22,7 +22,7 @@ def test_the_table_names_rule_reason_and_remedy(capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert "quantized" in out
     assert "activation-zero-point" in out
-    assert "To do: export with `qdeploy export --int8 --target tensorrt`" in out
+    assert "To do: export with --int8 and --target tensorrt" in out
 
 
 @pytest.mark.parametrize(("runtime", "code"), [("x86", 0), ("openvino", 0), ("tensorrt", 1), ("x86-avx2", 1)])

@@ -40,6 +40,8 @@ class StandInCuda:
         self.free_bytes = memory_bytes
         self.memory: dict[int, np.ndarray] = {}
         self.streams = 0
+        self.contexts: list[StandInContext] = []
+        """Every context that was ever made on it."""
 
     def cudaGetErrorString(self, status: Status) -> tuple[Status, bytes]:
         return Status.cudaSuccess, status.name.encode()
@@ -87,6 +89,7 @@ class StandInContext:
         self.address: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
         self.batches: list[int] = []
+        self.fails = False
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.address[name] = address
@@ -97,6 +100,8 @@ class StandInContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
+        if self.fails:
+            return False
         self.batches.append(self.shape[0])
         size = int(np.prod(self.shape))
         image = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address["image"])).reshape(self.shape)
@@ -110,17 +115,21 @@ class StandInLogger:
     ERROR, INTERNAL_ERROR = "error", "internal error"
 
 
-class StandInRuntime:
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
-
-    def deserialize_cuda_engine(self, plan: bytes) -> Any:
-        if plan.startswith(b"refused"):
-            self.logger.log(StandInLogger.ERROR, "no kernel\nfits")
-            return None
-        return SimpleNamespace(create_execution_context=lambda: StandInContext(plan))
-
-
-def stand_in_tensorrt(version: str = "11.4.0") -> Any:
+def stand_in_tensorrt(device: StandInCuda, version: str = "11.4.0") -> Any:
     """Give what the session calls of the package ``tensorrt``."""
+
+    class StandInRuntime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            if plan.startswith(b"refused"):
+                self.logger.log(StandInLogger.ERROR, "no kernel\nfits")
+                return None
+            return SimpleNamespace(create_execution_context=lambda: self.context(plan))
+
+        def context(self, plan: bytes) -> StandInContext:
+            device.contexts.append(StandInContext(plan))
+            return device.contexts[-1]
+
     return SimpleNamespace(__version__=version, ILogger=StandInLogger, Runtime=StandInRuntime)

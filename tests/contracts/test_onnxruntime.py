@@ -1,28 +1,34 @@
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 
 from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
 from qdeploy.core.card import Goldens
-from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
+from qdeploy.core.errors import ArtifactError, EngineError, InputError, MissingDependencyError
 from qdeploy.core.metrics import sqnr_db
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.runtime.engines.onnxruntime_providers import CudaSession, ProviderSession
+from qdeploy.runtime.engines import onnxruntime_providers
+from qdeploy.runtime.engines.onnxruntime_providers import BindingSession, CudaSession, ProviderSession, sees_gpu
 from qdeploy.runtime.session import open_session
 from tests.contracts.engine_contract import EngineContract
 
 FP32 = SHIPPED / "model.fp32.onnx"
+AZURE: tuple[tuple[str, dict[str, Any]], ...] = (("AzureExecutionProvider", {}),)
+"""Is in every wheel and runs no node of ours."""
 
 
 class TestOnnxRuntime(EngineContract):
     engine = "ort"
-    says = "onnxruntime CPUExecutionProvider"
+    says = r"ONNX Runtime \d+\.\d+\.\d+, CPU, library(, exact products)?"
 
 
 def test_wrong_goldens_are_noticed_at_opening(fp32_file: Path) -> None:
@@ -60,14 +66,41 @@ def test_a_provider_that_is_not_installed_says_what_to_install(engine: str, prov
 
 def test_a_provider_that_leaves_the_graph_to_the_cpu_is_refused() -> None:
     class Remote(ProviderSession):
-        providers = (("AzureExecutionProvider", {}),)  # is in every wheel and runs no node of ours
+        providers = AZURE
 
     with pytest.raises(ArtifactError, match="cannot be opened by ONNX Runtime .* fallback to CPU EP") as caught:
         Remote(read_artifact(FP32), 1)
     assert "\n" not in str(caught.value)
 
 
+def test_without_a_gpu_nothing_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sees_gpu():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(CudaSession, "providers", AZURE)
+    with pytest.raises(MissingDependencyError, match="needs an NVIDIA GPU, and no driver of this machine sees one"):
+        open_session(read_artifact(FP32), "ort-cuda")
+
+
+def test_a_provider_that_fails_on_a_gpu_is_a_failure_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_providers, "sees_gpu", lambda: True)
+    monkeypatch.setattr(CudaSession, "providers", AZURE)
+    with pytest.raises(EngineError, match="failed to open .* with AzureExecutionProvider: .*; see") as caught:
+        open_session(read_artifact(FP32), "ort-cuda")
+    assert caught.value.exit_code == 1
+
+
+def test_the_binding_says_so_and_a_run_that_fails_there_is_one_line() -> None:
+    artifact = read_artifact(FP32)
+    session = BindingSession(artifact, 1)
+    assert re.fullmatch(r"ONNX Runtime \d+\.\d+\.\d+, CPU, binding", session.engine)
+    session.size = 32
+    with pytest.raises(EngineError, match=r"^ONNX Runtime .*, binding failed with .*model\.fp32\.onnx: ") as caught:
+        session.infer(np.zeros((1, 32, 32, 3), np.uint8))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_provider_that_cannot_be_loaded_is_no_reason_to_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_providers, "sees_gpu", lambda: True)
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _: ["CPUExecutionProvider"])
     monkeypatch.setattr(CudaSession, "providers", (("AzureExecutionProvider", {}), ("CPUExecutionProvider", {})))
     with pytest.raises(MissingDependencyError, match="on CPUExecutionProvider instead of AzureExecutionProvider"):

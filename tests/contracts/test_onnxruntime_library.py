@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from ctypes import c_float
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ import pytest
 
 from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED, read_artifact
-from qdeploy.core.errors import ArtifactError
+from qdeploy.core.errors import ArtifactError, EngineError
 from qdeploy.core.machine import resident_bytes
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.runtime.engines import onnxruntime_library as library
-from qdeploy.runtime.engines.onnxruntime_library import FUNCTIONS, GET_ERROR_MESSAGE, RELEASES, Model, OnnxRuntimeError
-from qdeploy.runtime.engines.onnxruntime_options import cpu_engine
+from qdeploy.runtime.engines.onnxruntime_library import FUNCTIONS, GET_ERROR_MESSAGE, RELEASES, Model
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError, cpu_engine
 from qdeploy.runtime.session import Session, open_session
 from tests.ort_header import HEADER, header_folder
 from tests.ort_session import plain_session
@@ -88,7 +89,7 @@ def test_a_package_without_the_library_is_used_by_its_binding(tmp_path: Path) ->
         "from qdeploy.runtime.session import engine_class; print(engine_class('ort') is engine_class('ort'))"
     )
     printed = run(code, folder=tmp_path).splitlines()
-    assert printed == [cpu_engine("x86"), "['numpy', 'onnxruntime']", "True"]
+    assert printed == [cpu_engine(library.VERSION, "binding", "x86"), "['numpy', 'onnxruntime']", "True"]
 
 
 def test_without_the_package_it_says_what_to_install() -> None:
@@ -112,14 +113,14 @@ def test_a_library_that_is_none_is_said_in_one_line(kind: str, tmp_path: Path) -
 def test_a_process_ends_well_with_an_open_session(threads: int) -> None:
     code = f"{OPEN}session = open_session(read_artifact(SHIPPED / 'model.int8.onnx'), threads={threads})"
     for _ in range(5):
-        assert run(code) == cpu_engine("x86")
+        assert run(code) == cpu_engine(library.VERSION, "library", "x86")
 
 
 def test_what_is_made_ahead_and_fails_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OnnxRuntimeError("no")
 
-    monkeypatch.setattr(library._api, "CreateEnv", refused)
+    monkeypatch.setattr(library.API, "CreateEnv", refused)
     library.environment.cache_clear()
     library.try_environment()
     with pytest.raises(ArtifactError, match="cannot be opened by ONNX Runtime .*: no"):
@@ -137,11 +138,13 @@ def test_wrong_sizes_of_answers_are_refused_and_nothing_is_written() -> None:
     assert set(logits) == set(probabilities) == {-1.0}
 
 
-def test_a_run_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = open_session(read_artifact(INT8))
-    monkeypatch.setattr(session, "_classes", 11)
-    with pytest.raises(ArtifactError, match=r"ONNX Runtime .* failed with .*model\.int8\.onnx: .*: 11") as caught:
+def test_a_run_that_fails_is_one_line() -> None:
+    artifact = read_artifact(INT8)
+    other = replace(artifact, card=replace(artifact.card, labels=(*artifact.card.labels, "one more")))
+    session = open_session(other, selftest=False)
+    with pytest.raises(EngineError, match=r"ONNX Runtime .* failed with .*model\.int8\.onnx: .*: 11") as caught:
         session.infer_bytes(bytes(64 * 64 * 3), 1)
+    assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
 
 

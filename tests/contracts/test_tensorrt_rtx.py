@@ -58,12 +58,12 @@ def test_the_library_itself_refuses_without_a_gpu_and_does_not_end_the_process(r
     code = f"""
 from pathlib import Path
 from qdeploy.core.artifact import read_artifact
-from qdeploy.core.errors import ArtifactError
+from qdeploy.core.errors import EngineError
 from qdeploy.runtime.engines import tensorrt_session
 tensorrt_session.find_gpu = lambda: tensorrt_session.Gpu(name="no GPU", compute_capability="8.9")
 try:
     tensorrt_session.TensorRtSession(read_artifact(Path({str(rtx_engine)!r})), 1)
-except ArtifactError as error:
+except EngineError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -75,7 +75,7 @@ except ArtifactError as error:
 
 def test_another_version_of_it_is_refused(rtx_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tensorrt_rtx.__version__", "1.8.0")
-    with pytest.raises(ArtifactError, match=r"here is tensorrt_rtx 1.8.0; build it again with `qdeploy export --tens"):
+    with pytest.raises(ArtifactError, match=r"here is tensorrt_rtx 1.8.0; export it again with `tensorrt_rtx`"):
         open_session(read_artifact(rtx_engine), "tensorrt-rtx")
 
 

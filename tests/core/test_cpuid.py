@@ -113,6 +113,6 @@ def test_exact_products_are_asked_for_exactly_where_they_are_needed(
         needed = made_for in exact
         assert saturates(made_for) is needed
         assert session_entries(made_for) == ({**WAITING, **EXACT_PRODUCTS} if needed else WAITING)
-        assert cpu_engine(made_for).endswith("exact products") is needed
+        assert cpu_engine("1.32.0", "library", made_for).endswith("exact products") is needed
         note = cpu_note(Path("model.int8.onnx"), made_for)
         assert (note is not None) is (needed and "avx2" in flags)

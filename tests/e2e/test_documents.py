@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qdeploy.export.verdict import ExportReport
+from qdeploy.export.report.record import ExportReport
 from tests.conftest import once
 from tests.quiet import namespace, quiet_environment, run_quietly, strange_files
 

@@ -143,7 +143,7 @@ def test_a_wrong_answer_names_the_target_to_export(
     artifact = read_artifact(Path(file))
     wrong = replace(artifact.card.goldens, rows=tuple(row[::-1] for row in artifact.card.goldens.rows))
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"avx2"}))
-    with pytest.raises(ArtifactError, match="use a file exported with --target x86-avx2, the fp32 file"):
+    with pytest.raises(ArtifactError, match="use a file exported with `target=x86-avx2`, the fp32 file"):
         session.open_session(replace(artifact, card=replace(artifact.card, goldens=wrong)))
 
 

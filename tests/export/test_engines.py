@@ -143,7 +143,7 @@ def test_a_refused_graph_names_the_node_and_what_to_do() -> None:
     text = str(caught.value)
     assert f"tensorrt_rtx {rtx.__version__} refuses the graph at node '" in text
     assert "Linear): " in text
-    assert "--target tensorrt" in text
+    assert "; export INT8 with `target=tensorrt`, or use the ONNX file" in text
     assert "\n" not in text
 
 

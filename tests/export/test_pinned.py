@@ -108,7 +108,7 @@ def test_a_file_s_choice_is_repeated(
     graphs = [onnx.load(str(f)).graph for f in (like, other.path)]
     assert graphs[0].SerializeToString(deterministic=True) == graphs[1].SerializeToString(deterministic=True)
     assert again.artifacts[1].size_bytes == pytest.approx(first.artifacts[1].size_bytes, abs=200)
-    with pytest.raises(InputError, match=r"--like takes an INT8 file, and .*model.fp32.onnx is fp32"):
+    with pytest.raises(InputError, match=r"`like` takes an INT8 file, and .*model.fp32.onnx is fp32"):
         export(Path(trained.run), replace(QUICK, like=fp32_file), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import qdeploy
-from qdeploy.core.errors import ArtifactError, ImageError
+from qdeploy.core.errors import ArtifactError, ImageError, InputError
 from qdeploy.export.report.record import ExportReport
 from qdeploy.runtime.classifier import find_artifact
 
@@ -67,3 +67,10 @@ def test_importing_qdeploy_is_light() -> None:
 
     code = "import sys, qdeploy; print([m for m in ('torch', 'onnxruntime', 'numpy', 'typer') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_leaving_a_with_closes_it(int8_file: Path) -> None:
+    with qdeploy.load(int8_file) as classifier:
+        assert classifier(SHIRT).label
+    with pytest.raises(InputError, match="this session is closed"):
+        classifier(SHIRT)

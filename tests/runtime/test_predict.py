@@ -106,7 +106,7 @@ def test_images_are_asked_for_as_they_are_needed(int8_file: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"workers": 0}, {"workers": 5000}])
 def test_sizes_out_of_range_are_refused_at_once(int8_file: Path, wrong: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=f"--{next(iter(wrong)).replace('_', '-')} must be between 1 and 1024"):
+    with pytest.raises(InputError, match=f"`{next(iter(wrong))}` must be between 1 and 1024"):
         predict_files(qdeploy.load(int8_file), [], **wrong)
 
 

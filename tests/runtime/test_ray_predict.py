@@ -23,7 +23,7 @@ from qdeploy.runtime.predict import predict_files
 from qdeploy.runtime.ray_predict import RayConfig, RayFailedError, predict_on_ray
 
 artifact, images = read_artifact(Path(sys.argv[1])), list(expand(sys.argv[2:]))
-config = RayConfig(batch_size=3, actors=2)
+config = RayConfig(batch_size=3, workers=2)
 there = list(predict_on_ray(artifact, iter(images), config))
 here = list(predict_files(Classifier(artifact, threads=1), images, batch_size=3))
 assert [(a.image, a.error, a.reason) for a in there] == [(a.image, a.error, a.reason) for a in here]

@@ -224,7 +224,7 @@ def test_failures_are_retried_only_if_asked(patch: Any, tmp_path: Path) -> None:
     world = patch(World(12))
     world.broken = {("probe", "m1"), ("train", "m2"), ("measure", "m4")}
     sweep(SweepConfig(budget_minutes=20), tmp_path / "s")
-    with pytest.raises(InputError, match="is complete.*--retry-failed"):
+    with pytest.raises(InputError, match="is complete.*`retry_failed`"):
         resume(tmp_path / "s")
     world.broken.clear()
     world.ran.clear()

@@ -35,14 +35,14 @@ def test_models_are_counted_for_the_data_s_classes_and_the_recipe_s_size() -> No
     ("fields", "text"),
     [
         ({"models": ("nano", "micro", "nano")}, "names 'nano' twice"),
-        ({"budget_minutes": 0.0}, "--budget-minutes must be positive, found 0"),
+        ({"budget_minutes": 0.0}, "`budget_minutes` must be positive, found 0"),
         ({"budget_minutes": -3.0}, "must be positive"),
         ({"budget_minutes": float("nan")}, "must be positive"),
         ({"budget_minutes": float("inf")}, "must be positive"),
-        ({"epochs": 0}, "--epochs"),
-        ({"jobs": 0}, "--jobs"),
+        ({"epochs": 0}, "`epochs`"),
+        ({"jobs": 0}, "`jobs`"),
         ({"jobs": usable_cores() + 1}, "the cores of this machine"),
-        ({"settings": {"epochs": 3}}, "--set cannot change 'epochs'"),
+        ({"settings": {"epochs": 3}}, "of a sweep cannot change 'epochs'"),
     ],
 )
 def test_values_out_of_range_are_refused(fields: dict[str, Any], text: str) -> None:

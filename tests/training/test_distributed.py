@@ -82,5 +82,5 @@ def test_a_batch_must_be_shared_evenly(tmp_path: Path, monkeypatch: pytest.Monke
         yield World(device=device, rank=0, size=3)
 
     monkeypatch.setattr(start, "joined", three)
-    with pytest.raises(InputError, match="--batch-size 64 cannot be shared evenly by 3 processes"):
+    with pytest.raises(InputError, match="`batch_size=64` cannot be shared evenly by 3 processes"):
         train(config_from_recipe("small"), tmp_path / "run")

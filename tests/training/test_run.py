@@ -150,7 +150,7 @@ def test_it_stops_where_no_return_helps(
     words: str,
 ) -> None:
     Poisoned(monkeypatch, steps)
-    with pytest.raises(VerdictError, match=f"training diverged: the loss is no number at {words}; lower --lr"):
+    with pytest.raises(VerdictError, match=f"training diverged: the loss is no number at {words}; lower `lr`"):
         train(config_from_recipe("small", **quick, **fields), tmp_path / "run")
     assert (tmp_path / "run").exists() is (steps != {1})
     if steps != {1}:

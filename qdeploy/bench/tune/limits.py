@@ -29,7 +29,7 @@ class Limits:
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None and not (value > 0 or (f.name == "max_drop" and value == 0)):
-                raise InputError(f"--{f.name.replace('_', '-')} must be positive, found {value}")
+                raise InputError(f"`{f.name}` must be positive", found=value)
 
     @property
     def budget(self) -> AccuracyBudget:

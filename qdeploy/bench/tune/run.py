@@ -26,7 +26,7 @@ from qdeploy.core.files import write_json
 from qdeploy.core.intervals import PairedDifference
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.device import DEVICE_FILE
-from qdeploy.runtime.session import ENGINES, open_session
+from qdeploy.runtime.session import ENGINES, engines_for, open_session
 
 Tick = Callable[[int, int, str], None]
 BATCHES = (1, 8, 32)
@@ -42,7 +42,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
-            raise InputError(f"--seconds must be positive, found {self.seconds}")
+            raise InputError("`seconds` must be positive", found=self.seconds)
 
 
 def tune(model: Path, config: TuneConfig | None = None, tick: Tick | None = None) -> TuneReport:
@@ -137,12 +137,9 @@ def opened(artifacts: Sequence[Artifact], limits: Limits, tick: Tick) -> tuple[l
 
 
 def _combinations(artifacts: Sequence[Artifact], batches: Sequence[int]) -> Iterator[tuple[Artifact, str, int, int]]:
-    for artifact, (name, engine) in itertools.product(artifacts, ENGINES.items()):
-        builder = artifact.engine.builder if artifact.engine else None
-        on_gpu = engine.builder is not None
-        if engine.builder == builder:
-            for threads, batch in itertools.product([1] if on_gpu else thread_counts(usable_cores()), batches):
-                yield artifact, name, threads, batch
+    for artifact in artifacts:
+        counts = [1] if artifact.engine else thread_counts(usable_cores())  # an engine file runs on a GPU
+        yield from itertools.product([artifact], engines_for(artifact), counts, batches)
 
 
 def _with_goldens_of(artifact: Artifact, batch: int) -> Artifact:

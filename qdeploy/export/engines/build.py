@@ -61,11 +61,13 @@ def build_engine(
         VerdictError: If the package refuses the graph.
     """
     if builder not in BUILDERS:
-        raise InputError(f"there is no builder '{builder}'{near_miss(builder, BUILDERS)}; known: {', '.join(BUILDERS)}")
+        raise InputError(
+            f"there is no builder '{builder}'{near_miss(builder, BUILDERS)}", fix=f"known: {', '.join(BUILDERS)}"
+        )
     if not 1 <= max_batch <= LARGEST_BATCH:
-        raise InputError(f"an engine's largest batch must be between 1 and {LARGEST_BATCH}, found {max_batch}")
+        raise InputError(f"an engine's largest batch must be between 1 and {LARGEST_BATCH}", found=max_batch)
     if timing_cache and not BUILDERS[builder].timing_cache:
-        raise InputError(f"{builder} has no timing cache; build without one")
+        raise InputError(f"{builder} has no timing cache", fix="build without one")
     package = load_package(builder)
     header = EngineHeader(
         builder=builder,
@@ -98,8 +100,8 @@ def _this_gpu(builder: str) -> tuple[str, ...]:
         return (find_gpu().compute_capability,)
     except MissingDependencyError as error:
         raise MissingDependencyError(
-            f"{builder} builds only on the GPU that will run the engine, and here is no usable one ({error}); build "
-            "there, or with tensorrt_rtx, which needs none"
+            f"{builder} builds only on the GPU that will run the engine, and here is no usable one ({error})",
+            fix="build there, or with `tensorrt_rtx`, which needs none",
         ) from error
 
 
@@ -117,7 +119,7 @@ def _plan(package: Any, header: EngineHeader, onnx_file: bytes, size: int, timin
         _read_timings(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise VerdictError(f"{_named(header)} cannot build the graph: {first_error(header.builder)}; {_REMEDY}")
+        raise VerdictError(f"{_named(header)} cannot build the graph: {first_error(header.builder)}", fix=_REMEDY)
     if timing_cache:
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
@@ -131,17 +133,17 @@ def _parsed(package: Any, builder: Any, header: EngineHeader, onnx_file: bytes) 
     parser = package.OnnxParser(network, messages(header.builder))
     if not parser.parse(onnx_file):
         if not parser.num_errors:
-            raise VerdictError(f"{_named(header)} refuses the graph: {first_error(header.builder)}; {_REMEDY}")
+            raise VerdictError(f"{_named(header)} refuses the graph: {first_error(header.builder)}", fix=_REMEDY)
         error = parser.get_error(0)
         what = " ".join(error.desc().split())
         raise VerdictError(
-            f"{_named(header)} refuses the graph at node '{error.node_name()}' ({error.node_operator()}): {what}; "
-            f"{_REMEDY}"
+            f"{_named(header)} refuses the graph at node '{error.node_name()}' ({error.node_operator()}): {what}",
+            fix=_REMEDY,
         )
     return network
 
 
-_REMEDY = "INT8 needs the tensorrt encoding (--target tensorrt); otherwise use the ONNX file"
+_REMEDY = "export INT8 with `target=tensorrt`, or use the ONNX file"
 
 
 def _named(header: EngineHeader) -> str:
@@ -156,4 +158,4 @@ def _read_timings(config: Any, path: Path) -> None:
         raise InputError(f"the timing cache {path} cannot be read: {error.strerror}") from error
     cache = config.create_timing_cache(earlier)
     if cache is None or not config.set_timing_cache(cache, False):
-        raise InputError(f"the timing cache {path} is of another GPU or TensorRT, or damaged; delete it")
+        raise InputError(f"the timing cache {path} is of another GPU or TensorRT, or damaged", fix="delete it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from qdeploy.data.places import cache_folder
 from qdeploy.export.engines.build import build_engine
 from qdeploy.export.finish import Made, Work
 from qdeploy.export.graph.parity import run_session
-from qdeploy.runtime.session import ENGINES, open_session
+from qdeploy.runtime.session import ENGINES, engines_for, open_session
 
 SHORT_NAMES = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
@@ -46,6 +46,7 @@ def build_engines(work: Work, made: list[Made], folder: Path, out: Path) -> tupl
     Raises:
         MissingDependencyError: If the builder or its GPU is missing.
         VerdictError: If a graph is refused, or an engine answers otherwise than its ONNX file.
+        EngineError: If an engine fails on the GPU it was built for.
     """
     fit = [m for m in made if m.card.target in ("float", "tensorrt")]
     return tuple(_engine(work, m, builder, folder, out) for builder in work.config.builders for m in fit)
@@ -59,13 +60,14 @@ def _engine(work: Work, made: Made, builder: str, folder: Path, out: Path) -> En
     file = folder / f"model.{made.card.precision}.{SHORT_NAMES[builder]}.engine"
     write_bytes(file, data)
     ran, note, parity = True, "", None
-    engine = builder.replace("_", "-")
+    artifact = replace(read_artifact(file), path=Path(file.name))  # whose folder is a temporary one
+    (engine,) = engines_for(artifact)
     least_db = min(made.card.goldens.min_sqnr_db, ENGINES[engine].least_db(made.card.precision))
     try:
-        with open_session(read_artifact(file), engine, selftest=False) as session:
+        with open_session(artifact, engine, selftest=False) as session:
             parity = measure(made.parity_logits, run_session(session, work.parity_pixels))
-    except (MissingDependencyError, ArtifactError) as error:
-        ran, note = False, str(error).replace(str(file), file.name)
+    except (MissingDependencyError, ArtifactError) as error:  # no GPU, or another than those it was built for
+        ran, note = False, str(error)
     if parity is not None and not parity.sqnr_db >= least_db:
         raise VerdictError(
             f"parity failed at '{made.file} to {file.name}': {parity.sqnr_db:.1f} dB on {parity.n} images, at least "

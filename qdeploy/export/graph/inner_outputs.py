@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx
 import onnxruntime as ort
 
-from qdeploy.runtime.engines.onnxruntime_options import WAITING
+from qdeploy.runtime.engines.onnxruntime_binding import open_binding
 
 
 def open_with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> ort.InferenceSession:
@@ -16,9 +16,4 @@ def open_with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> ort.Infer
     wide.CopyFrom(model)
     present = {value.name for value in (*wide.graph.output, *wide.graph.input)}
     wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    for key, value in WAITING.items():
-        options.add_session_config_entry(key, value)
-    return ort.InferenceSession(wide.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return open_binding(wide.SerializeToString(), optimize="none")

@@ -36,7 +36,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.seconds <= 86_400:
-            raise InputError(f"--search-seconds must be between 1 and 86400, found {self.seconds:g}")
+            raise InputError("the search must take between 1 and 86400 seconds", found=f"{self.seconds:g}")
         if self.runs < 1 or self.repeats < 1 or self.modules < 1 or self.roles < 0 or not 0 < self.worth < 1:
             raise InputError(f"a search cannot be made with {self}")
 

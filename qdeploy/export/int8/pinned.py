@@ -53,7 +53,8 @@ def _named(name: str, model: onnx.ModelProto, encoding: Encoding) -> FloatNodes:
         return inside
     known = sorted({*units, *(m for n in may for m in modules_of(n))})
     raise InputError(
-        f"--float-layers: the model has no part '{name}'{near_miss(name, known)}; its parts are {', '.join(units)}"
+        f"`float_layers`: the model has no part '{name}'{near_miss(name, known)}",
+        fix=f"its parts are {', '.join(units)}",
     )
 
 
@@ -66,7 +67,7 @@ def int8_artifact(file: Path) -> Artifact:
     """
     artifact = read_artifact(file)
     if artifact.card.precision != "int8":
-        raise InputError(f"--like takes an INT8 file, and {file} is {artifact.card.precision}; give an INT8 file")
+        raise InputError(f"`like` takes an INT8 file, and {file} is {artifact.card.precision}", fix="give an INT8 file")
     return artifact
 
 
@@ -77,8 +78,8 @@ def _like(file: Path, model: onnx.ModelProto, encoding: Encoding) -> Pinned:
     strange = nodes - {n.name for n in model.graph.node}
     if strange:
         raise InputError(
-            f"--like: {file} is of another model: it leaves '{min(strange)}' in float, which this one does not have; "
-            "give a file made from this model"
+            f"`like`: {file} is of another model: it leaves '{min(strange)}' in float, which this one does not have",
+            fix="give a file made from this model",
         )
     choice = other.card.float_choice
     names = choice.layers if choice and choice.layers else tuple(_names_of(nodes, model, encoding))

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, one_line
 from qdeploy.export.lint.find import CONTRIB_Q_OPERATORS, DYNAMIC, Q_OPERATORS
 from qdeploy.export.lint.graph import DEQUANTIZE, QUANTIZE, Graph
 from qdeploy.export.lint.rules import ALL, ORT, RULES
+from qdeploy.runtime.engines.onnxruntime_binding import VERSION, open_binding
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
 
 RUNTIMES = {
     "x86": "onnxruntime x86 with VNNI/AMX",
@@ -28,7 +29,6 @@ RUNTIMES = {
 VERDICTS = ("ok", "slow", "wrong", "refused")
 """From the best to the worst."""
 MAX_BYTES = 2**31 - 1
-MAX_REASON = 240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def lint_file(path: Path | str) -> LintReport:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} keeps weights in another file that cannot be read ({_short(error)}); put that file beside it"
+            f"{path} keeps weights in another file that cannot be read ({one_line(error)}); put that file beside it"
         ) from error
     return _report(model, [_external(outside)])
 
@@ -143,7 +143,7 @@ def _external(tensors: list[str]) -> Finding:
 
 def _opened(model: onnx.ModelProto, complete: bool) -> list[Finding]:
     """Open the graph in the installed ONNX Runtime: what it refuses here, it refuses on every CPU."""
-    version = f"ONNX Runtime {ort.__version__}"
+    version = f"ONNX Runtime {VERSION}"
     if _refusal(_smallest(model)):
         opset = max((o.version for o in model.opset_import if not o.domain), default=0)
         text = f"{version} knows neither opset {opset} with IR version {model.ir_version} nor newer ones."
@@ -159,13 +159,10 @@ def _opened(model: onnx.ModelProto, complete: bool) -> list[Finding]:
 
 def _refusal(model: onnx.ModelProto) -> str:
     """Give the reason why ONNX Runtime does not open a model; empty if it does."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     try:
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base class
-        return _short(error)
+        open_binding(model.SerializeToString(), threads=1)
+    except OnnxRuntimeError as error:
+        return str(error).rpartition("[ONNXRuntimeError] : ")[2]  # without the code in front
     return ""
 
 
@@ -193,9 +190,3 @@ def _read(path: Path) -> onnx.ModelProto:
     if not model.opset_import:
         raise InputError(f"{path} is no ONNX file: it names no opset; give an exported .onnx file")
     return model
-
-
-def _short(error: Exception) -> str:
-    """Give an error's text on one line, without the code in front."""
-    text = " ".join(str(error).split()).rpartition("[ONNXRuntimeError] : ")[2]
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."

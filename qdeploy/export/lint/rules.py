@@ -16,9 +16,9 @@ ORT_X86 = (X86, AVX2)
 ORT = (X86, AVX2, ARM)
 ALL = (*ORT, OPENVINO, TENSORRT)
 
-FOR_TENSORRT = "export with `qdeploy export --int8 --target tensorrt`"
-FOR_OPENVINO = "export with `qdeploy export --int8 --target openvino`"
-FOR_X86 = "export with `qdeploy export --int8 --target x86`"
+FOR_TENSORRT = "export with `int8` and `target=tensorrt`"
+FOR_OPENVINO = "export with `int8` and `target=openvino`"
+FOR_X86 = "export with `int8` and `target=x86`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ RULES = (
         runtimes=(TENSORRT,),
         find=find.weight_zero_point,
         why="TensorRT stops at weights with a zero point that is not 0.",
-        fix="quantize weights symmetrically: every target of `qdeploy export --int8` does",
+        fix="quantize weights symmetrically: every target of `qdeploy export` does",
     ),
     Rule(
         id="integer-constant",
@@ -108,7 +108,7 @@ RULES = (
         find=find.int8_activation,
         why="ONNX Runtime on x86 leaves part of the layers with int8 activations in float, between conversions: "
         "small models ran up to 2.4 times slower than fp32.",
-        fix=FOR_X86 + " (uint8, fastest) or `--target portable` (uint8, symmetric)",
+        fix=FOR_X86 + " (uint8, fastest) or `target=portable` (uint8, symmetric)",
     ),
     Rule(
         id="int8-activation-openvino",
@@ -124,7 +124,7 @@ RULES = (
         runtimes=(AVX2,),
         find=find.eight_bit_weights,
         why="Without VNNI, x86 adds two products of uint8 and int8 in 16 bits: weights beyond 7 bits can saturate.",
-        fix="export with `qdeploy export --int8 --target x86-avx2` (7-bit weights)",
+        fix="export with `int8` and `target=x86-avx2` (7-bit weights)",
     ),
     Rule(
         id="per-channel-activation",
@@ -132,7 +132,7 @@ RULES = (
         runtimes=ORT,
         find=find.per_channel_activation,
         why="ONNX Runtime fuses the pair, then fails at load or at the first run: 'zero point must be a scalar'.",
-        fix="quantize activations per tensor, as every target of `qdeploy export --int8` does",
+        fix="quantize activations per tensor, as every target of `qdeploy export` does",
     ),
     Rule(
         id="per-channel-int8-activation",
@@ -140,7 +140,7 @@ RULES = (
         runtimes=ORT_X86,
         find=find.per_channel_int8_activation,
         why="ONNX Runtime on x86 leaves layers with one int8 scale per channel of the activation in float.",
-        fix="quantize activations per tensor, as every target of `qdeploy export --int8` does",
+        fix="quantize activations per tensor, as every target of `qdeploy export` does",
     ),
     Rule(
         id="old-opset",

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
@@ -27,6 +26,8 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.export.graph.entrance import streamline_entrance
 from qdeploy.export.sources.source import Reference, Source
 from qdeploy.export.sources.trace import OPSET
+from qdeploy.runtime.engines.onnxruntime_binding import VERSION, open_binding
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
 
 LEAST_OPSET = 13
 """The first with a scale for each channel."""
@@ -288,17 +289,13 @@ def _recent(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
 
 def _simplified(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     """Let ONNX Runtime fold constants and BatchNorms, as its own quantizer wants it."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "simple.onnx")
+        simple = Path(folder) / "simple.onnx"
         try:
-            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # as above
-            reason = str(error).splitlines()[0]
-            raise InputError(f"ONNX Runtime {ort.__version__} refuses {file}: {reason}") from error
-        return onnx.load(options.optimized_model_filepath)
+            open_binding(model.SerializeToString(), optimize="basic", keep_optimized=simple)
+        except OnnxRuntimeError as error:
+            raise InputError(f"ONNX Runtime {VERSION} refuses {file}: {error}") from error
+        return onnx.load(str(simple))
 
 
 def _final_softmax(model: onnx.ModelProto) -> onnx.NodeProto | None:
@@ -307,8 +304,6 @@ def _final_softmax(model: onnx.ModelProto) -> onnx.NodeProto | None:
 
 
 def _run(model: onnx.ModelProto, output: str, image: str, values: NDArray[Any]) -> Floats:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_binding(model.SerializeToString())
     parts = [session.run([output], {image: values[i : i + 64]})[0] for i in range(0, len(values), 64)]
     return np.concatenate(parts).astype(np.float32)

@@ -3,7 +3,7 @@
 Every wheel carries it beside the Python binding. That binding, and the numpy it needs, are much of the start of a
 process that classifies one image (benchmarks/cold_start.py).
 
-Its functions are a table whose places never change (``onnxruntime_c_api.h``; the test compares with the header).
+Its functions are a table whose places never change (``onnxruntime_cAPI.h``; the test compares with the header).
 Importing this module loads the library, once a process.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.core.errors import MissingDependencyError
-from qdeploy.runtime.engines.onnxruntime_options import SILENT, session_entries
+from qdeploy.runtime.engines.onnxruntime_options import SILENT, OnnxRuntimeError, session_entries
 
 PACKAGE = "onnxruntime"
 LIBRARIES = ("libonnxruntime.so*", "libonnxruntime.*dylib", "onnxruntime.dll")
@@ -48,10 +48,6 @@ RELEASES = {"ReleaseStatus": 93, "ReleaseSession": 95, "ReleaseValue": 96, "Rele
 
 _DEVICE_ALLOCATOR, _DEFAULT_MEMORY = 0, 0
 _FLOAT, _UINT8 = 1, 2  # element types of tensors
-
-
-class OnnxRuntimeError(Exception):
-    """What ONNX Runtime says."""
 
 
 _function = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)  # ORT_API_CALL
@@ -104,19 +100,19 @@ def _find() -> Path:
 
 
 try:
-    _api = _Api(_find())
+    API = _Api(_find())
 except (OSError, AttributeError) as error:
     raise MissingDependencyError(
-        f"the library of ONNX Runtime cannot be loaded: {error}; install onnxruntime again"
+        f"the library of ONNX Runtime cannot be loaded: {error}", fix="install onnxruntime again"
     ) from error
-VERSION = _api.version
+VERSION = API.version
 
 
 @cache
 def environment() -> c_void_p:
     """Make what all models share; two threads get the same."""
     made = c_void_p()
-    _api.CreateEnv(SILENT, b"qdeploy", byref(made))
+    API.CreateEnv(SILENT, b"qdeploy", byref(made))
     return made
 
 
@@ -129,7 +125,7 @@ def try_environment() -> None:
 @cache
 def _memory() -> c_void_p:
     made = c_void_p()
-    _api.CreateCpuMemoryInfo(_DEVICE_ALLOCATOR, _DEFAULT_MEMORY, byref(made))
+    API.CreateCpuMemoryInfo(_DEVICE_ALLOCATOR, _DEFAULT_MEMORY, byref(made))
     return made
 
 
@@ -152,19 +148,19 @@ class Model:
             OnnxRuntimeError: If it is refused.
         """
         options, session = c_void_p(), c_void_p()
-        _api.CreateSessionOptions(byref(options))
+        API.CreateSessionOptions(byref(options))
         try:
-            _api.SetIntraOpNumThreads(options, threads)
-            _api.SetInterOpNumThreads(options, 1)
-            _api.SetSessionLogSeverityLevel(options, SILENT)
+            API.SetIntraOpNumThreads(options, threads)
+            API.SetInterOpNumThreads(options, 1)
+            API.SetSessionLogSeverityLevel(options, SILENT)
             for key, value in session_entries(target).items():
-                _api.AddSessionConfigEntry(options, key.encode(), value.encode())
-            _api.CreateSessionFromArray(environment(), data, len(data), options, byref(session))
+                API.AddSessionConfigEntry(options, key.encode(), value.encode())
+            API.CreateSessionFromArray(environment(), data, len(data), options, byref(session))
         finally:
-            _api.ReleaseSessionOptions(options)
+            API.ReleaseSessionOptions(options)
         self._session = session
         # when the last user is gone, so that close() takes nothing from a run; not at exit, where daemons may still run
-        weakref.finalize(self, _api.ReleaseSession, session).atexit = False
+        weakref.finalize(self, API.ReleaseSession, session).atexit = False
 
     def run(self, images: Any, shape: Sequence[int], logits: Any, probabilities: Any, classes: int) -> None:
         """Run the graph; other threads go on meanwhile.
@@ -185,15 +181,15 @@ class Model:
             values.append(_tensor(images, _UINT8, shape, 1))
             values += [_tensor(answer, _FLOAT, (count, classes), 4) for answer in (logits, probabilities)]
             image, answers = (c_void_p * 1)(values[0]), (c_void_p * 2)(*values[1:])
-            _api.Run(self._session, None, _INPUTS, image, 1, _OUTPUTS, 2, answers)
+            API.Run(self._session, None, _INPUTS, image, 1, _OUTPUTS, 2, answers)
         finally:
             for value in values:
-                _api.ReleaseValue(value)
+                API.ReleaseValue(value)
 
 
 def _tensor(place: Any, kind: int, shape: Sequence[int], item_bytes: int) -> c_void_p:
     """Give a view of our memory; ONNX Runtime copies and frees nothing of it."""
     value, sides = c_void_p(), (c_int64 * len(shape))(*shape)
     size_bytes = item_bytes * math.prod(shape)
-    _api.CreateTensorWithDataAsOrtValue(_memory(), place, size_bytes, sides, len(shape), kind, byref(value))
+    API.CreateTensorWithDataAsOrtValue(_memory(), place, size_bytes, sides, len(shape), kind, byref(value))
     return value

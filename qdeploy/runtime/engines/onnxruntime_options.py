@@ -1,4 +1,4 @@
-"""What a session of ONNX Runtime is opened with, by its C library and by its Python binding."""
+"""What a session of ONNX Runtime is opened with, by its C library and by its Python binding, and what it is called."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
 silence; with VNNI its sums are exact anyway and this would slow them down (benchmarks/other_cpus.py)."""
 
 
+class OnnxRuntimeError(Exception):
+    """What ONNX Runtime says."""
+
+
 def session_entries(target: str) -> dict[str, str]:
     """Return the configuration entries of a session on this machine's CPU.
 
@@ -26,9 +30,15 @@ def session_entries(target: str) -> dict[str, str]:
     return {**WAITING, **EXACT_PRODUCTS} if saturates(target) else WAITING
 
 
-def cpu_engine(target: str) -> str:
-    """Return what a session on this machine's CPU is called: which kernels run is part of it."""
-    return f"onnxruntime {CPU_PROVIDER}{', exact products' if saturates(target) else ''}"
+def cpu_engine(version: str, path: str, target: str) -> str:
+    """Return what a session on this machine's CPU is called: which kernels run is part of it.
+
+    Args:
+        version: ONNX Runtime's.
+        path: How it is called: ``library`` or ``binding``.
+        target: What the file was made for, as its card says.
+    """
+    return f"ONNX Runtime {version}, CPU, {path}{', exact products' if saturates(target) else ''}"
 
 
 def cpu_note(path: Path, target: str) -> str | None:
@@ -37,5 +47,5 @@ def cpu_note(path: Path, target: str) -> str | None:
         return None
     return (
         f"{path.name} was made for {target}; this CPU has no VNNI, so it runs on exact but slower kernels; "
-        f"a file exported with --target {SEVEN_BIT_TARGET} is faster here"
+        f"a file exported with `target={SEVEN_BIT_TARGET}` is faster here"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from typing import Any
 
 import numpy as np
@@ -9,100 +11,110 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import ArtifactError, MissingDependencyError
-from qdeploy.runtime.engines.onnxruntime_options import CPU_PROVIDER, SILENT, cpu_engine, cpu_note, session_entries
-from qdeploy.runtime.session import ArraySession, closed, require_images
+from qdeploy.core.errors import ArtifactError, EngineError, MissingDependencyError
+from qdeploy.runtime.engines.onnxruntime_binding import CPU, FAILURES, VERSION, open_binding
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError, cpu_engine, cpu_note
+from qdeploy.runtime.session import OTHER_ENGINE, Session
 
 OUTPUTS = ["logits", "probabilities"]
 
 
-class ProviderSession(ArraySession):
+class ProviderSession(Session):
     """A session of ONNX Runtime with chosen providers; see ``qdeploy.runtime.session.Session``."""
 
+    failures = FAILURES
     providers: tuple[tuple[str, dict[str, Any]], ...]
     """The first is what the engine stands for; the others take what it cannot run."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         wanted = [name for name, _ in self.providers]
-        _require_installed(wanted)
+        self._require_here(wanted)
         target = artifact.card.target
-        options = session_options(threads, target)
-        if CPU_PROVIDER not in wanted:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            session = ort.InferenceSession(artifact.data, options, providers=list(self.providers), enable_fallback=0)
-        except Exception as error:  # its exception types have no common base of their own
-            reason = str(error).splitlines()[0]
-            raise ArtifactError(
-                f"{artifact.path} cannot be opened by ONNX Runtime {ort.__version__}: {reason}"
-            ) from error
-        running = session.get_providers()
+            opened = open_binding(artifact.data, threads=threads, target=target, providers=self.providers)
+        except OnnxRuntimeError as error:
+            raise self._refused(artifact, error) from error
+        running = opened.get_providers()
         if running[: len(wanted)] != wanted:
             raise MissingDependencyError(
-                f"ONNX Runtime {ort.__version__} runs {artifact.path} on {running[0]} instead of {wanted[0]}: its "
-                "libraries cannot be loaded; install the CUDA, cuDNN and TensorRT that this onnxruntime-gpu asks for"
+                f"ONNX Runtime {VERSION} runs {artifact.path} on {running[0]} instead of {wanted[0]}: its libraries "
+                "cannot be loaded",
+                fix="install the CUDA, cuDNN and TensorRT that this onnxruntime-gpu asks for",
             )
-        self._session: ort.InferenceSession | None = session
-        self.engine = f"onnxruntime {' and '.join(wanted)}"
-        if wanted == [CPU_PROVIDER]:
-            self.engine, self.note = cpu_engine(target), cpu_note(artifact.path, target)
-        self._size = artifact.card.preprocessing.size
+        super().__init__(artifact, opened, self._called(wanted, target), self._noted(artifact))
 
-    def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
-        session = self._session  # another thread may close it meanwhile
-        if session is None:
-            raise closed()
-        require_images(images_BSSC, self._size)
-        logits, probabilities = session.run(OUTPUTS, {"image": images_BSSC})
+    def _require_here(self, wanted: list[str]) -> None:
+        missing = [p for p in wanted if p not in ort.get_available_providers()]
+        if missing:
+            raise MissingDependencyError(
+                f"onnxruntime {VERSION} has no {missing[0]}",
+                command="pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+            )
+
+    def _refused(self, artifact: Artifact, error: OnnxRuntimeError) -> ArtifactError | EngineError:
+        return ArtifactError(f"{artifact.path} cannot be opened by ONNX Runtime {VERSION}: {error}")
+
+    def _called(self, wanted: list[str], target: str) -> str:
+        return f"ONNX Runtime {VERSION}, {' and '.join(p.removesuffix('ExecutionProvider') for p in wanted)}, binding"
+
+    def _noted(self, artifact: Artifact) -> str | None:
+        return None
+
+    def _infer(
+        self, opened: ort.InferenceSession, images_BSSC: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits, probabilities = opened.run(OUTPUTS, {"image": images_BSSC})
         return logits, probabilities
-
-    def close(self) -> None:
-        """Free the model."""
-        self._session = None
 
 
 class BindingSession(ProviderSession):
     """The CPU, where the package has no C library for ``OnnxRuntimeSession``."""
 
-    providers = ((CPU_PROVIDER, {}),)
+    providers = (CPU,)
+
+    def _called(self, wanted: list[str], target: str) -> str:
+        return cpu_engine(VERSION, "binding", target)
+
+    def _noted(self, artifact: Artifact) -> str | None:
+        return cpu_note(artifact.path, artifact.card.target)
+
+
+class GpuSession(ProviderSession):
+    """A provider that needs an NVIDIA GPU: where there is one and it fails, the engine failed, not the file."""
+
+    def _require_here(self, wanted: list[str]) -> None:
+        super()._require_here(wanted)
+        if not sees_gpu():
+            raise MissingDependencyError(
+                f"{wanted[0]} needs an NVIDIA GPU, and no driver of this machine sees one",
+                fix="run it on a machine with one, or use `engine=ort`",
+            )
+
+    def _refused(self, artifact: Artifact, error: OnnxRuntimeError) -> EngineError:
+        what = f"ONNX Runtime {VERSION} failed to open {artifact.path} with {self.providers[0][0]}: {error}"
+        return EngineError(what, fix=OTHER_ENGINE)
 
 
 _CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 rounds the inputs of products to 10 bits
 
 
-class CudaSession(ProviderSession):
+class CudaSession(GpuSession):
     """ONNX Runtime's CUDA provider. It has not been executed yet; the tests marked ``gpu`` do where there is a GPU."""
 
     providers = (_CUDA,)
 
 
-class TensorRtProviderSession(ProviderSession):
+class TensorRtProviderSession(GpuSession):
     """ONNX Runtime's TensorRT provider; what it cannot run, CUDA runs. It has not been executed yet either."""
 
     providers = (("TensorrtExecutionProvider", {}), _CUDA)
 
 
-def session_options(threads: int, target: str) -> ort.SessionOptions:
-    """Return the options of a session.
-
-    Args:
-        threads: Threads of one inference.
-        target: What the file was made for, as its card says.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = SILENT
-    for key, value in session_entries(target).items():
-        options.add_session_config_entry(key, value)
-    return options
-
-
-def _require_installed(providers: list[str]) -> None:
-    missing = [p for p in providers if p not in ort.get_available_providers()]
-    if missing:
-        raise MissingDependencyError(
-            f"onnxruntime {ort.__version__} has no {missing[0]}; run: pip uninstall -y onnxruntime && pip install "
-            "onnxruntime-gpu"
-        )
+def sees_gpu() -> bool:
+    """Return whether this machine has an NVIDIA driver that sees a GPU."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import ArtifactError, MissingDependencyError
+from qdeploy.core.errors import ArtifactError, MissingDependencyError, one_line
 from qdeploy.core.machine import SEVEN_BIT_TARGET, saturates
-from qdeploy.runtime.session import ArraySession, closed, require_images
+from qdeploy.runtime.session import Session
 
 # The package imports its converter if it can, and that sends usage statistics at once and costs 70 ms.
 _CONVERTER = "openvino.tools.ovc"
@@ -33,8 +33,8 @@ Floats = NDArray[np.float32]
 
 
 @lru_cache(maxsize=1)
-def _core() -> Any:
-    """Give the one core of this process.
+def core() -> Any:
+    """Return the one core of this process.
 
     A core's CPU plugin gives the thread that opens it a stack for signal handlers, and frees it with the core: with a
     second core, or after the last one, Ctrl-C would end the process by a segmentation fault (OpenVINO 2026.4).
@@ -42,86 +42,89 @@ def _core() -> Any:
     return ov.Core()
 
 
-class OpenVinoSession(ArraySession):
+class OpenVinoSession(Session):
     """A session of OpenVINO; see ``qdeploy.runtime.session.Session``.
 
     Inputs and outputs are bound once to arrays of our own: its call with a dictionary costs 60 to 100 us more. One
     inference runs at a time, callers wait for each other; a batch runs in parts of 8 and of 1.
     """
 
+    failures = (RuntimeError,)
     precision = "f32"
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         if saturates(artifact.card.target):
             raise ArtifactError(
                 f"{artifact.path} was made for {artifact.card.target}, and OpenVINO computes it wrongly on this CPU, "
-                f"which has no VNNI; use --engine ort, or a file exported with --target {SEVEN_BIT_TARGET}"
+                "which has no VNNI",
+                fix=f"use `engine=ort`, or a file exported with `target={SEVEN_BIT_TARGET}`",
             )
-        self._core = _core()
-        if self.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if self.precision == "bf16" and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise MissingDependencyError(
-                "this CPU computes no bfloat16 (it needs AVX512-BF16 or AMX); use --engine openvino or ort"
+                "this CPU computes no bfloat16 (it needs AVX512-BF16 or AMX)",
+                fix="use `engine=openvino` or `engine=ort`",
             )
-        self._options = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            # else the threads of every process are pinned to the same first cores
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._artifact: Artifact | None = artifact
-        self._size = artifact.card.preprocessing.size
-        self._classes = len(artifact.card.labels)
-        self._lock = threading.Lock()
-        self._graphs: dict[int, _Graph] = {}
+        opened = _Model(artifact, self.precision, threads)
         try:
-            compiled = self._graph(artifact, 1).compiled
+            compiled = opened.graph(1).compiled
         except Exception as error:  # its errors are RuntimeErrors of many lines
-            reason = " ".join(str(error).split())[:300]
-            raise ArtifactError(f"{artifact.path} cannot be opened by OpenVINO {ov.__version__}: {reason}") from error
+            raise ArtifactError(
+                f"{artifact.path} cannot be opened by OpenVINO {ov.__version__}: {one_line(error)}"
+            ) from error
         runs_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         devices = " ".join(compiled.get_property("EXECUTION_DEVICES"))
         if runs_in != self.precision:
             raise MissingDependencyError(f"OpenVINO computes in {runs_in} here, not in {self.precision}")
-        self.engine = f"openvino {ov.__version__.partition('-')[0]} {devices} {runs_in}"
+        super().__init__(artifact, opened, f"OpenVINO {ov.__version__.partition('-')[0]}, {devices}, {runs_in}")
 
-    def infer(self, images_BSSC: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Give logits and probabilities ``[B, K]`` of uint8 images ``[B, S, S, 3]``."""
-        require_images(images_BSSC, self._size)
-        logits = np.empty((len(images_BSSC), self._classes), np.float32)
-        probabilities = np.empty_like(logits)
-        with self._lock:
-            if self._artifact is None:
-                raise closed()
-            begin = 0
-            while begin < len(images_BSSC):
-                size = next(p for p in PARTS if p <= len(images_BSSC) - begin)
-                part = slice(begin, begin + size)
-                graph = self._graph(self._artifact, size)
-                logits[part], probabilities[part] = graph.run(images_BSSC[part])
-                begin += size
-        return logits, probabilities
-
-    def _graph(self, artifact: Artifact, batch: int) -> _Graph:
-        """Give the graph of a batch, compiled when it is first needed."""
-        if batch not in self._graphs:
-            model = self._core.read_model(artifact.data)
-            model.reshape({"image": [batch, self._size, self._size, 3]})
-            compiled = self._core.compile_model(model, "CPU", self._options)
-            self._graphs[batch] = _Graph(compiled, batch, self._size, self._classes)
-        return self._graphs[batch]
-
-    def close(self) -> None:
-        """Free the model."""
-        with self._lock:
-            self._artifact = None
-            self._graphs.clear()
+    def _infer(self, opened: _Model, images_BSSC: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        return opened.run(images_BSSC)
 
 
 class OpenVinoBf16Session(OpenVinoSession):
     """The same in bfloat16, which needs no calibration and a CPU that computes in it."""
 
     precision = "bf16"
+
+
+class _Model:
+    """A file with a compiled graph for each batch size of ``PARTS``, made when it is first needed."""
+
+    def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
+        self._options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            # else the threads of every process are pinned to the same first cores
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._data = artifact.data
+        self._size = artifact.card.preprocessing.size
+        self._classes = len(artifact.card.labels)
+        self._lock = threading.Lock()
+        self._graphs: dict[int, _Graph] = {}
+
+    def run(self, images_BSSC: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        """Return logits and probabilities ``[B, K]``."""
+        logits = np.empty((len(images_BSSC), self._classes), np.float32)
+        probabilities = np.empty_like(logits)
+        with self._lock:
+            begin = 0
+            while begin < len(images_BSSC):
+                size = next(p for p in PARTS if p <= len(images_BSSC) - begin)
+                part = slice(begin, begin + size)
+                logits[part], probabilities[part] = self.graph(size).run(images_BSSC[part])
+                begin += size
+        return logits, probabilities
+
+    def graph(self, batch: int) -> _Graph:
+        """Return the compiled graph of a batch."""
+        if batch not in self._graphs:
+            model = core().read_model(self._data)
+            model.reshape({"image": [batch, self._size, self._size, 3]})
+            compiled = core().compile_model(model, "CPU", self._options)
+            self._graphs[batch] = _Graph(compiled, batch, self._size, self._classes)
+        return self._graphs[batch]
 
 
 class _Graph:
@@ -138,7 +141,7 @@ class _Graph:
             self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
 
     def run(self, images: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Give the logits and probabilities; both are overwritten by the next run."""
+        """Return the logits and probabilities; both are overwritten by the next run."""
         np.copyto(self._images, images)
         self._request.infer(share_outputs=True)
         return self._logits, self._probabilities

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from qdeploy.core.errors import MissingDependencyError
+from qdeploy.core.errors import EngineError, MissingDependencyError, one_line
+
+NO_DEVICE = (
+    "cudaErrorNoDevice",
+    "cudaErrorInsufficientDriver",
+    "cudaErrorStubLibrary",
+    "cudaErrorSystemDriverMismatch",
+)
+"""What CUDA says where a GPU or a driver that fits is missing; anything else is a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +37,11 @@ def load_package(builder: str) -> Any:
     try:
         return importlib.import_module(builder)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{error.name or builder} is not installed; run: {install}") from error
+        raise MissingDependencyError(f"{error.name or builder} is not installed", command=install) from error
     except (ImportError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise MissingDependencyError(f"{builder} cannot be loaded: {reason}; install it again: {install}") from error
+        raise MissingDependencyError(
+            f"{builder} cannot be loaded: {one_line(error)}", fix=f"install it again: {install}"
+        ) from error
 
 
 @lru_cache
@@ -75,19 +84,21 @@ def load_cuda() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise MissingDependencyError("cuda-python is not installed; run: pip install cuda-python") from error
+        raise MissingDependencyError("cuda-python is not installed", command="pip install cuda-python") from error
 
 
 def checked(cuda: Any, result: tuple[Any, ...]) -> Any:
-    """Give the value of a CUDA call.
+    """Return the value of a CUDA call.
 
     Raises:
-        MissingDependencyError: If the call failed: there is no GPU, no driver, or too little memory.
+        MissingDependencyError: If there is no GPU, or no driver for it.
+        EngineError: If the call failed for another reason, e.g. too little memory.
     """
     status, *values = result
     if status != cuda.cudaError_t.cudaSuccess:
         _, text = cuda.cudaGetErrorString(status)
-        raise MissingDependencyError(f"CUDA: {text.decode()} ({status.name})")
+        kind = MissingDependencyError if status.name in NO_DEVICE else EngineError
+        raise kind(f"CUDA: {text.decode()} ({status.name})")
     return values[0] if values else None
 
 
@@ -96,6 +107,7 @@ def find_gpu() -> Gpu:
 
     Raises:
         MissingDependencyError: If there is none, or no driver for it.
+        EngineError: If it does not answer.
     """
     cuda = load_cuda()
     if not checked(cuda, cuda.cudaGetDeviceCount()):
