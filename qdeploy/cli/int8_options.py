@@ -68,6 +68,12 @@ class Int8Options:
         float | None,
         typer.Option(help="The same in percent of the float model's top-1.", rich_help_panel=BUDGET),
     ] = None
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Reject INT8, too, if too few images show what it costs.", rich_help_panel=BUDGET
+        ),
+    ] = False
     allow_drop: Annotated[
         bool, typer.Option("--allow-drop", help="Keep INT8 even if it costs more.", rich_help_panel=BUDGET)
     ] = False

@@ -51,6 +51,5 @@ def show(file: Path, report: LintReport) -> None:
     show_table(table(("runtime", "--for", "verdict", "findings"), rows, words=range(4)))
     for f in report.findings:
         places = f"{f.places} places, first" if f.places > 1 else "at"
-        print(
-            f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}\n  To do: {for_command_line(f.fix)}."
-        )
+        print(f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}")
+        print(f"  To do: {for_command_line(f.fix)}.")

@@ -42,7 +42,7 @@ class AccuracyBudget:
 
     def __post_init__(self) -> None:
         if not 0 <= self.points <= 100:
-            raise InputError(f"max_drop must be between 0 and 100 points, found {self.points:g}")
+            raise InputError(f"`max_drop` must be between 0 and 100 points, found {self.points:g}")
 
     def judge(self, difference: PairedDifference, flips: Flips | None = None) -> Shown:
         """Say whether a loss is within the budget.
