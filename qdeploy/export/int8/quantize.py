@@ -1,7 +1,7 @@
 """Explicit Q/DQ INT8 from a float graph and its ranges, in the encoding of a target.
 
 The graphs are those of ONNX Runtime's own QDQ quantizer (a test compares what both compute, bit by bit), written some
-ten times as fast, because the guard writes dozens of them, and with two differences: what stays in float reads floats
+ten times as fast, because the float search writes dozens of them, and with two differences: what stays in float reads floats
 wherever it can, and GELU may run on integers.
 """
 
