@@ -216,7 +216,7 @@ def _served(r: BenchResult) -> str:
     assert s is not None
     what = "highest rate" if s.searched else "rate"
     kept = {True: "kept", False: "NOT kept", None: "not judged: too few queries"}[s.within_bound]
-    bound = "" if s.bound_ms is None else f", bound {s.bound_ms:g} ms {kept}"
+    bound = "" if s.bound_ms is None else f", limit {s.bound_ms:g} ms {kept}"
     behind = "" if s.keeping_up >= 0.95 else f"; TOO HIGH: {s.keeping_up:.0%} of the queries answered in time"
     return f"{what} {s.rate_per_s:.1f} queries/s, p{s.percentile} {_number(s.percentile_ms)} ms{bound}{behind}"
 

@@ -18,16 +18,9 @@ def models_command(json: Json = False) -> None:
     if json:
         emit_json([asdict(s) for s in summaries])
         return
-    head = ("model", "family", "parameters", "M MACs", "input", "classes")
+    head = ("model", "family", "parameters", "M MACs", "side", "classes")
     rows = [
-        (
-            s.name,
-            s.family,
-            f"{s.params:,}",
-            f"{s.macs / 1e6:.1f}",
-            f"{s.input_size}x{s.input_size}",
-            str(s.num_classes),
-        )
+        (s.name, s.family, f"{s.params:,}", f"{s.macs / 1e6:.1f}", str(s.input_size), str(s.num_classes))
         for s in summaries
     ]
     show_table(table(head, rows, words=(0, 1)))

@@ -90,11 +90,12 @@ class Bar:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._quiet = quiet()  # asked here, since work in threads may print lines, and a thread does not know
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty() and not quiet():
+        if sys.stderr.isatty() and not self._quiet:
             from rich.console import Console
             from rich.progress import Progress
 
@@ -115,9 +116,10 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, description=text or self.text)
 
     def line(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bar, unless only the result is wanted."""
         if self._progress is None:
-            note(text)
+            if not self._quiet:
+                complain(text)
         else:
             self._progress.console.print(for_command_line(text), highlight=False, markup=False)
 

@@ -113,6 +113,37 @@ def test_dry_run_shows_the_recipe_and_trains_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("recipe", "driven"), [("small", False), ("qonstraint-5.9", True)])
+def test_confidence_is_shown_where_it_drives_the_training(
+    recipe: str,
+    driven: bool,
+    image_folder: MakeImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = str(image_folder(count=12))
+    monkeypatch.chdir(tmp_path)
+    short = ["--recipe", recipe, "--model", "nano-ar", "--epochs", "1", "--batch-size", "8"]
+    assert run(["train", root, *short]) == 0
+    out, err = capsys.readouterr()
+    (line,) = (w for w in err.splitlines() if w.startswith("epoch "))
+    assert ("conf 0." in line) == driven
+    assert out.splitlines()[1:] == ["next: qdeploy export --int8"]
+
+
+def test_a_quiet_training_prints_its_result(
+    image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(image_folder(count=12))
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", root, "--model", "nano-ar", "--epochs", "1", "--batch-size", "8", "-q"]) == 0
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    assert line.startswith("runs/nano-ar-")
+    assert err == ""
+
+
 def test_set_reaches_every_field(image_folder: MakeImages, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(image_folder())
     settings = [w for s in (f"data={root}", "tensorboard=true", "epochs=3") for w in ("--set", s)]
