@@ -13,7 +13,7 @@ from qdeploy.core.errors import for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.bench.tune import TuneReport
-    from qdeploy.bench.tune.report import Candidate
+    from qdeploy.bench.tune.report import CandidateReport
 
 
 def tune_command(
@@ -84,22 +84,22 @@ _TIMES = ("file", "engine", "threads", "batch", "p50 ms", "p95 ms", "time", "95 
 _COSTS = ("file", "engine", "threads", "batch", "top-1 %", "lost", "MB")
 
 
-def _row(c: Candidate) -> list[str]:
+def _row(c: CandidateReport) -> list[str]:
     return [*_what(c), _number(c.latency_ms.get("p50"), 3), _number(c.throughput_per_s, 0), c.verdict]
 
 
-def _times(c: Candidate) -> list[str]:
+def _times(c: CandidateReport) -> list[str]:
     interval = f"{c.ratio_ci95[0]:.2f}-{c.ratio_ci95[1]:.2f}" if c.ratio_ci95 else "-"
     latencies = (_number(c.latency_ms.get(p), 3) for p in ("p50", "p95"))
     return [*_what(c), *latencies, _number(c.ratio, 2), interval]
 
 
-def _costs(c: Candidate) -> list[str]:
+def _costs(c: CandidateReport) -> list[str]:
     megabytes = c.peak_rss_bytes and c.peak_rss_bytes / 1e6
     return [*_what(c), _number(c.top1, 2), _number(c.drop_points, 2), _number(megabytes, 0)]
 
 
-def _what(c: Candidate) -> tuple[str, ...]:
+def _what(c: CandidateReport) -> tuple[str, ...]:
     return c.file, c.engine, str(c.threads), str(c.batch)
 
 

@@ -11,8 +11,9 @@ import pytest
 import qdeploy
 from qdeploy.bench.tune import Limits, TuneConfig, tune
 from qdeploy.bench.tune import run as tuning
+from qdeploy.bench.tune.candidate import Candidate
+from qdeploy.bench.tune.race import race
 from qdeploy.bench.tune.report import report_of
-from qdeploy.bench.tune.trial import Trial, race
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
 from qdeploy.core.card import Goldens
@@ -38,32 +39,42 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "usable_cores", lambda: 1)
 
 
-def trial(artifact: Artifact, ms: float, engine: str = "ort", threads: int = 1, noise: float = 0.01) -> Trial:
+def candidate(artifact: Artifact, ms: float, engine: str = "ort", threads: int = 1, noise: float = 0.01) -> Candidate:
     """A candidate whose calls took so long."""
     rng = np.random.default_rng([round(1e4 * ms), threads, len(engine)])
     rounds = (ms * (1 + noise * rng.standard_normal((20, 10)))).tolist()
-    return Trial(artifact=artifact, engine=engine, threads=threads, batch=1, rounds=rounds, runs_on=engine)
+    return Candidate(artifact=artifact, engine=engine, threads=threads, batch=1, rounds=rounds, runs_on=engine)
 
 
 def test_the_fastest_is_chosen_if_it_is_surely_faster() -> None:
-    trials = [trial(FP32, 1.0), trial(INT8, 0.7), trial(INT8, 0.6, "openvino"), trial(INT8, 0.5, "openvino", 2)]
-    assert tuning.choose(trials, Limits()) is trials[3]
+    candidates = [
+        candidate(FP32, 1.0),
+        candidate(INT8, 0.7),
+        candidate(INT8, 0.6, "openvino"),
+        candidate(INT8, 0.5, "openvino", 2),
+    ]
+    assert tuning.choose(candidates, Limits()) is candidates[3]
 
 
 def test_a_tie_goes_to_the_simpler() -> None:
-    trials = [trial(INT8, 0.98, "openvino"), trial(INT8, 0.99, threads=2), trial(FP32, 1.0), trial(INT8, 1.0)]
-    assert tuning.choose(trials, Limits()) is trials[2]
+    candidates = [
+        candidate(INT8, 0.98, "openvino"),
+        candidate(INT8, 0.99, threads=2),
+        candidate(FP32, 1.0),
+        candidate(INT8, 1.0),
+    ]
+    assert tuning.choose(candidates, Limits()) is candidates[2]
 
 
 def test_a_vague_measurement_does_not_beat_a_simpler_and_faster_one() -> None:
-    vague = trial(INT8, 1.15, threads=2, noise=0.9)
-    trials = [trial(INT8, 0.9, "openvino", noise=0.001), vague, trial(INT8, 1.0, noise=0.001)]
-    assert vague.against(trials[0])[1] <= 1.03 < trials[2].against(trials[0])[1]
-    assert tuning.choose(trials, Limits()) is trials[2]
+    vague = candidate(INT8, 1.15, threads=2, noise=0.9)
+    candidates = [candidate(INT8, 0.9, "openvino", noise=0.001), vague, candidate(INT8, 1.0, noise=0.001)]
+    assert vague.against(candidates[0])[1] <= 1.03 < candidates[2].against(candidates[0])[1]
+    assert tuning.choose(candidates, Limits()) is candidates[2]
 
 
 def test_limits_are_kept_and_the_nearest_is_named() -> None:
-    fast, small = trial(INT8, 0.5, "openvino"), trial(FP32, 1.0)
+    fast, small = candidate(INT8, 0.5, "openvino"), candidate(FP32, 1.0)
     fast.peak_rss_bytes, small.peak_rss_bytes = 120_000_000, 70_000_000
     assert tuning.choose([fast, small], Limits(memory_mb=100)) is small
     assert tuning.choose([fast, small], Limits(latency_ms=0.7)) is fast
@@ -79,12 +90,12 @@ def test_limits_are_kept_and_the_nearest_is_named() -> None:
 
 
 def test_who_is_clearly_slower_stops_running() -> None:
-    trials = [trial(a, 1.0) for a in (FP32, INT8)]
-    for t, batch in zip(trials, (8, 1), strict=True):
+    candidates = [candidate(a, 1.0) for a in (FP32, INT8)]
+    for t, batch in zip(candidates, (8, 1), strict=True):
         t.rounds, t.batch, t.session = [], batch, qdeploy.load(t.artifact.path).session
-    race(trials, Limits(), 20, lambda *_: None)
-    assert len(trials[0].rounds) == 1
-    assert trials[1].n >= 130
+    race(candidates, Limits(), 20, lambda *_: None)
+    assert len(candidates[0].rounds) == 1
+    assert candidates[1].n >= 130
 
 
 @pytest.mark.parametrize(("cores", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
@@ -117,9 +128,9 @@ def test_int8_that_does_not_pay_gives_way_to_fp32_with_the_reason(folder: Path) 
     shutil.copy(folder / "model.fp32.onnx", folder / "model.int8.onnx")
     artifacts = tuning.read_all(folder)
     disguised = replace(artifacts[1], card=replace(artifacts[1].card, precision="int8"))
-    trials = [trial(artifacts[0], 1.0), trial(disguised, 1.3)]
-    chosen = tuning.choose(trials, Limits())
-    report = report_of(trials, chosen, {}, Limits())
+    candidates = [candidate(artifacts[0], 1.0), candidate(disguised, 1.3)]
+    chosen = tuning.choose(candidates, Limits())
+    report = report_of(candidates, chosen, {}, Limits())
     assert report.chosen is not None
     assert report.chosen.precision == "fp32"
     assert "INT8 does not pay here: model.int8.onnx with ort, 1 thread, batch 1 takes 1.3" in report.reason

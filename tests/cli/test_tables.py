@@ -11,7 +11,7 @@ import pytest
 
 from qdeploy.bench import BenchConfig, BenchReport, bench
 from qdeploy.bench.tune import Limits, TuneReport
-from qdeploy.bench.tune.report import Candidate
+from qdeploy.bench.tune.report import CandidateReport
 from qdeploy.checks.evaluate import ClassScore, Evaluation
 from qdeploy.cli import bench as bench_verb
 from qdeploy.cli import eval as eval_verb
@@ -78,8 +78,8 @@ def test_bench(name: str | None, measured: BenchReport, capsys: Capture) -> None
     check(tables(capsys), 5, ["p90", "p95", "mean", "std", "file kB", "load ms", "first ms"])
 
 
-def candidate(file: str, verdict: str) -> Candidate:
-    return Candidate(
+def candidate(file: str, verdict: str) -> CandidateReport:
+    return CandidateReport(
         file=file,
         precision="int8",
         engine="openvino-bf16",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
+from qdeploy.bench.tune.candidate import Candidate
 from qdeploy.core.budget import AccuracyBudget, Shown
 from qdeploy.core.errors import InputError
-
-if TYPE_CHECKING:
-    from qdeploy.bench.tune.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,37 +33,37 @@ class Limits:
         """The accuracy that may be lost."""
         return AccuracyBudget(points=self.max_drop)
 
-    def broken_before_timing(self, trial: Trial) -> str | None:
+    def broken_before_timing(self, candidate: Candidate) -> str | None:
         """Say which limit a candidate misses already without being timed."""
-        found = self._memory(trial)
-        if trial.difference and not self.budget.allows(trial.difference):
-            shown = self.budget.judge(trial.difference)
-            doubt = "" if shown is Shown.OVER else f", with {trial.difference.n} images not shown to be within"
-            found = f"drops {-trial.difference.points:.2f} points, over {self.max_drop:g}{doubt}"
+        found = self._memory(candidate)
+        if candidate.difference and not self.budget.allows(candidate.difference):
+            shown = self.budget.judge(candidate.difference)
+            doubt = "" if shown is Shown.OVER else f", with {candidate.difference.n} images not shown to be within"
+            found = f"drops {-candidate.difference.points:.2f} points, over {self.max_drop:g}{doubt}"
         return found
 
-    def broken(self, trial: Trial) -> str | None:
+    def broken(self, candidate: Candidate) -> str | None:
         """Say which limit a measured candidate misses."""
-        if self.latency_ms is not None and trial.tail_ms > self.latency_ms:
-            return f"p95 {trial.tail_ms:.3f} ms, over {self.latency_ms:g}"
-        if self.throughput is not None and trial.throughput_per_s < self.throughput:
-            return f"{trial.throughput_per_s:.0f} images/s, under {self.throughput:g}"
-        return self.broken_before_timing(trial)
+        if self.latency_ms is not None and candidate.tail_ms > self.latency_ms:
+            return f"p95 {candidate.tail_ms:.3f} ms, over {self.latency_ms:g}"
+        if self.throughput is not None and candidate.throughput_per_s < self.throughput:
+            return f"{candidate.throughput_per_s:.0f} images/s, under {self.throughput:g}"
+        return self.broken_before_timing(candidate)
 
-    def excess(self, trial: Trial) -> float:
+    def excess(self, candidate: Candidate) -> float:
         """Give by what part a candidate misses its limits, summed over them; 0 is within."""
-        pairs = [(trial.drop_points, self.max_drop or 1e-9), (_mb(trial), self.memory_mb)]
-        if trial.rounds:
-            pairs += [(trial.tail_ms, self.latency_ms)]
-            pairs += [(self.throughput, trial.throughput_per_s)] if self.throughput else []
+        pairs = [(candidate.drop_points, self.max_drop or 1e-9), (_mb(candidate), self.memory_mb)]
+        if candidate.rounds:
+            pairs += [(candidate.tail_ms, self.latency_ms)]
+            pairs += [(self.throughput, candidate.throughput_per_s)] if self.throughput else []
         return sum(max(0.0, value / limit - 1) for value, limit in pairs if value is not None and limit is not None)
 
-    def _memory(self, trial: Trial) -> str | None:
-        used = _mb(trial)
+    def _memory(self, candidate: Candidate) -> str | None:
+        used = _mb(candidate)
         if self.memory_mb is not None and used is not None and used > self.memory_mb:
             return f"{used:.0f} MB, over {self.memory_mb:g}"
         return None
 
 
-def _mb(trial: Trial) -> float | None:
-    return None if trial.peak_rss_bytes is None else trial.peak_rss_bytes / 1e6
+def _mb(candidate: Candidate) -> float | None:
+    return None if candidate.peak_rss_bytes is None else candidate.peak_rss_bytes / 1e6

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
+from qdeploy.bench.tune.candidate import Candidate
 from qdeploy.bench.tune.limits import Limits
-from qdeploy.bench.tune.trial import Trial
 from qdeploy.core.machine import environment
 from qdeploy.runtime.device import DEVICE_SCHEMA, this_machine
 
@@ -16,7 +16,7 @@ NO_FASTER = "no faster beyond noise"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class CandidateReport:
     """One way to run the model here, what was measured of it, and what came of that."""
 
     file: str
@@ -49,10 +49,10 @@ class Candidate:
 class TuneReport:
     """The choice and the reasons."""
 
-    chosen: Candidate | None
+    chosen: CandidateReport | None
     reason: str
     """In one sentence; without a choice it names the nearest candidate."""
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidateReport, ...]
     not_tried: dict[str, str]
     """Engines that cannot run here, and why."""
     written: str | None
@@ -65,13 +65,15 @@ class TuneReport:
         return asdict(self)
 
 
-def report_of(trials: Sequence[Trial], chosen: Trial | None, not_tried: dict[str, str], limits: Limits) -> TuneReport:
+def report_of(
+    candidates: Sequence[Candidate], chosen: Candidate | None, not_tried: dict[str, str], limits: Limits
+) -> TuneReport:
     """Put the figures and the reasons together."""
-    made = {id(t): _candidate(t, chosen, limits) for t in trials}
+    made = {id(t): _candidate(t, chosen, limits) for t in candidates}
     order = sorted(made.values(), key=lambda c: (not c.n, c.ratio or 0.0, c.latency_ms.get("p50") or 0.0))
     return TuneReport(
         chosen=made[id(chosen)] if chosen else None,
-        reason=_reason(trials, chosen, made) if chosen else _nothing(trials, limits, made),
+        reason=_reason(candidates, chosen, made) if chosen else _nothing(candidates, limits, made),
         candidates=tuple(order),
         not_tried=not_tried,
         written=None,
@@ -80,7 +82,7 @@ def report_of(trials: Sequence[Trial], chosen: Trial | None, not_tried: dict[str
     )
 
 
-def device_of(chosen: Trial, report: TuneReport) -> dict[str, Any]:
+def device_of(chosen: Candidate, report: TuneReport) -> dict[str, Any]:
     """Give what ``device.json`` holds; see ``qdeploy.runtime.device``."""
     measured = asdict(report.chosen) if report.chosen else {}
     return {
@@ -99,46 +101,46 @@ def device_of(chosen: Trial, report: TuneReport) -> dict[str, Any]:
     }
 
 
-def _candidate(trial: Trial, chosen: Trial | None, limits: Limits) -> Candidate:
+def _candidate(candidate: Candidate, chosen: Candidate | None, limits: Limits) -> CandidateReport:
     fields: dict[str, Any] = {}
-    if trial.rounds:
+    if candidate.rounds:
         fields = {
-            "n": trial.n,
-            "latency_ms": {"p50": trial.p50_ms, "p95": trial.p95_ms},
-            "throughput_per_s": trial.throughput_per_s,
+            "n": candidate.n,
+            "latency_ms": {"p50": candidate.p50_ms, "p95": candidate.p95_ms},
+            "throughput_per_s": candidate.throughput_per_s,
         }
         if chosen:
-            ratio, low, high = trial.against(chosen)
-            fields |= {"ratio": ratio, "ratio_ci95": (low, high) if len(trial.rounds) > 1 else None}
-    return Candidate(
-        file=trial.artifact.path.name,
-        precision=trial.precision,
-        engine=trial.engine,
-        runs_on=trial.runs_on,
-        threads=trial.threads,
-        batch=trial.batch,
-        top1=trial.artifact.card.accuracy.top1 if trial.artifact.card.accuracy else None,
-        drop_points=trial.drop_points,
-        peak_rss_bytes=trial.peak_rss_bytes,
-        verdict=_verdict(trial, chosen, limits),
+            ratio, low, high = candidate.against(chosen)
+            fields |= {"ratio": ratio, "ratio_ci95": (low, high) if len(candidate.rounds) > 1 else None}
+    return CandidateReport(
+        file=candidate.artifact.path.name,
+        precision=candidate.precision,
+        engine=candidate.engine,
+        runs_on=candidate.runs_on,
+        threads=candidate.threads,
+        batch=candidate.batch,
+        top1=candidate.artifact.card.accuracy.top1 if candidate.artifact.card.accuracy else None,
+        drop_points=candidate.drop_points,
+        peak_rss_bytes=candidate.peak_rss_bytes,
+        verdict=_verdict(candidate, chosen, limits),
         **fields,
     )
 
 
-def _verdict(trial: Trial, chosen: Trial | None, limits: Limits) -> str:
-    if trial is chosen:
+def _verdict(candidate: Candidate, chosen: Candidate | None, limits: Limits) -> str:
+    if candidate is chosen:
         return "chosen"
-    broken = trial.rejected or (limits.broken(trial) if trial.rounds else None)
+    broken = candidate.rejected or (limits.broken(candidate) if candidate.rounds else None)
     if broken or chosen is None:
         return broken or ""
-    ratio, low, _ = trial.against(chosen)
+    ratio, low, _ = candidate.against(chosen)
     return f"{ratio:.2f}x the time" if low > 1.0 else NO_FASTER
 
 
-def _reason(trials: Sequence[Trial], chosen: Trial, made: dict[int, Candidate]) -> str:
+def _reason(candidates: Sequence[Candidate], chosen: Candidate, made: dict[int, CandidateReport]) -> str:
     """Say in a sentence why this one, and if it is the fp32 file, why not INT8."""
     says = f"{made[id(chosen)]}: p50 {chosen.p50_ms:.3f} ms, within the limits and no other is surely faster"
-    int8 = [t for t in trials if t.precision == "int8"]
+    int8 = [t for t in candidates if t.precision == "int8"]
     if chosen.precision != "fp32" or not int8:
         return says
     timed = [t for t in int8 if t.rounds]
@@ -149,12 +151,11 @@ def _reason(trials: Sequence[Trial], chosen: Trial, made: dict[int, Candidate]) 
     return f"{says}; INT8 does not pay here: {made[id(best)]} takes {ratio:.2f}x the time ({low:.2f} to {high:.2f})"
 
 
-def _nothing(trials: Sequence[Trial], limits: Limits, made: dict[int, Candidate]) -> str:
+def _nothing(candidates: Sequence[Candidate], limits: Limits, made: dict[int, CandidateReport]) -> str:
     """Name the candidate that misses the limits by least."""
-    sound = [t for t in trials if t.runs_on]
+    sound = [t for t in candidates if t.runs_on]
     if not sound:
-        return (
-            f"no candidate gives the right answers here: {trials[0].rejected}" if trials else "no engine can run here"
-        )
+        wrong = f"no candidate gives the right answers here: {candidates[0].rejected}" if candidates else ""
+        return wrong or "no engine can run here"
     nearest = min(sound, key=limits.excess)
     return f"nothing is within the limits; nearest: {made[id(nearest)]}, {made[id(nearest)].verdict}"

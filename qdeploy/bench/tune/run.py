@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qdeploy.bench.tune.candidate import Candidate
 from qdeploy.bench.tune.limits import Limits
+from qdeploy.bench.tune.race import WORTH, race
 from qdeploy.bench.tune.report import TuneReport, device_of, report_of
-from qdeploy.bench.tune.trial import WORTH, Trial, race
 from qdeploy.core.artifact import SHIPPED, Artifact, model_files, read_artifact
 from qdeploy.core.card import Accuracy, Goldens
 from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
@@ -61,30 +62,30 @@ def tune(model: Path, config: TuneConfig | None = None, tick: Tick | None = None
     """
     config = config or TuneConfig()
     tick = tick or (lambda done, total, text: None)
-    trials, not_tried = opened(read_all(model), config.limits, tick)
+    candidates, not_tried = opened(read_all(model), config.limits, tick)
     try:
-        reference = next((t.artifact.card.accuracy for t in trials if t.precision == "fp32"), None)
-        for trial in trials:
-            trial.difference = difference(trial.artifact.card.accuracy, reference)
-            trial.rejected = trial.rejected or _rejection(trial, config.limits)
-        race([t for t in trials if t.rejected is None], config.limits, config.seconds, tick)
+        reference = next((t.artifact.card.accuracy for t in candidates if t.precision == "fp32"), None)
+        for candidate in candidates:
+            candidate.difference = difference(candidate.artifact.card.accuracy, reference)
+            candidate.rejected = candidate.rejected or _rejection(candidate, config.limits)
+        race([t for t in candidates if t.rejected is None], config.limits, config.seconds, tick)
     finally:
-        for trial in trials:
-            trial.close()
-    chosen = choose(trials, config.limits)
+        for candidate in candidates:
+            candidate.close()
+    chosen = choose(candidates, config.limits)
     if chosen:
         chosen.measure_memory()
-    return _kept(model, report_of(trials, chosen, not_tried, config.limits), chosen)
+    return _kept(model, report_of(candidates, chosen, not_tried, config.limits), chosen)
 
 
-def _rejection(trial: Trial, limits: Limits) -> str | None:
+def _rejection(candidate: Candidate, limits: Limits) -> str | None:
     """Say what rules out a candidate before it is timed; memory is measured only if it is limited."""
     try:
         if limits.memory_mb is not None:
-            trial.measure_memory()
+            candidate.measure_memory()
     except QdeployError as error:
         return str(error)
-    return limits.broken_before_timing(trial)
+    return limits.broken_before_timing(candidate)
 
 
 def read_all(model: Path) -> list[Artifact]:
@@ -114,26 +115,26 @@ def thread_counts(cores: int) -> list[int]:
     return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
 
 
-def opened(artifacts: Sequence[Artifact], limits: Limits, tick: Tick) -> tuple[list[Trial], dict[str, str]]:
+def opened(artifacts: Sequence[Artifact], limits: Limits, tick: Tick) -> tuple[list[Candidate], dict[str, str]]:
     """Open every file with every engine that fits and can run here; a wrong answer is kept as the reason against it."""
-    trials: list[Trial] = []
+    candidates: list[Candidate] = []
     not_tried: dict[str, str] = {}
     wanted = list(_combinations(artifacts, BATCHES if limits.throughput else BATCHES[:1]))
     for i, (artifact, engine, threads, batch) in enumerate(wanted):
         tick(i, len(wanted), "opening and checking")
         if engine in not_tried:
             continue
-        trial = Trial(artifact=artifact, engine=engine, threads=threads, batch=batch)
+        candidate = Candidate(artifact=artifact, engine=engine, threads=threads, batch=batch)
         try:
-            trial.session = open_session(_with_goldens_of(artifact, batch), engine, threads)
-            trial.runs_on = trial.session.engine
+            candidate.session = open_session(_with_goldens_of(artifact, batch), engine, threads)
+            candidate.runs_on = candidate.session.engine
         except MissingDependencyError as error:
             not_tried[engine] = str(error)
             continue
         except QdeployError as error:
-            trial.rejected = str(error)
-        trials.append(trial)
-    return trials, not_tried
+            candidate.rejected = str(error)
+        candidates.append(candidate)
+    return candidates, not_tried
 
 
 def _combinations(artifacts: Sequence[Artifact], batches: Sequence[int]) -> Iterator[tuple[Artifact, str, int, int]]:
@@ -151,12 +152,12 @@ def _with_goldens_of(artifact: Artifact, batch: int) -> Artifact:
     return replace(artifact, card=replace(artifact.card, goldens=filled))
 
 
-def choose(trials: Sequence[Trial], limits: Limits) -> Trial | None:
+def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate | None:
     """Give the simplest of those that are about as fast as the fastest within the limits; None if none is within.
 
     Simple is: the engine that comes first in ``ENGINES``, few threads, a small batch, fp32.
     """
-    able = [t for t in trials if t.rejected is None and t.rounds and limits.broken(t) is None]
+    able = [t for t in candidates if t.rejected is None and t.rounds and limits.broken(t) is None]
     if not able:
         return None
     fastest = min(able, key=lambda t: t.p50_ms)
@@ -166,11 +167,11 @@ def choose(trials: Sequence[Trial], limits: Limits) -> Trial | None:
     return min((t for t in able if t.against(best)[0] <= 1.0), key=_complexity)
 
 
-def _complexity(trial: Trial) -> tuple[float, ...]:
-    return list(ENGINES).index(trial.engine), trial.threads, trial.batch, trial.precision != "fp32", trial.p50_ms
+def _complexity(c: Candidate) -> tuple[float, ...]:
+    return list(ENGINES).index(c.engine), c.threads, c.batch, c.precision != "fp32", c.p50_ms
 
 
-def _kept(model: Path, report: TuneReport, chosen: Trial | None) -> TuneReport:
+def _kept(model: Path, report: TuneReport, chosen: Candidate | None) -> TuneReport:
     """Write the choice beside the model, if that is the user's own folder."""
     folder = model if model.is_dir() else model.parent
     ours = folder.resolve() != SHIPPED.resolve() and os.access(folder, os.W_OK)

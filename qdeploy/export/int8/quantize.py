@@ -1,8 +1,8 @@
 """Explicit Q/DQ INT8 from a float graph and its ranges, in the encoding of a target.
 
 The graphs are those of ONNX Runtime's own QDQ quantizer (a test compares what both compute, bit by bit), written some
-ten times as fast, because the float search writes dozens of them, and with two differences: what stays in float reads floats
-wherever it can, and GELU may run on integers.
+ten times as fast, because the float search writes dozens of them, and with two differences: what stays in float reads
+floats wherever it can, and GELU may run on integers.
 """
 
 from __future__ import annotations
