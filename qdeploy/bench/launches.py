@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.bench.config import LAUNCHES, BenchConfig
-from qdeploy.bench.rounds import BLOCK, Query, Rounds, Tick, queries_of, time_queries, time_rounds, warm_up
+from qdeploy.bench.rounds import BLOCK, Query, Rounds, queries_of, time_queries, time_rounds, warm_up
 from qdeploy.bench.server import Served, Stretch, arrivals, highest_rate, serve, served_of
 from qdeploy.bench.watch import Watch
 from qdeploy.core.artifact import Artifact
+from qdeploy.core.progress import Progress
 from qdeploy.runtime.session import Session, open_session
 
 
@@ -56,10 +57,10 @@ def joined(launches: Sequence[Rounds]) -> Rounds:
     return [block for rounds in launches for block in rounds]
 
 
-def run_scenario(subjects: Sequence[Subject], config: BenchConfig, watch: Watch, tick: Tick) -> None:
+def run_scenario(subjects: Sequence[Subject], config: BenchConfig, watch: Watch, progress: Progress) -> None:
     """Measure all models and leave what was found with them."""
     if config.scenario == "server" and config.rate is None:
-        _search(subjects, config, watch, tick)
+        _search(subjects, config, watch, progress)
         return
     stretches: dict[str, list[Stretch]] = {s.name: [] for s in subjects}
     for launch in range(config.launches):
@@ -72,7 +73,7 @@ def run_scenario(subjects: Sequence[Subject], config: BenchConfig, watch: Watch,
                     _serve(turns, queries, config, launch, stretches)
                 else:
                     _closed_loop(turns, queries, config)
-        tick(launch + 1, config.launches)
+        progress(launch + 1, config.launches)
     if config.rate is not None:
         for s in subjects:
             s.served = served_of(stretches[s.name], config.rate, config.latency_percentile, config.latency_ms)
@@ -134,14 +135,14 @@ def _serve(
         subject.launches.append([run.latencies_ms])
 
 
-def _search(subjects: Sequence[Subject], config: BenchConfig, watch: Watch, tick: Tick) -> None:
+def _search(subjects: Sequence[Subject], config: BenchConfig, watch: Watch, progress: Progress) -> None:
     """Find each model's highest rate; the models cannot take turns here, since each has a rate of its own."""
     assert config.latency_ms is not None
     percent, bound_ms = config.latency_percentile, config.latency_ms
     for i, subject in enumerate(subjects):
 
         def tell(done: int, total: int, before: int = i) -> None:
-            tick(before * total + done, len(subjects) * total)
+            progress(before * total + done, len(subjects) * total)
 
         with subject.open(config) as session:
             query = _ready(subject, session, config, first=True)

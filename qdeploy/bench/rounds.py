@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from qdeploy.core.progress import Progress
 from qdeploy.runtime.session import Session
 
 BLOCK = 10
@@ -20,8 +21,6 @@ Query = Callable[[int], Callable[[], object]]
 """Prepares a numbered query, untimed, and gives what is timed."""
 Rounds = list[list[float]]
 """One model's blocks of latencies in milliseconds."""
-Tick = Callable[[int, int], None]
-"""Called with how much is done, and of how much."""
 
 
 def queries_of(session: Session, images_NSSC: NDArray[np.uint8], samples: int, batch: int) -> Query:
@@ -57,7 +56,7 @@ def time_queries(
     queries: Sequence[Query],
     runs: int | None,
     seconds: float,
-    tick: Tick | None = None,
+    progress: Progress | None = None,
     block: int = BLOCK,
     least: int = LEAST_ROUNDS,
 ) -> list[Rounds]:
@@ -67,7 +66,7 @@ def time_queries(
         queries: Of each model.
         runs: Timed queries of each, rounded up to whole rounds; None for as many as fit into the time.
         seconds: No new round starts after so much time.
-        tick: Called with the hundredths done, and 100.
+        progress: Called with the hundredths done, and 100.
         block: Consecutive queries of one model; less if ``runs`` would give fewer than 7 rounds.
         least: Rounds that are done even if time is over.
 
@@ -86,8 +85,8 @@ def time_queries(
             mine.append([time_ms(query(r * block + i)) for i in range(block)])
         r += 1
         passed = (time.perf_counter() - begin) / seconds
-        if tick:
-            tick(int(100 * min(1.0, max(passed, r / total if total else 0.0))), 100)
+        if progress:
+            progress(int(100 * min(1.0, max(passed, r / total if total else 0.0))), 100)
         if r >= least and passed >= 1.0:
             break
     return rounds
@@ -98,7 +97,7 @@ def time_rounds(
     inputs: Sequence[NDArray[np.uint8]],
     runs: int | None,
     seconds: float,
-    tick: Tick | None = None,
+    progress: Progress | None = None,
     batch_size: int = 1,
 ) -> list[Rounds]:
     """Time opened sessions in alternating blocks, after 20 calls of each to warm up.
@@ -108,13 +107,13 @@ def time_rounds(
         inputs: For each, images ``[N, S, S, 3]`` that the batches rotate over.
         runs: Timed calls of each; None for as many as fit into the time.
         seconds: No new round starts after so much time, if there are at least 7.
-        tick: Called with the hundredths done, and 100.
+        progress: Called with the hundredths done, and 100.
         batch_size: Images of one call.
     """
     queries = [queries_of(s, i, batch_size, batch_size) for s, i in zip(sessions, inputs, strict=True)]
     for query in queries:
         warm_up(query, 0.0)
-    return time_queries(queries, runs, seconds, tick)
+    return time_queries(queries, runs, seconds, progress)
 
 
 def time_ms(work: Callable[[], object]) -> float:

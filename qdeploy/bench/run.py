@@ -20,34 +20,34 @@ from qdeploy.bench.latency import histogram, latency_summary
 from qdeploy.bench.launches import Subject, run_scenario
 from qdeploy.bench.phases import QUICK_RUNS, RUNS, Phases, time_phases
 from qdeploy.bench.report import BenchReport, BenchResult
-from qdeploy.bench.rounds import Tick
 from qdeploy.bench.validity import judge
 from qdeploy.bench.watch import Watch, limits
 from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.errors import InputError
 from qdeploy.core.machine import environment
+from qdeploy.core.progress import Progress
 from qdeploy.runtime.session import ENGINES
 
 
-def bench(paths: Sequence[Path], config: BenchConfig | None = None, tick: Tick | None = None) -> BenchReport:
+def bench(paths: Sequence[Path], config: BenchConfig | None = None, progress: Progress | None = None) -> BenchReport:
     """Measure artifacts side by side; the first is the one the others are compared with.
 
     Args:
         paths: Model files; every one is measured with every engine of the configuration.
         config: How to measure.
-        tick: Called with the parts of the work done and their number.
+        progress: Called with the parts of the work done and their number.
 
     Raises:
         QdeployError: If a file or an engine cannot be used, or gives other answers than its goldens.
     """
     config = config or BenchConfig()
-    tick = tick or (lambda done, total: None)
+    progress = progress or (lambda done, total: None)
     subjects = subjects_of([read_artifact(p) for p in paths], config.engines)
     for subject in subjects:  # a file that an engine refuses is found before minutes are spent
         subject.open(config).close()
     machine = environment("qdeploy", "numpy", "pillow", *(ENGINES[e].library for e in config.engines))
     watch = Watch()
-    run_scenario(subjects, config, watch, tick)
+    run_scenario(subjects, config, watch, progress)
     card = {
         **machine,
         "threads": config.threads,

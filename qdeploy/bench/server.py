@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qdeploy.bench.rounds import Query, time_ms
 from qdeploy.core.errors import QdeployError
 from qdeploy.core.metrics import MIN_SAMPLES, percentile
+from qdeploy.core.progress import Progress
 
 SPIN_S = 0.0005
 """The last part of a wait is spent awake: the system's timer is late by tenths of a millisecond."""
@@ -94,7 +95,7 @@ def serve(query: Query, times_s: NDArray[np.float64], bound_ms: float = math.inf
 
 
 def highest_rate(
-    query: Query, percent: int, bound_ms: float, seconds: float, seed: int, tick: Callable[[int, int], None]
+    query: Query, percent: int, bound_ms: float, seconds: float, seed: int, progress: Progress
 ) -> tuple[float, Stretch]:
     """Search for the highest rate at which a percentile of the latency keeps a bound.
 
@@ -107,7 +108,7 @@ def highest_rate(
         bound_ms: The bound in milliseconds.
         seconds: About the time of it all.
         seed: Of the arrival times.
-        tick: Called with the runs done, and their number.
+        progress: Called with the runs done, and their number.
 
     Returns:
         The rate in queries per second, and the long run.
@@ -122,12 +123,12 @@ def highest_rate(
         rate = (low + high) / 2
         kept, _ = _try(query, rate, percent, bound_ms, seconds / 2 / STEPS, seed + step)
         low, high = (rate, high) if kept else (low, rate)
-        tick(step + 1, STEPS + 1)
+        progress(step + 1, STEPS + 1)
     for again in range(LONG_RUNS if low > LEAST_RATE * most else 0):
         rate = low * STEP_BACK**again
         kept, run = _try(query, rate, percent, bound_ms, seconds / 2, seed)
         if kept:
-            tick(STEPS + 1, STEPS + 1)
+            progress(STEPS + 1, STEPS + 1)
             return rate, run
     raise QdeployError(
         f"no rate keeps p{percent} within {bound_ms:g} ms: one query alone takes {alone_ms:.2f} ms",

@@ -20,10 +20,10 @@ from qdeploy.core.files import sha256_of
 from qdeploy.core.intervals import PairedDifference, mcnemar_p
 from qdeploy.core.metrics import Floats, Parity, measure, paired_difference
 from qdeploy.core.onnx_bytes import operator_counts
+from qdeploy.core.progress import Progress
 from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import LabelledImages, labelled_images
-from qdeploy.data.source import Progress
 from qdeploy.runtime.session import engines_for, open_session
 
 BATCH = 64

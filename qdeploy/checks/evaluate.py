@@ -19,9 +19,9 @@ from qdeploy.core.card import Card
 from qdeploy.core.errors import DataError, InputError
 from qdeploy.core.intervals import wilson_interval
 from qdeploy.core.metrics import Floats, label_ranks
+from qdeploy.core.progress import Progress
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import ALL, Batch, LabelledImages, labelled_images
-from qdeploy.data.source import Progress
 from qdeploy.runtime.session import Session, open_session
 
 Integers = NDArray[np.int64]

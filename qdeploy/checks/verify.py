@@ -12,10 +12,10 @@ from qdeploy.core.artifact import CHECKSUM_KEY, ONNX_FILES, Artifact, model_file
 from qdeploy.core.engine_file import is_engine
 from qdeploy.core.errors import ArtifactError, EngineError, InputError, MissingDependencyError
 from qdeploy.core.files import read_json, sha256_of
+from qdeploy.core.progress import Progress
 from qdeploy.core.run_folder import RECORD, RUNS, read_run
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
-from qdeploy.data.source import Progress
 from qdeploy.runtime.session import engines_for, open_session
 
 

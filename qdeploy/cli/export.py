@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +11,10 @@ from qdeploy.cli.int8_options import FILES, Int8Options
 from qdeploy.cli.options import Json
 from qdeploy.cli.output import Bar, emit_json, extra_needed, hint
 from qdeploy.core.errors import for_command_line
+from qdeploy.core.progress import StepProgress
 
 if TYPE_CHECKING:
     from qdeploy.export.report.record import ExportReport
-
-Ticks = Callable[[str], Callable[[int, int], None]]
 
 
 def export_command(
@@ -45,11 +43,11 @@ def export_command(
     run = run or newest_run()
     with Bar("exporting") as bar:
         bar.line(f"exporting {run}")
-        report = export(run, config, options.out, bar.line, ticks(bar))
+        report = export(run, config, options.out, bar.line, steps(bar))
     return show(report, json, config.kit)
 
 
-def ticks(bar: Bar) -> Ticks:
+def steps(bar: Bar) -> StepProgress:
     """Show the progress of steps by their names."""
     return lambda name: lambda done, total: bar.update(done, total, name)
 

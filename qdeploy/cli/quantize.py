@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qdeploy.cli.export import show, ticks
+from qdeploy.cli.export import show, steps
 from qdeploy.cli.int8_options import Int8Options
 from qdeploy.cli.options import Json
 from qdeploy.cli.output import Bar, extra_needed
@@ -60,7 +60,7 @@ def quantize_command(
     means, stds = channels("--mean", mean, IMAGENET_MEAN), channels("--std", std, IMAGENET_STD)
     with Bar("quantizing") as bar:
         out = options.out or EXPORTS / file.stem
-        report = export_onnx(file, data, out, mean=means, std=stds, config=config, note=bar.line, tick=ticks(bar))
+        report = export_onnx(file, data, out, mean=means, std=stds, config=config, note=bar.line, progress=steps(bar))
     return show(report, json, config.kit)
 
 

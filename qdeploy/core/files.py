@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qdeploy.core.errors import InputError
-
-Note = Callable[[str], None]
-"""Told a line for the user."""
+from qdeploy.core.progress import Note
 
 
 def sha256_of(data: bytes) -> str:

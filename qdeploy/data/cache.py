@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from qdeploy.core.errors import DataError, InputError
 from qdeploy.core.files import folder_made_whole, locked, read_json, write_json
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import Dataset, Rows
 from qdeploy.data.places import cache_folder
 from qdeploy.data.reading import read_rows, shape_of
-from qdeploy.data.source import Place, Progress, Source, identity
+from qdeploy.data.source import Place, Source, identity
 
 SCHEMA = 1
 """Raised when a reader, the splits or the files here change: older folders are then built again."""

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from qdeploy.core.errors import DataError, near_miss
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.progress import Progress
 from qdeploy.data import cifar, embedded, fashion_mnist, tiny_imagenet
 from qdeploy.data.cache import load_cached
 from qdeploy.data.dataset import Dataset
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.folders import folder_place
 from qdeploy.data.reading import read_source
-from qdeploy.data.source import Place, Progress, Reader
+from qdeploy.data.source import Place, Reader
 
 READERS: dict[str, Reader] = {
     EMBEDDED: embedded.READER,

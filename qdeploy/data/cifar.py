@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from qdeploy.core.errors import DataError
+from qdeploy.core.progress import Progress
 from qdeploy.data.download import Checksum, fetch
 from qdeploy.data.places import cache_folder, look_for
-from qdeploy.data.source import Place, Progress, Reader, Record, Source
+from qdeploy.data.source import Place, Reader, Record, Source
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 IMAGE_BYTES = 3 * 32 * 32

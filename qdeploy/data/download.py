@@ -16,7 +16,7 @@ from typing import IO, Literal
 
 from qdeploy.core.errors import DataError
 from qdeploy.core.files import BusyError, locked
-from qdeploy.data.source import Progress
+from qdeploy.core.progress import Progress
 
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60.0

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import SPLITS
-from qdeploy.data.source import Place, Progress, Reader, Record, Source
+from qdeploy.data.source import Place, Reader, Record, Source
 
 NAME = "fashion-mnist-mini"
 FILE = Path(__file__).parent / f"{NAME}.npz"

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import DataError
+from qdeploy.core.progress import Progress
 from qdeploy.data.download import Checksum, fetch
 from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.places import cache_folder, look_for
-from qdeploy.data.source import Place, Progress, Reader, Record, Source
+from qdeploy.data.source import Place, Reader, Record, Source
 
 NAME = "fashion-mnist"
 URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"

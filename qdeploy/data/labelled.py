@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from qdeploy.core.errors import DataError, ImageError, near_miss
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.progress import Progress
 from qdeploy.data.catalog import find_place, load_dataset
 from qdeploy.data.dataset import SPLITS, Dataset
 from qdeploy.data.reading import image_hash
-from qdeploy.data.source import Progress, Record, Source
+from qdeploy.data.source import Record, Source
 
 ALL = "all"
 CHOICES = (*SPLITS, ALL)

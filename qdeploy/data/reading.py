@@ -14,8 +14,9 @@ from PIL import Image
 from qdeploy.core.errors import DataError, ImageError
 from qdeploy.core.machine import usable_cores
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import SPLITS, Dataset, Rows
-from qdeploy.data.source import Progress, Record, Source
+from qdeploy.data.source import Record, Source
 from qdeploy.data.splits import split_rows
 
 BLOCK = 64

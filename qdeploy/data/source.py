@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.errors import ImageError
 from qdeploy.core.image_formats import MAX_FILE_BYTES
-
-Progress = Callable[[int, int], None]
-"""Called with what is done (images, or bytes of a download) and the total; a total of 0 is unknown."""
+from qdeploy.core.progress import Progress
 
 
 @dataclass(frozen=True)

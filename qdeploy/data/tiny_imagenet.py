@@ -11,9 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 from qdeploy.core.errors import DataError
+from qdeploy.core.progress import Progress
 from qdeploy.data.download import Checksum, fetch
 from qdeploy.data.places import cache_folder, look_for
-from qdeploy.data.source import Place, Progress, Reader, Record, Source
+from qdeploy.data.source import Place, Reader, Record, Source
 from qdeploy.data.trees import FolderTree, Tree, ZipTree
 
 NAME = "tiny-imagenet"

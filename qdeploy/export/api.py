@@ -10,10 +10,11 @@ from torch import nn
 from qdeploy.core.artifact import EXPORTS
 from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from qdeploy.core.progress import Note, StepProgress, no_progress, silent
 from qdeploy.core.run_folder import newest_run
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
-from qdeploy.export.config import ExportConfig, Note, Progress, no_progress, silent
+from qdeploy.export.config import ExportConfig
 from qdeploy.export.pipeline import export_source
 from qdeploy.export.report.record import ExportReport
 from qdeploy.export.sources.module import module_source
@@ -26,7 +27,7 @@ def export(
     config: ExportConfig | None = None,
     out: Path | None = None,
     note: Note = silent,
-    tick: Progress = no_progress,
+    progress: StepProgress = no_progress,
 ) -> ExportReport:
     """Export a run to ONNX, and with ``int8`` also to explicit Q/DQ INT8.
 
@@ -38,7 +39,7 @@ def export(
         config: What to make.
         out: The export's folder; by default ``exports/<name of the run>``.
         note: Called with a line after each step.
-        tick: Takes a step's name, and returns what is called with the number of its parts that are done and their
+        progress: Takes a step's name, and returns what is called with the number of its parts that are done and their
             total.
 
     Raises:
@@ -47,7 +48,7 @@ def export(
     """
     run = run or newest_run()
     source, read = run_source(run)
-    return export_source(source, read, config or ExportConfig(), out or EXPORTS / run.resolve().name, note, tick)
+    return export_source(source, read, config or ExportConfig(), out or EXPORTS / run.resolve().name, note, progress)
 
 
 def export_module(
@@ -96,7 +97,7 @@ def export_onnx(
     std: tuple[float, float, float] = IMAGENET_STD,
     config: ExportConfig | None = None,
     note: Note = silent,
-    tick: Progress = no_progress,
+    progress: StepProgress = no_progress,
 ) -> ExportReport:
     """Export a float ONNX file, made by any tool, with the same checks, INT8 and card as a run.
 
@@ -110,7 +111,7 @@ def export_onnx(
         std: What that is divided by.
         config: What to make.
         note: Called with a line after each step.
-        tick: Takes a step's name, and returns what is called with the number of its parts that are done and their
+        progress: Takes a step's name, and returns what is called with the number of its parts that are done and their
             total.
 
     Raises:
@@ -122,4 +123,4 @@ def export_onnx(
     classes = source.model.num_classes
     if classes != len(dataset.classes):
         raise InputError(f"{file} tells {classes} classes apart, {data} has {len(dataset.classes)}; give its own data")
-    return export_source(source, lambda: dataset, config or ExportConfig(), out, note, tick)
+    return export_source(source, lambda: dataset, config or ExportConfig(), out, note, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,20 +11,6 @@ from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.export.int8.ranges import METHODS
 from qdeploy.export.verdict import Policy
-
-Tick = Callable[[int, int], None]
-Note = Callable[[str], None]
-Progress = Callable[[str], Tick]
-"""Takes a step's name, and returns what is called with the number of its parts that are done and their total."""
-
-
-def silent(_: str) -> None:
-    """Say nothing."""
-
-
-def no_progress(_: str) -> Tick:
-    """Show nothing."""
-    return lambda done, total: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from qdeploy.core.artifact import Artifact
 from qdeploy.core.card import Accuracy, Card, Goldens
 from qdeploy.core.intervals import PairedDifference, wilson_interval
 from qdeploy.core.metrics import Floats, Parity, measure, paired_difference, topk_percent
+from qdeploy.core.progress import Note, StepProgress
 from qdeploy.data.dataset import Dataset, Split
-from qdeploy.export.config import ExportConfig, Note, Progress
+from qdeploy.export.config import ExportConfig
 from qdeploy.export.graph.parity import require_same_in_batches, run_outputs, run_session
 from qdeploy.export.graph.seal import sealed_bytes
 from qdeploy.export.sources.source import Source
@@ -31,7 +32,7 @@ class Work:
     name: str
     config: ExportConfig
     note: Note
-    tick: Progress
+    progress: StepProgress
     parity_pixels: NDArray[np.uint8]
     """The validation images that the steps are compared on."""
 

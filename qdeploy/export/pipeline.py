@@ -19,8 +19,9 @@ from qdeploy.core.budget import Shown
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json, write_rendered
 from qdeploy.core.metrics import measure
+from qdeploy.core.progress import Note, StepProgress, no_progress, silent
 from qdeploy.data.dataset import Dataset
-from qdeploy.export.config import ExportConfig, Note, Progress, no_progress, silent
+from qdeploy.export.config import ExportConfig
 from qdeploy.export.engines.build import require_builder
 from qdeploy.export.engines.step import build_engines
 from qdeploy.export.finish import Made, Work, finish, first_card
@@ -50,7 +51,7 @@ def export_source(
     config: ExportConfig,
     out: Path,
     note: Note = silent,
-    tick: Progress = no_progress,
+    progress: StepProgress = no_progress,
 ) -> ExportReport:
     """Export what a source gives.
 
@@ -60,7 +61,7 @@ def export_source(
         config: What to make.
         out: The export's folder.
         note: Called with a line after each step.
-        tick: Takes a step's name, and returns what is called with the number of its parts that are done and their
+        progress: Takes a step's name, and returns what is called with the number of its parts that are done and their
             total.
 
     Raises:
@@ -78,7 +79,7 @@ def export_source(
             note(text)
         name = f"{source.model.name.replace('/', '-')}-{dataset.name}"
         pixels = _parity_pixels(source.graph, dataset, note)
-        work = Work(dataset=dataset, name=name, config=config, note=note, tick=tick, parity_pixels=pixels)
+        work = Work(dataset=dataset, name=name, config=config, note=note, progress=progress, parity_pixels=pixels)
         stack.callback(gc.unfreeze)
         gc.freeze()  # else what tracing has left is looked through again and again
         fp32, steps = _float_step(work, source)

@@ -9,8 +9,8 @@ from typing import Any
 
 from qdeploy.core.errors import InputError, MissingDependencyError
 from qdeploy.core.files import dated_folder, require_writable
+from qdeploy.core.progress import Progress
 from qdeploy.data.catalog import find_place, location_of
-from qdeploy.data.source import Progress
 from qdeploy.models import registry
 from qdeploy.study.process import LocalPool, Pool
 from qdeploy.study.record import RECORD, SWEEPS, Model

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from qdeploy.core.files import Note, write_bytes, write_rendered
+from qdeploy.core.files import write_bytes, write_rendered
 from qdeploy.core.html import Markup, page, table, tag
 from qdeploy.core.intervals import wilson_interval
+from qdeploy.core.progress import Note
 from qdeploy.study.pareto import Point
 from qdeploy.study.record import Record
 from qdeploy.study.rows import Row, csv_of, pareto_of, rows_of

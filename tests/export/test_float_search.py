@@ -58,7 +58,7 @@ def make(fp32_file: Path) -> MakeSearch:
                 "clock": None,
                 "config": SearchConfig(runs=10),
                 "note": lambda _: None,
-                "tick": lambda done, total: None,
+                "progress": lambda done, total: None,
                 **fields,
             },
         )
@@ -260,8 +260,8 @@ def test_the_forecast_is_corrected_as_the_search_goes(
     """Each graph is timed for ten seconds, which the first graph's runs do not let expect."""
     ticks: list[tuple[int, int]] = []
     hours = Hours(slow_parts(every, {"stem.": 3.0, "fusion.attention": 2.0}), graph=10.0)
-    tick = lambda done, total: ticks.append((done, total))  # noqa: E731
-    make(fp32, clock=hours.clock, now=hours.now, tick=tick, config=SearchConfig(seconds=5000)).search()
+    progress = lambda done, total: ticks.append((done, total))  # noqa: E731
+    make(fp32, clock=hours.clock, now=hours.now, progress=progress, config=SearchConfig(seconds=5000)).search()
     assert all(done <= total for done, total in ticks)
     assert ticks[0][1] <= 1
     for done, total in ticks:

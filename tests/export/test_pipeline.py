@@ -15,10 +15,11 @@ from qdeploy.bench import Comparison
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.metrics import agreement, sqnr_db, topk_percent
+from qdeploy.core.progress import no_progress
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export import measure
 from qdeploy.export.api import export
-from qdeploy.export.config import ExportConfig, no_progress
+from qdeploy.export.config import ExportConfig
 from qdeploy.export.finish import Work
 from qdeploy.export.int8 import step as int8
 from qdeploy.export.int8.quantize import int8_of_portable
@@ -261,7 +262,7 @@ def test_calibration_on_noise_is_stamped_and_few_images_of_a_class_are_told(
     poor = replace(load_dataset(), splits={**load_dataset().splits, "train": train.take(few)})
     lines.clear()
     shared: dict[str, Any] = {"name": "", "config": QUICK, "parity_pixels": train.pixels[:0]}
-    work = Work(dataset=poor, note=lines.append, tick=no_progress, **shared)
+    work = Work(dataset=poor, note=lines.append, progress=no_progress, **shared)
     assert np.bincount(int8.calibration_images(work).labels)[0] == 3
     assert "only 3 of them are of the class 'T-shirt/top'" in lines[1]
 

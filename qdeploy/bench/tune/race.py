@@ -11,6 +11,7 @@ from qdeploy.bench.rounds import queries_of, time_ms
 from qdeploy.bench.tune.candidate import Candidate
 from qdeploy.bench.tune.limits import Limits
 from qdeploy.core.metrics import MIN_SAMPLES
+from qdeploy.core.progress import NamedProgress
 
 BLOCK, BLOCK_MS = 10, 100.0
 """Consecutive calls of one candidate: so many, or what fits into so much time."""
@@ -24,9 +25,7 @@ WORTH = 1.03
 """Another choice must be surely faster by so much to be preferred to a simpler one."""
 
 
-def race(
-    candidates: Sequence[Candidate], limits: Limits, seconds: float, tick: Callable[[int, int, str], None]
-) -> None:
+def race(candidates: Sequence[Candidate], limits: Limits, seconds: float, progress: NamedProgress) -> None:
     """Time candidates in alternating blocks until one is left, all have run enough, or time is up.
 
     Only who is within the limits leaves others behind.
@@ -40,7 +39,7 @@ def race(
         if count == 1 or count >= FIRST_CUT:
             running = [t for t in running if not _behind(t, _leader(running, limits), first=count == 1)]
         spent = time.perf_counter() - begin
-        tick(int(min(spent, seconds) * 10), int(seconds * 10), f"timing {len(running)} of {len(candidates)}")
+        progress(int(min(spent, seconds) * 10), int(seconds * 10), f"timing {len(running)} of {len(candidates)}")
         alone = len(running) == 1 and running[0].n >= MIN_SAMPLES[95]
         if alone or (spent > seconds and count > 1):
             return

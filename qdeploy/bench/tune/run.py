@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,10 +26,10 @@ from qdeploy.core.errors import InputError, MissingDependencyError, QdeployError
 from qdeploy.core.files import write_json
 from qdeploy.core.intervals import PairedDifference
 from qdeploy.core.machine import usable_cores
+from qdeploy.core.progress import NamedProgress
 from qdeploy.runtime.device import DEVICE_FILE
 from qdeploy.runtime.session import ENGINES, engines_for, open_session
 
-Tick = Callable[[int, int, str], None]
 BATCHES = (1, 8, 32)
 
 
@@ -46,7 +46,7 @@ class TuneConfig:
             raise InputError("`seconds` must be positive", found=self.seconds)
 
 
-def tune(model: Path, config: TuneConfig | None = None, tick: Tick | None = None) -> TuneReport:
+def tune(model: Path, config: TuneConfig | None = None, progress: NamedProgress | None = None) -> TuneReport:
     """Measure every candidate, choose one, and write ``device.json`` beside it.
 
     Nothing is written if nothing is within the limits, into a folder that cannot be written to, and for the shipped
@@ -55,20 +55,20 @@ def tune(model: Path, config: TuneConfig | None = None, tick: Tick | None = None
     Args:
         model: A model file or an export's folder.
         config: Limits and time.
-        tick: Called with what is done, the total, and what goes on.
+        progress: Called with what is done, the total, and what goes on.
 
     Raises:
         ArtifactError: If there is no usable model file.
     """
     config = config or TuneConfig()
-    tick = tick or (lambda done, total, text: None)
-    candidates, not_tried = opened(read_all(model), config.limits, tick)
+    progress = progress or (lambda done, total, text: None)
+    candidates, not_tried = opened(read_all(model), config.limits, progress)
     try:
         reference = next((t.artifact.card.accuracy for t in candidates if t.precision == "fp32"), None)
         for candidate in candidates:
             candidate.difference = difference(candidate.artifact.card.accuracy, reference)
             candidate.rejected = candidate.rejected or _rejection(candidate, config.limits)
-        race([t for t in candidates if t.rejected is None], config.limits, config.seconds, tick)
+        race([t for t in candidates if t.rejected is None], config.limits, config.seconds, progress)
     finally:
         for candidate in candidates:
             candidate.close()
@@ -115,13 +115,15 @@ def thread_counts(cores: int) -> list[int]:
     return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
 
 
-def opened(artifacts: Sequence[Artifact], limits: Limits, tick: Tick) -> tuple[list[Candidate], dict[str, str]]:
+def opened(
+    artifacts: Sequence[Artifact], limits: Limits, progress: NamedProgress
+) -> tuple[list[Candidate], dict[str, str]]:
     """Open every file with every engine that fits and can run here; a wrong answer is kept as the reason against it."""
     candidates: list[Candidate] = []
     not_tried: dict[str, str] = {}
     wanted = list(_combinations(artifacts, BATCHES if limits.throughput else BATCHES[:1]))
     for i, (artifact, engine, threads, batch) in enumerate(wanted):
-        tick(i, len(wanted), "opening and checking")
+        progress(i, len(wanted), "opening and checking")
         if engine in not_tried:
             continue
         candidate = Candidate(artifact=artifact, engine=engine, threads=threads, batch=batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import Dataset, Split
 from qdeploy.export.graph.inner_outputs import open_with_outputs
 from qdeploy.export.int8.histogram import Histogram
@@ -26,8 +27,6 @@ HELD_EVERY = 4
 """Each fourth batch is kept apart: it judges the ranges that the others suggest."""
 FORMAT = "2"
 """Of the kept histograms; another one is not read."""
-
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ def random_images(like: Split, count: int, seed: int) -> Split:
     return Split(pixels=pixels, labels=np.zeros(count, np.int64), hashes=hashes)
 
 
-def calibrate(model: onnx.ModelProto, images: Split, seed: int, tick: Tick | None = None) -> Calibration:
+def calibrate(model: onnx.ModelProto, images: Split, seed: int, progress: Progress | None = None) -> Calibration:
     """Run images through a float graph and collect the histogram of each tensor.
 
     The result is kept in the cache under the hash of graph and images: a second export does not run them again.
@@ -108,7 +107,7 @@ def calibrate(model: onnx.ModelProto, images: Split, seed: int, tick: Tick | Non
         model: A graph with one uint8 input ``[batch, S, S, 3]``.
         images: The calibration images.
         seed: What they were chosen with, for the record.
-        tick: Called with the number of images done and their total.
+        progress: Called with the number of images done and their total.
 
     Raises:
         VerdictError: If a tensor is not finite.
@@ -116,7 +115,7 @@ def calibrate(model: onnx.ModelProto, images: Split, seed: int, tick: Tick | Non
     graph = model.SerializeToString(deterministic=True)
     key = key_of([FORMAT, ort.__version__, graph, *images.hashes])
     data = read_kept("calibration", key)
-    found = _collect(model, images, tick) if data is None else _histograms(data)
+    found = _collect(model, images, progress) if data is None else _histograms(data)
     if data is None:
         keep("calibration", key, _bytes(*found))
     fitted, held = found
@@ -126,7 +125,7 @@ def calibrate(model: onnx.ModelProto, images: Split, seed: int, tick: Tick | Non
 Histograms = dict[str, Histogram]
 
 
-def _collect(model: onnx.ModelProto, images: Split, tick: Tick | None) -> tuple[Histograms, Histograms]:
+def _collect(model: onnx.ModelProto, images: Split, progress: Progress | None) -> tuple[Histograms, Histograms]:
     names = _float_tensors(model)
     session = open_with_outputs(model, names)
     fitted: Histograms = {name: Histogram() for name in names}
@@ -136,8 +135,8 @@ def _collect(model: onnx.ModelProto, images: Split, tick: Tick | None) -> tuple[
         apart = i % HELD_EVERY == HELD_EVERY - 1
         for name, value in zip(names, session.run(names, {"image": batch}), strict=True):
             (held.setdefault(name, Histogram()) if apart else fitted[name]).add(value)
-        if tick:
-            tick(min(start + BATCH, len(images)), len(images))
+        if progress:
+            progress(min(start + BATCH, len(images)), len(images))
     for part in (fitted, held):
         broken = [n for n, h in part.items() if not np.isfinite([h.low, h.high]).all()]
         if broken:

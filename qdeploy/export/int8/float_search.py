@@ -26,8 +26,8 @@ from qdeploy.core.budget import AccuracyBudget
 from qdeploy.core.card import Card
 from qdeploy.core.machine import usable_cores
 from qdeploy.core.metrics import Floats, paired_difference, sqnr_db
+from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import Split
-from qdeploy.export.config import Tick
 from qdeploy.export.graph.parity import INT8_MIN_SQNR_DB, run_session
 from qdeploy.export.int8.clock import Clock, FloatNodes, Forecast, Timing, timing_of
 from qdeploy.export.int8.encodings import Encoding
@@ -89,7 +89,7 @@ class FloatSearch:
     """None if this machine's speed says nothing about the target."""
     config: SearchConfig
     note: Callable[[str], None]
-    tick: Tick
+    progress: Progress
     """Called with the seconds that have passed, and the seconds that the search is expected to take."""
     now: Callable[[], float] = time.perf_counter
     """Returns the time in seconds."""
@@ -320,7 +320,7 @@ class FloatSearch:
     def _artifact(self, nodes: FloatNodes | None) -> Artifact:
         """Make a graph, which is not written to disk and needs no checksum."""
         self._check_time()
-        self.tick(round(self._forecast.passed_s()), round(self._forecast.total_s()))
+        self.progress(round(self._forecast.passed_s()), round(self._forecast.total_s()))
         if nodes is None:
             card = replace(self.card, precision="fp32", target="float")
             return Artifact(Path("the float graph"), self.model.SerializeToString(), card)

@@ -86,7 +86,7 @@ def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) 
     """
     graph = finetuned or fp32.model
     images = calibration_images(work)
-    calibration = calibrate(graph, images, CALIBRATION_SEED, work.tick("calibrating"))
+    calibration = calibrate(graph, images, CALIBRATION_SEED, work.progress("calibrating"))
     epochs = work.config.qat_epochs if finetuned else 0
     means = {} if finetuned else channel_means(graph, images.pixels)  # tuned biases expect the rounding already
     judges = Judges(fp32=fp32.session, dataset=work.dataset, calibrated=frozenset(calibration.image_hashes))
@@ -166,7 +166,7 @@ def _one(
         clock=real_clock(sample_images(work.dataset.preprocessing)) if native else None,
         config=work.config.search,
         note=work.note,
-        tick=work.tick(f"INT8 for {encoding.target}"),
+        progress=work.progress(f"INT8 for {encoding.target}"),
     )
     pins = pinned(work.config, graph, encoding)
     found = search.search(start) if pins is None else search.pinned(start | pins.nodes, pins.record.layers)

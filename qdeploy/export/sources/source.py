@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from qdeploy.core.card import DatasetInfo, ModelInfo, Origin
 from qdeploy.core.machine import versions
 from qdeploy.core.metrics import Floats
+from qdeploy.core.progress import Note
 from qdeploy.data.dataset import Dataset
-from qdeploy.export.config import Note
 
 
 @dataclass(frozen=True, kw_only=True)

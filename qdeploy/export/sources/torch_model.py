@@ -17,8 +17,8 @@ from torch import nn
 from qdeploy.core.machine import usable_cores
 from qdeploy.core.metrics import Floats
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.progress import Note
 from qdeploy.data.dataset import Dataset
-from qdeploy.export.config import Note
 from qdeploy.export.int8.finetune import FinetuneConfig, finetune
 from qdeploy.export.sources.source import Reference, Source
 from qdeploy.export.sources.trace import trace, trace_once
