@@ -41,14 +41,14 @@ class Change:
     regression: bool
 
     def words(self) -> str:
-        """Give it as a sentence."""
+        """Return it as a sentence."""
         how = "worse" if self.worse > 1 else "better"
         percent = abs(100 * (self.now / self.before - 1))
         change = f"{self.before:.4g} to {self.now:.4g} {_UNITS[self.what]}, {percent:.1f} % {how}"
         return f"{self.model}: {self.what} {change}{': REGRESSION' if self.regression else ''}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give its part of the JSON document."""
+        """Return its part of the JSON document."""
         return {**asdict(self), "words": self.words()}
 
 
@@ -144,7 +144,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], tolerance_percent: 
 
 
 def _key(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Give what must be the same for two results to be comparable."""
+    """Return what must be the same for two results to be comparable."""
     server = result["server"]
     rate = server and server["rate_per_s"]
     if server and server["searched"]:
@@ -163,7 +163,7 @@ def _described(key: Sequence[Any]) -> str:
 
 
 def _values(result: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Give the numbers that are compared, each with as many readings as there are."""
+    """Return the numbers that are compared, each with as many readings as there are."""
     server = result["server"]
     searched = server is not None and server["searched"]
     speed = {"rate": [server["rate_per_s"]]} if searched else {"latency": list(result["launches_p50_ms"])}
@@ -174,7 +174,7 @@ def _values(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def _welch(a: Sequence[float], b: Sequence[float]) -> float:
-    """Give half the width of the 95 % interval of the difference of two means; 0 where a single number is known."""
+    """Return half the width of the 95 % interval of the difference of two means; 0 where a single number is known."""
     if min(len(a), len(b)) < 2:
         return 0.0
     u, v = statistics.variance(a) / len(a), statistics.variance(b) / len(b)

@@ -38,7 +38,7 @@ class Comparison:
     """faster, slower, or no difference beyond noise."""
 
     def words(self) -> str:
-        """Give the verdict as a sentence."""
+        """Return the verdict as a sentence."""
         low, high = self.ci95
         if self.verdict == NO_DIFFERENCE:
             return f"{self.model} and {self.against}: {NO_DIFFERENCE} (ratio {low:.3f} to {high:.3f}, 95 % interval)"
@@ -52,7 +52,7 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give its part of the JSON document."""
+        """Return its part of the JSON document."""
         return {**asdict(self), "words": self.words()}
 
 
@@ -91,14 +91,14 @@ def compare(
 
 
 def mean_and_margin(values: Sequence[float], error: float = 0.05) -> tuple[float, float]:
-    """Give the mean of two or more values and half the width of its Student interval."""
+    """Return the mean of two or more values and half the width of its Student interval."""
     mean = statistics.fmean(values)
     return mean, student(1 - error / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 @lru_cache(maxsize=64)
 def student(probability: float, freedom: int) -> float:
-    """Give the quantile of Student's distribution, for a probability in [0.5, 1)."""
+    """Return the quantile of Student's distribution, for a probability in [0.5, 1)."""
     # t = sqrt(freedom) * tan(a) turns the density into cos(a) ** (freedom - 1) over a finite range
     angles: NDArray[np.float64] = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
     share = np.cumsum(np.cos(angles) ** (freedom - 1))

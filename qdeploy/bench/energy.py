@@ -12,12 +12,12 @@ NVML = "libnvidia-ml.so.1"
 
 
 def counters(powercap: Path = POWERCAP) -> dict[str, float]:
-    """Give every readable energy counter in joules: ``cpu<package>`` (RAPL) and ``gpu<number>`` (NVML)."""
+    """Return every readable energy counter in joules: ``cpu<package>`` (RAPL) and ``gpu<number>`` (NVML)."""
     return {**_rapl(powercap), **_nvml()}
 
 
 def used_joules(before: dict[str, float], after: dict[str, float], powercap: Path = POWERCAP) -> dict[str, float]:
-    """Give what was used between two readings; a RAPL counter may have started again at zero."""
+    """Return what was used between two readings; a RAPL counter may have started again at zero."""
     used = {}
     for name in before.keys() & after.keys():
         spent = after[name] - before[name]

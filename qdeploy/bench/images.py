@@ -19,12 +19,12 @@ QUALITY = 90
 
 
 def sample_images(preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Give 64 different real images at a model's size, ``[64, S, S, 3]``."""
+    """Return 64 different real images at a model's size, ``[64, S, S, 3]``."""
     return np.stack([preprocessing(pixels) for pixels in _pixels()])
 
 
 def encoded_images() -> list[bytes]:
-    """Give the same 64 images as JPEG files of 128x128 pixels."""
+    """Return the same 64 images as JPEG files of 128x128 pixels."""
     files = []
     for pixels in _pixels():
         stream = io.BytesIO()

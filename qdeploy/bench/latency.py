@@ -14,7 +14,7 @@ BINS = 60
 
 
 def latency_summary(samples: Sequence[float]) -> dict[str, float | None]:
-    """Give p50, p90, p95, p99, mean and standard deviation; None where there are too few samples."""
+    """Return p50, p90, p95, p99, mean and standard deviation; None where there are too few samples."""
     tails = {f"p{p}": percentile(samples, p) if len(samples) >= n else None for p, n in MIN_SAMPLES.items()}
     return {
         "p50": percentile(samples, 50),
@@ -25,7 +25,7 @@ def latency_summary(samples: Sequence[float]) -> dict[str, float | None]:
 
 
 def histogram(samples: Sequence[float]) -> dict[str, Any]:
-    """Give counts over sixty equal bins from the least to p99, and how many lie above."""
+    """Return counts over sixty equal bins from the least to p99, and how many lie above."""
     low, high = min(samples), percentile(samples, 99)
     high = max(high, low * 1.001)
     counts, _ = np.histogram(samples, bins=BINS, range=(low, high))
@@ -33,6 +33,6 @@ def histogram(samples: Sequence[float]) -> dict[str, Any]:
 
 
 def drift_percent(samples: Sequence[float]) -> float:
-    """Give by how many per cent the median of the last third differs from that of the first."""
+    """Return by how many per cent the median of the last third differs from that of the first."""
     third = max(1, len(samples) // 3)
     return 100 * (statistics.median(samples[-third:]) / statistics.median(samples[:third]) - 1)

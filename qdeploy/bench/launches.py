@@ -53,7 +53,7 @@ class Subject:
 
 
 def joined(launches: Sequence[Rounds]) -> Rounds:
-    """Give the rounds of all openings, in the order of time."""
+    """Return the rounds of all openings, in the order of time."""
     return [block for rounds in launches for block in rounds]
 
 

@@ -79,7 +79,7 @@ class BenchReport:
     validity: Validity
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy bench``."""
+        """Return the JSON document of ``qdeploy bench``."""
         return {
             "quick": self.config.quick,
             "validity": {**asdict(self.validity), "words": self.validity.words()},

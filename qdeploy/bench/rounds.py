@@ -24,7 +24,7 @@ Rounds = list[list[float]]
 
 
 def queries_of(session: Session, images_NSSC: NDArray[np.uint8], samples: int, batch: int) -> Query:
-    """Give the queries of a model: ``samples`` images, rotating over those given, in calls of ``batch``."""
+    """Return the queries of a model: ``samples`` images, rotating over those given, in calls of ``batch``."""
 
     def prepare(number: int) -> Callable[[], object]:
         whole = images_NSSC[(number * samples + np.arange(samples)) % len(images_NSSC)]
@@ -117,7 +117,7 @@ def time_rounds(
 
 
 def time_ms(work: Callable[[], object]) -> float:
-    """Give the milliseconds that something takes."""
+    """Return the milliseconds that something takes."""
     begin = time.perf_counter_ns()
     work()
     return (time.perf_counter_ns() - begin) / 1e6

@@ -151,7 +151,7 @@ def _result(subject: Subject, phases: Phases | None, config: BenchConfig) -> Ben
 
 
 def _details(fresh: Fresh, found: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
-    """Give what further fresh processes tell, or without details what the first one told."""
+    """Return what further fresh processes tell, or without details what the first one told."""
     if config.details:
         grown, found = fresh.growth()
         starts = fresh.cold_starts_ms(encoded_images()[0])

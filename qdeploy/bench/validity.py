@@ -28,7 +28,7 @@ class Validity:
     """Why it is not valid."""
 
     def words(self) -> str:
-        """Give the verdict as a sentence."""
+        """Return the verdict as a sentence."""
         return "valid" if self.valid else f"not valid for publication: {'; '.join(self.reasons)}"
 
 

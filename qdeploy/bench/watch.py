@@ -83,7 +83,7 @@ class Watch:
         return 100 * self.stolen_s / (self.wall_s * (os.cpu_count() or 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give its part of the environment in the JSON document."""
+        """Return its part of the environment in the JSON document."""
         watts = {name: j / self.wall_s for name, j in self.joules.items()} if self.wall_s else {}
         return {
             "measured_s": self.wall_s,
@@ -109,7 +109,7 @@ def read(root: Path = ROOT) -> Reading:
 
 
 def limits(root: Path = ROOT) -> dict[str, Any]:
-    """Give what holds for the whole measurement: affinity, quota, governor and frequency; None where not readable."""
+    """Return what holds for the whole measurement: affinity, quota, governor and frequency; None where not readable."""
     mhz = [line.partition(":")[2] for line in _text(root / "proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
     return {
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -124,7 +124,7 @@ def _sum(so_far: float | None, begin: float | None, end: float | None) -> float 
 
 
 def _cpu_seconds(root: Path) -> tuple[float | None, float | None]:
-    """Give the seconds all cores were busy, and those stolen, from the first line of ``/proc/stat``."""
+    """Return the seconds all cores were busy, and those stolen, from the first line of ``/proc/stat``."""
     fields = _text(root / "proc/stat").partition("\n")[0].split()
     if len(fields) < 9 or fields[0] != "cpu":
         return None, None
@@ -133,7 +133,7 @@ def _cpu_seconds(root: Path) -> tuple[float | None, float | None]:
 
 
 def _throttled(root: Path) -> int | None:
-    """Give how often the quota stopped this process's group, of cgroup v2 or v1."""
+    """Return how often the quota stopped this process's group, of cgroup v2 or v1."""
     mounts = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():
         controllers, _, group = line.partition(":")[2].partition(":")

@@ -88,7 +88,7 @@ class Numbers:
     """Of the labels with any."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON-ready values."""
+        """Return JSON-ready values."""
         return {**asdict(self), "parity": self.parity.to_dict()}
 
 
@@ -107,7 +107,7 @@ class Difference:
     """None if there are no images for both; ``meaning`` says why."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy diff``."""
+        """Return the JSON document of ``qdeploy diff``."""
         return {**asdict(self), "numbers": self.numbers.to_dict() if self.numbers else None}
 
 
@@ -166,7 +166,7 @@ def _changes(a: Artifact, b: Artifact) -> Iterator[Change]:
 
 
 def _facts(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
-    """Give everything that an artifact says, by subject and field."""
+    """Return everything that an artifact says, by subject and field."""
     card, origin = artifact.card, artifact.card.origin
     made = {"commit": (origin.git or {}).get("commit"), **origin.versions}
     precision = {

@@ -66,7 +66,7 @@ class Diagnosis:
         return all(c.status != "problem" for c in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy doctor``."""
+        """Return the JSON document of ``qdeploy doctor``."""
         return {"ok": self.ok, "checks": [asdict(c) for c in self.checks]}
 
 

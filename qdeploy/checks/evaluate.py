@@ -109,7 +109,7 @@ class Evaluation:
     """Images left out, and why."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy eval``."""
+        """Return the JSON document of ``qdeploy eval``."""
         return asdict(self)
 
 
@@ -195,7 +195,7 @@ class _Tally:
 
 
 def _inferred(session: Session, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Floats, Floats, float]]:
-    """Give each batch with its logits and probabilities ``[B, K]`` and the seconds that they took."""
+    """Return each batch with its logits and probabilities ``[B, K]`` and the seconds that they took."""
     for batch in batches:
         begin = time.perf_counter()
         logits, probabilities = session.infer(batch.pixels)
@@ -216,7 +216,7 @@ def _scored(batch: Batch, logits_BK: Floats, probabilities_BK: Floats, labels: t
 
 
 def _share(right: int, n: int) -> tuple[float, tuple[float, float]]:
-    """Give a share and its interval in percent."""
+    """Return a share and its interval in percent."""
     low, high = wilson_interval(right / n, n)
     return round(100 * right / n, 4), (round(100 * low, 2), round(100 * high, 2))
 

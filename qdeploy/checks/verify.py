@@ -43,7 +43,7 @@ class Verification:
         return all(c.ok is not False for c in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy verify``."""
+        """Return the JSON document of ``qdeploy verify``."""
         return {"path": self.path, "ok": self.ok, "checks": [asdict(c) for c in self.checks]}
 
 
@@ -122,7 +122,7 @@ def _report_checks(folder: Path, files: list[Path], *, required: bool) -> Iterat
 
 
 def _rows(report: Any) -> dict[str, str]:
-    """Give the SHA-256 of each reported file by its name."""
+    """Return the SHA-256 of each reported file by its name."""
     reported = [*report["artifacts"], *report.get("engines", ())]
     return {str(row["path"]).replace("\\", "/").rpartition("/")[2]: row["sha256"] for row in reported}
 

@@ -48,7 +48,7 @@ class EngineHeader:
         return f"{self.builder} {self.builder_version} for GPUs of compute capability {capabilities} on {self.platform}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON-ready values, with the card."""
+        """Return JSON-ready values, with the card."""
         return {**asdict(self), "compute_capabilities": list(self.compute_capabilities)}
 
     @classmethod
@@ -83,7 +83,7 @@ def is_engine(data: bytes) -> bool:
 
 
 def pack(header: EngineHeader, plan: bytes) -> bytes:
-    """Give the bytes of an engine file; the same header and plan always give the same bytes."""
+    """Return the bytes of an engine file; the same header and plan always give the same bytes."""
     text = json.dumps(header.to_dict(), separators=(",", ":")).encode()
     start = _FRAME.pack(MAGIC, len(text), b"")[: _DIGEST.start]
     return b"".join((start, _digest(start, text, plan), text, plan))

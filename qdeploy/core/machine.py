@@ -50,7 +50,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_name() -> str:
-    """Give the CPU's model name."""
+    """Return the CPU's model name."""
     for line in _read("/proc/cpuinfo").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -74,18 +74,18 @@ def saturates(target: str) -> bool:
 
 
 def usable_cores() -> int:
-    """Give the number of cores this process may use: its affinity, limited by the CPU quota of its cgroups."""
+    """Return the number of cores this process may use: its affinity, limited by the CPU quota of its cgroups."""
     cores, quota = affine_cores(), cpu_quota()
     return cores if quota is None else min(cores, max(1, int(quota)))
 
 
 def affine_cores() -> int:
-    """Give the number of cores that this process may be scheduled on."""
+    """Return the number of cores that this process may be scheduled on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Give the CPU time per second that this process's control groups allow, in cores, or None without a limit.
+    """Return the CPU time per second that this process's control groups allow, in cores, or None without a limit.
 
     The least of its own group and of all groups around it counts, of cgroup v1 and v2. Use a fraction rounded down:
     a thread too many is stopped for the rest of each period, which shows as latencies of tens of milliseconds.
@@ -106,7 +106,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _groups(mount: Path, group: str) -> list[Path]:
-    """Give a group's folder and those around it; in a container the group's own may be the mount itself."""
+    """Return a group's folder and those around it; in a container the group's own may be the mount itself."""
     inner = mount / group.lstrip("/")
     return [inner, *(p for p in inner.parents if p == mount or mount in p.parents)]
 
@@ -122,7 +122,7 @@ def _quota_v1(group: Path) -> float | None:
 
 
 def memory_bytes() -> tuple[int, int] | None:
-    """Give the memory that this process may use in all, and what of it is free; None where Linux does not tell."""
+    """Return the memory that this process may use in all, and what of it is free; None where Linux does not tell."""
     fields = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
     if not {"MemTotal", "MemAvailable"} <= set(fields):
         return None
@@ -134,7 +134,7 @@ def memory_bytes() -> tuple[int, int] | None:
 
 
 def peak_memory_bytes() -> int:
-    """Give this process's largest resident size so far.
+    """Return this process's largest resident size so far.
 
     Read from VmHWM: ``ru_maxrss`` is inherited from the parent across fork and exec.
     """
@@ -148,13 +148,13 @@ def peak_memory_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Give this process's resident size now; its largest where the system does not tell."""
+    """Return this process's resident size now; its largest where the system does not tell."""
     pages = _read("/proc/self/statm").split()
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else peak_memory_bytes()
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Give the versions of Python and of those of the packages that are installed."""
+    """Return the versions of Python and of those of the packages that are installed."""
     from importlib import metadata  # costs 30 ms, which every other command would pay
 
     found = {"python": platform.python_version()}

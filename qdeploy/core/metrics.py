@@ -22,12 +22,12 @@ MIN_SAMPLES = {90: 64, 95: 130, 99: 662}
 
 
 def topk_percent(logits_NK: Floats, labels_N: NDArray[np.int64], k: int) -> float:
-    """Give the share of samples, in percent, whose label is among the k largest logits; ties as in ``label_ranks``."""
+    """Return the share of samples, in percent, whose label is among the k largest logits; ties as in ``label_ranks``."""
     return float((label_ranks(logits_NK, labels_N) < k).mean() * 100.0)
 
 
 def label_ranks(logits_NK: Floats, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the number of classes that come before each sample's label, 0 for a right answer.
+    """Return the number of classes that come before each sample's label, 0 for a right answer.
 
     Of equal logits the lower index comes first, as in ``argmax``; a logit that is not a number comes before all.
     """
@@ -37,12 +37,12 @@ def label_ranks(logits_NK: Floats, labels_N: NDArray[np.int64]) -> NDArray[np.in
 
 
 def agreement(a_NK: Floats, b_NK: Floats) -> float:
-    """Give the share of samples in [0, 1] for which both have the same largest logit."""
+    """Return the share of samples in [0, 1] for which both have the same largest logit."""
     return float((a_NK.argmax(axis=1) == b_NK.argmax(axis=1)).mean())
 
 
 def sqnr_db(reference: Floats, other: Floats) -> float:
-    """Give the signal-to-quantization-noise ratio in decibels; infinite if both are equal."""
+    """Return the signal-to-quantization-noise ratio in decibels; infinite if both are equal."""
     noise = float(np.square(reference.astype(np.float64) - other).sum())
     signal = float(np.square(reference.astype(np.float64)).sum())
     return math.inf if noise == 0.0 else 10.0 * math.log10(max(signal, 1e-30) / noise)
@@ -65,7 +65,7 @@ class Parity:
     n: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON-ready values; an exact match has an sqnr_db of None."""
+        """Return JSON-ready values; an exact match has an sqnr_db of None."""
         values = asdict(self)
         return {**values, "sqnr_db": values["sqnr_db"] if np.isfinite(values["sqnr_db"]) else None}
 
@@ -92,7 +92,7 @@ def _cosine(a: Floats, b: Floats) -> float:
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """Give a percentile by the nearest-rank rule: always one of the samples."""
+    """Return a percentile by the nearest-rank rule: always one of the samples."""
     ordered = sorted(samples)
     return ordered[max(0, math.ceil(percent / 100.0 * len(ordered)) - 1)]
 

@@ -37,7 +37,7 @@ class Entry:
 
 
 def metadata_entries(data: bytes) -> Iterator[Entry]:
-    """Give the ``metadata_props``; raises ValueError, IndexError or UnicodeDecodeError if this is no ONNX file."""
+    """Return the ``metadata_props``; raises ValueError, IndexError or UnicodeDecodeError if this is no ONNX file."""
     for start, end in _parts(data, _METADATA):
         _, key_start, key_end = _field(data, start)
         _, value_start, value_end = _field(data, key_end)
@@ -77,7 +77,7 @@ def _any_external(data: bytes, kind: str, at: int, end: int) -> bool:
 
 
 def _parts(data: bytes, wanted: int, at: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
-    """Give the spans of the fields of one number in a message, by default the whole file."""
+    """Return the spans of the fields of one number in a message, by default the whole file."""
     end = len(data) if end is None else end
     while at < end:
         number, start, at = _field(data, at)
@@ -86,7 +86,7 @@ def _parts(data: bytes, wanted: int, at: int = 0, end: int | None = None) -> Ite
 
 
 def _field(data: bytes, at: int) -> tuple[int, int, int]:
-    """Give the number and the span of the contents of the protobuf field that begins at an offset."""
+    """Return the number and the span of the contents of the protobuf field that begins at an offset."""
     tag, at = _varint(data, at)
     kind = tag & 7
     if kind == 0:

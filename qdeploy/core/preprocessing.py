@@ -63,7 +63,7 @@ class Preprocessing:
         return self.resize(self.open(source))
 
     def to_bytes(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> bytes:
-        """Give the same as bytes; numpy is not needed."""
+        """Return the same as bytes; numpy is not needed."""
         if not isinstance(source, (bytes, Path)) and self._is_ready(source):
             return source.data.tobytes()  # not source.tobytes(): that of a masked array fills
         return self.fit(self.open(source)).tobytes()
@@ -99,7 +99,7 @@ class Preprocessing:
         return np.asarray(self.fit(image))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every rule as JSON-ready values, with a hash over all of them."""
+        """Return every rule as JSON-ready values, with a hash over all of them."""
         rules = {
             **{name: value for name, value in asdict(self).items() if name != "interpolation"},
             "exif_transpose": True,

@@ -62,7 +62,7 @@ def count_classes(data: str) -> int:
 
 
 def location_of(data: str) -> str:
-    """Give a data set's name, or its folder's or archive's absolute path: what a run remembers."""
+    """Return a data set's name, or its folder's or archive's absolute path: what a run remembers."""
     return data if data in READERS else str(Path(data).resolve())
 
 

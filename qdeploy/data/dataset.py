@@ -33,7 +33,7 @@ class Split:
         return len(self.labels)
 
     def take(self, index: NDArray[np.int64]) -> Split:
-        """Give the images at some positions."""
+        """Return the images at some positions."""
         hashes, keys = (tuple(words[i] for i in index) if words else () for words in (self.hashes, self.keys))
         return Split(pixels=self.pixels[index], labels=self.labels[index], hashes=hashes, keys=keys)
 

@@ -30,7 +30,7 @@ FASHION_CLASSES = (
 
 
 def embedded_source() -> Source:
-    """Give the embedded set: 2,000 training, 500 validation and 1,000 test images, 28x28 grey, balanced."""
+    """Return the embedded set: 2,000 training, 500 validation and 1,000 test images, 28x28 grey, balanced."""
     with np.load(FILE, allow_pickle=False) as arrays:
         records = {
             split: [

@@ -32,7 +32,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 def fashion_mnist_source(folder: Path) -> Source:
-    """Give the full Fashion-MNIST: 58,000 training, 2,000 validation and 10,000 test images.
+    """Return the full Fashion-MNIST: 58,000 training, 2,000 validation and 10,000 test images.
 
     Args:
         folder: Where the four published ``.gz`` files are.

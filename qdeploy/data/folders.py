@@ -16,7 +16,7 @@ SPLIT_FOLDERS = {
 
 
 def folder_place(folder: Path) -> Place:
-    """Give a folder of images as a place; every image is a file of its own."""
+    """Return a folder of images as a place; every image is a file of its own."""
     own = folder.resolve() if folder.is_dir() else folder
     return Place(name=own.name, path=own, read=lambda: source_from_folder(own))
 

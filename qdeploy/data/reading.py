@@ -42,7 +42,7 @@ def read_source(source: Source, preprocessing: Preprocessing, seed: int, progres
 
 
 def shape_of(source: Source, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """Give the shape of an array that holds every record's pixels."""
+    """Return the shape of an array that holds every record's pixels."""
     return (sum(map(len, source.records.values())), preprocessing.size, preprocessing.size, 3)
 
 
@@ -115,12 +115,12 @@ def _decoder(
 
 
 def image_hash(image: Image.Image) -> str:
-    """Give the first 16 hexadecimal digits of the SHA-256 of a decoded image: its size and its pixels."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a decoded image: its size and its pixels."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def _decode_all(records: list[Record], decode: Decode, problems: list[str], progress: Progress | None) -> list[str]:
-    """Give the hash of every record's image, or nothing for an unreadable one, which becomes a problem."""
+    """Return the hash of every record's image, or nothing for an unreadable one, which becomes a problem."""
     hashes: list[str] = []
     for done, answer in enumerate(_in_threads(decode, len(records))):
         if isinstance(answer, ImageError):
@@ -156,7 +156,7 @@ def _in_threads(decode: Decode, count: int) -> Iterator[str | ImageError]:
 
 
 def _given(source: Source, hashes: list[str]) -> dict[str, NDArray[np.int64]]:
-    """Give the readable rows of every split that the source defines."""
+    """Return the readable rows of every split that the source defines."""
     given, start = {}, 0
     for name, part in source.records.items():
         rows = [i for i in range(start, start + len(part)) if hashes[i]]
@@ -166,7 +166,7 @@ def _given(source: Source, hashes: list[str]) -> dict[str, NDArray[np.int64]]:
 
 
 def _order(rows: dict[str, NDArray[np.int64]], hashes: list[str]) -> NDArray[np.int64]:
-    """Give all rows in the order train, val, test, repeated, unreadable."""
+    """Return all rows in the order train, val, test, repeated, unreadable."""
     chosen = np.concatenate([rows[name] for name in SPLITS])
     rest = np.setdiff1d(np.arange(len(hashes)), chosen)
     readable = np.asarray([bool(hashes[i]) for i in rest.tolist()], bool)

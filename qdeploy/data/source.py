@@ -52,7 +52,7 @@ class Record:
     label: int
 
     def image(self) -> Path | bytes | NDArray[np.uint8]:
-        """Give what ``Preprocessing`` opens.
+        """Return what ``Preprocessing`` opens.
 
         Raises:
             ImageError: If it cannot be read from its archive.
@@ -114,7 +114,7 @@ class Reader:
 
 
 def identity(path: Path) -> str:
-    """Give a file's absolute path, size and time of change as a text."""
+    """Return a file's absolute path, size and time of change as a text."""
     try:
         status = os.stat(path)
     except OSError as error:

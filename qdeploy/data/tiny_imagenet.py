@@ -58,7 +58,7 @@ def _text(tree: Tree, path: str) -> str:
 
 
 def _train_images(tree: Tree, wnid: str) -> list[str]:
-    """Give the paths of a class's training images; ``<wnid>_boxes.txt`` tells whether all are there."""
+    """Return the paths of a class's training images; ``<wnid>_boxes.txt`` tells whether all are there."""
     folder = f"train/{wnid}/images"
     names = _jpegs(tree, folder)
     if not names:

@@ -14,16 +14,16 @@ class Tree(Protocol):
     """A folder with text files and images; paths below it are written with ``/``."""
 
     def text(self, path: str) -> str | None:
-        """Give a text file's contents, or None if there is no such file."""
+        """Return a text file's contents, or None if there is no such file."""
 
     def files(self, folder: str) -> list[str]:
-        """Give the sorted names of the files in a folder; none if there is no such folder."""
+        """Return the sorted names of the files in a folder; none if there is no such folder."""
 
     def folders(self, folder: str) -> list[str]:
-        """Give the sorted names of the folders in a folder."""
+        """Return the sorted names of the folders in a folder."""
 
     def image(self, path: str) -> Path | ZipMember:
-        """Give the source of an image that ``files`` has listed."""
+        """Return the source of an image that ``files`` has listed."""
 
 
 class FolderTree:

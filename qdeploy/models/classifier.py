@@ -25,7 +25,7 @@ class ModelConfig(Protocol):
         """Height and width of the image in pixels."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
 
     def build(self) -> Classifier:
         """Build a freshly initialised model."""
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def forward_paths(self, image: Tensor, labels: Tensor | None = None) -> Paths:
-        """Give the logits and those of the paths that have a training loss of their own; most models have none."""
+        """Return the logits and those of the paths that have a training loss of their own; most models have none."""
         return Paths(self(image), None, None)
 
     def set_confidence(self, confidence: float) -> None:

@@ -21,7 +21,7 @@ from qdeploy.models.qonstraint import FusionBlockV2, Qonstraint, QonvViTBlock, S
 
 
 def deploy(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Give a copy of a trained model in its inference form."""
+    """Return a copy of a trained model in its inference form."""
     if isinstance(model, Qonstraint):
         return DeployedQonstraint(model, mean, std)
     return Deployed(model, mean, std)
@@ -157,7 +157,7 @@ class FoldedFusion(nn.Module):
 
 
 def bilinear_matrix(side: int) -> Tensor:
-    """Give the matrix ``[side^2, 4 side^2]`` that doubles a ``side x side`` map bilinearly."""
+    """Return the matrix ``[side^2, 4 side^2]`` that doubles a ``side x side`` map bilinearly."""
     basis = torch.eye(side * side).reshape(side * side, 1, side, side)
     return F.interpolate(basis, scale_factor=2, mode="bilinear", align_corners=False).flatten(1)
 

@@ -132,7 +132,7 @@ class SotaHead(nn.Module):
         return self.combine(*self.paths(features))
 
     def paths(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the logits of the transformer, convolutional and auxiliary paths, each ``[B, K]``."""
+        """Return the logits of the transformer, convolutional and auxiliary paths, each ``[B, K]``."""
         tokens = features.flatten(2).mT
         cls = self.cls.expand(tokens.shape[0], -1, -1)
         t = self.mixer(self.swiglu(torch.cat([cls, tokens], dim=1) + self.pos)).clamp(-CLAMP, CLAMP)

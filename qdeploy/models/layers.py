@@ -69,7 +69,7 @@ class FoldableNormConv(nn.Module):
         return F.conv2d(x, weight, bias, padding=self.conv.padding)
 
     def folded(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the weight and bias of the one convolution that equals norm and convolution.
+        """Return the weight and bias of the one convolution that equals norm and convolution.
 
         Args:
             mean: Mean of each input channel, ``[C]``.

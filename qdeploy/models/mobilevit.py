@@ -62,7 +62,7 @@ class MobileVitConfig:
             raise InputError(f"expansions must be {len(STRIDES)} numbers of 1 or more, found {self.expansions}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return {**asdict(self), "expansions": list(self.expansions)}
 
     @classmethod

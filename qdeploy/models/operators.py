@@ -109,7 +109,7 @@ def merged(x: Tensor) -> Tensor:
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Give the merged heads of softmax attention."""
+    """Return the merged heads of softmax attention."""
     return merged((q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1) @ v)
 
 

@@ -83,7 +83,7 @@ class QonstraintConfig:
                 raise InputError(f"{name} must be one of {', '.join(legal)}, found {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -168,7 +168,7 @@ class Backbone(nn.Module):
             self.stages.append(nn.Sequential(down, activation(config.act), *blocks))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the features of stage 2 and stage 3: ``[B, C2, H, W]`` and ``[B, C3, H/2, W/2]``."""
+        """Return the features of stage 2 and stage 3: ``[B, C2, H, W]`` and ``[B, C3, H/2, W/2]``."""
         x = self.stages[0](x)
         low = self.stages[1](x)
         return low, self.stages[2](low)
@@ -234,7 +234,7 @@ class Qonstraint(Classifier):
                 nn.init.zeros_(module.fc2.weight)
 
     def features(self, image: Tensor) -> Tensor:
-        """Give the fused features ``[B, d, S/8, S/8]`` (S/16 with the aggressive stem)."""
+        """Return the fused features ``[B, d, S/8, S/8]`` (S/16 with the aggressive stem)."""
         low, high = self.backbone(self.stem(image))
         return self.fusion(low, high)
 
@@ -243,7 +243,7 @@ class Qonstraint(Classifier):
         return self.head(self.features(image))
 
     def forward_paths(self, image: Tensor, labels: Tensor | None = None) -> Paths:
-        """Give the logits and, with the SOTA head, those of the paths that have a training loss of their own.
+        """Return the logits and, with the SOTA head, those of the paths that have a training loss of their own.
 
         Args:
             image: Normalised images ``[B, 3, S, S]``.

@@ -43,7 +43,7 @@ def _expanded(word: str) -> Iterable[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Give the images below a folder, and the folders that cannot be listed."""
+    """Return the images below a folder, and the folders that cannot be listed."""
     levels = [iter([(folder, True)])]
     while levels:
         path, is_folder = next(levels[-1], ("", False))
@@ -59,7 +59,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _listed(folder: str) -> Iterator[tuple[str, bool]]:
-    """Give a folder's images and folders by name, each with whether it is a folder."""
+    """Return a folder's images and folders by name, each with whether it is a folder."""
     names, folders = [], set()
     with os.scandir(folder) as entries:
         for entry in entries:

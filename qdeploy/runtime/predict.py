@@ -41,7 +41,7 @@ class Answer:
     """decode, preprocess and infer, in milliseconds; infer is the batch's time divided by its images."""
 
     def to_dict(self, top: int) -> dict[str, Any]:
-        """Give the JSON line of ``qdeploy predict``."""
+        """Return the JSON line of ``qdeploy predict``."""
         if self.prediction is None:
             return {"image": self.image, "error": self.error, "reason": self.reason}
         best = [

@@ -90,7 +90,7 @@ it says "0.2", read as 1 - 0.2.
 
 
 def strength_of(regime: str, phase: int, randaugment: bool = True) -> Strength:
-    """Give the strength of a regime's first or second phase.
+    """Return the strength of a regime's first or second phase.
 
     Raises:
         InputError: If there is no such regime.
@@ -181,7 +181,7 @@ def erase_boxes(uniform_BU: Tensor, scale: tuple[float, float], size: int) -> Te
 def _box_draws(
     uniform_BU: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give ten shares of the area, ten ratios of the sides, and the place of the box in its free room."""
+    """Return ten shares of the area, ten ratios of the sides, and the place of the box in its free room."""
     area_BT, ratio_BT, place_B2 = uniform_BU.split((TRIES, TRIES, 2), dim=1)
     ratio_BT = ratio[0] * (ratio[1] / ratio[0]) ** ratio_BT
     return scale[0] + (scale[1] - scale[0]) * area_BT, ratio_BT, place_B2

@@ -54,7 +54,7 @@ class Batches:
         return self.steps * min(self.config.batch_size, len(self.labels))
 
     def batch(self, epoch: int, step: int, confidence: float) -> Batch:
-        """Give this process' share of a batch.
+        """Return this process' share of a batch.
 
         Args:
             epoch: From 0; decides the order and the augmentation's phase.
@@ -95,7 +95,7 @@ class Batches:
 
 
 def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Give mean and standard deviation of the three colours, each ``[3]``, on a device."""
+    """Return mean and standard deviation of the three colours, each ``[3]``, on a device."""
     return torch.tensor(preprocessing.mean, device=device), torch.tensor(preprocessing.std, device=device)
 
 

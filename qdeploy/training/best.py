@@ -45,7 +45,7 @@ class Best:
         return 100 * math.sqrt(share * (1 - share) / self.val_images) if self.within_error else 0.0
 
     def state(self) -> dict[str, Any]:
-        """Give everything but the weights, as JSON-ready values."""
+        """Return everything but the weights, as JSON-ready values."""
         return {name: getattr(self, name) for name in ("epoch", "source", "top1", "top5", "highest")}
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class Precision:
         return self.autocast_dtype is torch.float16
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Give the context in which forward passes run."""
+        """Return the context in which forward passes run."""
         enabled = self.autocast_dtype is not None
         return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)
 

@@ -41,7 +41,7 @@ class World:
         return values
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """Give the tensors of all processes, which have one shape, in the order of their ranks."""
+        """Return the tensors of all processes, which have one shape, in the order of their ranks."""
         if self.size == 1:
             return [values]
         found = [torch.empty_like(values) for _ in range(self.size)]
@@ -50,7 +50,7 @@ class World:
 
     @torch.no_grad()
     def share_buffers(self, *modules: nn.Module) -> None:
-        """Give process 0's running statistics to all.
+        """Return process 0's running statistics to all.
 
         In training DistributedDataParallel does so before every step; only process 0's are in a checkpoint.
         """
@@ -68,7 +68,7 @@ class World:
                     self.sum(buffer).div_(self.size)
 
     def agree(self, text: str) -> str:
-        """Give process 0's text to all."""
+        """Return process 0's text to all."""
         if self.size == 1:
             return text
         padded = text.encode().ljust(AGREED_BYTES, b"\0")

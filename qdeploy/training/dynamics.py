@@ -59,7 +59,7 @@ class Dynamics:
         return math.ceil(self.swa_fraction * self.epochs)
 
     def phase(self, epoch: int) -> int:
-        """Give the augmentation phase of an epoch: 1 in the first half of the run, then 2."""
+        """Return the augmentation phase of an epoch: 1 in the first half of the run, then 2."""
         return 1 if epoch < self.epochs / 2 else 2
 
     @classmethod
@@ -108,7 +108,7 @@ class State:
 
 
 def initial_state(d: Dynamics) -> State:
-    """Give the state before the first epoch."""
+    """Return the state before the first epoch."""
     return State(
         momentum=d.momentum0,
         base_lr=d.lr0,
@@ -119,7 +119,7 @@ def initial_state(d: Dynamics) -> State:
 
 
 def lr_at(d: Dynamics, base_lr: float, epoch: int) -> float:
-    """Give the learning rate of an epoch: the base under the cosine envelope, never below ``lr_min``."""
+    """Return the learning rate of an epoch: the base under the cosine envelope, never below ``lr_min``."""
     cycle, t = divmod(epoch, d.period) if d.restarts else (0, min(epoch, d.period))
     ramp = 1.0 if cycle == 0 else _clip((t - 1) / d.ramp, 0.0, 1.0)
     return max(d.lr_min, base_lr * 0.5 * (1.0 + math.cos(math.pi * t / d.period)) * ramp)

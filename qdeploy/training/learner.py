@@ -58,7 +58,7 @@ class Tally:
         self.sums += torch.stack([loss * count, best[:, 0].sum(), best.sum(), count])
 
     def score(self) -> Score:
-        """Give the score over the images of all processes."""
+        """Return the score over the images of all processes."""
         loss, top1, top5, count = self.world.sum(self.sums.clone()).tolist()
         count = max(1.0, count)
         return Score(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
@@ -128,7 +128,7 @@ class Learner:
 
     @torch.inference_mode()
     def accuracy(self, model: nn.Module, split: Split) -> float:
-        """Give the top-1 accuracy in percent on a whole split, in float32."""
+        """Return the top-1 accuracy in percent on a whole split, in float32."""
         tally = Tally(self.world)
         for logits_BK, labels_B in self._answers(model, split):
             tally.add(logits_BK.new_zeros(()), logits_BK, labels_B)
@@ -145,7 +145,7 @@ class Learner:
         self.optimizer.state.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give every tensor a checkpoint must keep."""
+        """Return every tensor a checkpoint must keep."""
         moments = {
             f"{i}.{name}": value
             for i, state in self.optimizer.state_dict()["state"].items()

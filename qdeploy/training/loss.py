@@ -15,7 +15,7 @@ from qdeploy.training.schedule import Settings
 
 
 def soft_cross_entropy(logits_BK: Tensor, target_BK: Tensor, smoothing: float = 0.0, hardness: bool = False) -> Tensor:
-    """Give the mean cross-entropy against soft targets.
+    """Return the mean cross-entropy against soft targets.
 
     Args:
         logits_BK: Float32 logits.
@@ -30,7 +30,7 @@ def soft_cross_entropy(logits_BK: Tensor, target_BK: Tensor, smoothing: float = 
 
 @torch.no_grad()
 def hardness_weights(logits_BK: Tensor, target_BK: Tensor) -> Tensor:
-    """Give the weight of each image, ``[B]``: between 2/3 and 2 or so, with mean 1."""
+    """Return the weight of each image, ``[B]``: between 2/3 and 2 or so, with mean 1."""
     weights_B = 2.0 - (logits_BK.softmax(dim=1) * target_BK).sum(dim=1)
     return weights_B / weights_B.mean()
 

@@ -28,7 +28,7 @@ Choice = Literal["none", "mixup", "cutmix"]
 
 
 def mix_probabilities(phase2: bool, confidence: float, mixup: bool, cutmix: bool) -> tuple[float, float]:
-    """Give the probabilities of MixUp and of CutMix for a batch; the more confident the model, the more of both.
+    """Return the probabilities of MixUp and of CutMix for a batch; the more confident the model, the more of both.
 
     Args:
         phase2: Whether the run is in its second half.
@@ -81,7 +81,7 @@ def mix(image_BCHW: Tensor, target_BK: Tensor, choice: Choice, generator: torch.
 
 
 def cut_box(own: float, centre: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """Give top, bottom, left and right, in pixels, of the box that is pasted; it ends at the image's border.
+    """Return top, bottom, left and right, in pixels, of the box that is pasted; it ends at the image's border.
 
     Args:
         own: Share of the area that the image keeps if the box does not meet the border.

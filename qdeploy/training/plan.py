@@ -83,7 +83,7 @@ def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
 
 
 def _kept_bytes(model: Classifier, precision: Precision, count: int, size: int) -> int:
-    """Give the bytes that a forward pass of so many images keeps for the backward pass, parameters left out."""
+    """Return the bytes that a forward pass of so many images keeps for the backward pass, parameters left out."""
     model.train()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}

@@ -95,7 +95,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def inverse_map(op_B: Tensor, amount_B: Tensor) -> Tensor:
-    """Give the affine maps from output to source, in pixels from the image's centre; shears hold the top left corner.
+    """Return the affine maps from output to source, in pixels from the image's centre; shears hold the top left corner.
 
     Args:
         op_B: Places in ``OPS`` of geometric operations.
@@ -185,13 +185,13 @@ def equalize(image_BCHW: Tensor, _: Tensor) -> Tensor:
 
 
 def grey_of(image_BCHW: Tensor) -> Tensor:
-    """Give the grey image ``[B, 1, H, W]``."""
+    """Return the grey image ``[B, 1, H, W]``."""
     red, green, blue = image_BCHW.split(1, dim=1)
     return red.mul(_GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
 
 
 def _blend(image_BCHW: Tensor, other: Tensor, factor_B: Tensor) -> Tensor:
-    """Give ``factor * image + (1 - factor) * other``, in place and cut to [0, 1]."""
+    """Return ``factor * image + (1 - factor) * other``, in place and cut to [0, 1]."""
     factor_B111 = factor_B[:, None, None, None]
     return image_BCHW.mul_(factor_B111).add_(other * (1.0 - factor_B111)).clamp_(0.0, 1.0)
 

@@ -37,13 +37,13 @@ class Schedule(ABC):
 
     @abstractmethod
     def settings(self, step: int) -> Settings:
-        """Give the settings of a step, counted from 0 over the whole run."""
+        """Return the settings of a step, counted from 0 over the whole run."""
 
     def finish_epoch(self, epoch: int, val_top1: float) -> None:  # noqa: B027  (an open-loop schedule does nothing)
         """Take note of the validation accuracy in percent after an epoch."""
 
     def state(self) -> dict[str, Any]:
-        """Give what a checkpoint must keep, as JSON-ready values."""
+        """Return what a checkpoint must keep, as JSON-ready values."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
@@ -59,7 +59,7 @@ class CosineSchedule(Schedule):
         self.warmup = max(1, round(self.total * config.warmup_share))
 
     def settings(self, step: int) -> Settings:
-        """Give the settings of a step."""
+        """Return the settings of a step."""
         rising = min(1.0, (step + 1) / self.warmup)
         progress = max(0.0, (step - self.warmup) / max(1, self.total - self.warmup))
         low, high = min(self.config.min_lr, self.config.lr), self.config.lr
@@ -83,7 +83,7 @@ class ConfidenceSchedule(Schedule):
         self.steps_per_epoch = steps_per_epoch
 
     def settings(self, step: int) -> Settings:
-        """Give the settings of a step."""
+        """Return the settings of a step."""
         s, c = self.current, self.config
         rising = 0.1 + 0.9 * min(1.0, (step + 1) / self.steps_per_epoch)
         return Settings(
@@ -100,7 +100,7 @@ class ConfidenceSchedule(Schedule):
         self.current = dynamics.step(self.constants, self.current, val_top1, epoch)
 
     def state(self) -> dict[str, Any]:
-        """Give the controller's state."""
+        """Return the controller's state."""
         return asdict(self.current)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class ConfidenceSchedule(Schedule):
 
 
 def constants_of(config: TrainConfig) -> dynamics.Dynamics:
-    """Give the controller's constants, scaled to a run."""
+    """Return the controller's constants, scaled to a run."""
     return dynamics.Dynamics.scaled(
         config.epochs,
         config.lr,

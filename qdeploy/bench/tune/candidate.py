@@ -73,7 +73,7 @@ class Candidate:
         return self.batch * 1000.0 / statistics.fmean(self.samples)
 
     def against(self, other: Candidate) -> tuple[float, float, float]:
-        """Give the time of one call divided by the other's, with its 95 % interval, from the rounds both ran."""
+        """Return the time of one call divided by the other's, with its 95 % interval, from the rounds both ran."""
         if other is self:
             return 1.0, 1.0, 1.0
         both = min(len(self.rounds), len(other.rounds))

@@ -51,7 +51,7 @@ class Limits:
         return self.broken_before_timing(candidate)
 
     def excess(self, candidate: Candidate) -> float:
-        """Give by what part a candidate misses its limits, summed over them; 0 is within."""
+        """Return by what part a candidate misses its limits, summed over them; 0 is within."""
         pairs = [(candidate.drop_points, self.max_drop or 1e-9), (_mb(candidate), self.memory_mb)]
         if candidate.rounds:
             pairs += [(candidate.tail_ms, self.latency_ms)]

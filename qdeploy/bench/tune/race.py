@@ -59,7 +59,7 @@ def _behind(candidate: Candidate, leader: Candidate | None, first: bool) -> bool
 
 
 def _call(candidate: Candidate) -> Callable[[], float]:
-    """Give a function that times one call, on other images each time, and warm up."""
+    """Return a function that times one call, on other images each time, and warm up."""
     session, images = candidate.session, sample_images(candidate.artifact.card.preprocessing)
     if session is None:
         raise ValueError("the candidate is not open")

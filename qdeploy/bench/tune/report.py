@@ -61,7 +61,7 @@ class TuneReport:
     environment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON document of ``qdeploy tune``."""
+        """Return the JSON document of ``qdeploy tune``."""
         return asdict(self)
 
 
@@ -83,7 +83,7 @@ def report_of(
 
 
 def device_of(chosen: Candidate, report: TuneReport) -> dict[str, Any]:
-    """Give what ``device.json`` holds; see ``qdeploy.runtime.device``."""
+    """Return what ``device.json`` holds; see ``qdeploy.runtime.device``."""
     measured = asdict(report.chosen) if report.chosen else {}
     return {
         "schema": DEVICE_SCHEMA,

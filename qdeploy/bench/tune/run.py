@@ -111,7 +111,7 @@ def difference(accuracy: Accuracy | None, reference: Accuracy | None) -> PairedD
 
 
 def thread_counts(cores: int) -> list[int]:
-    """Give the powers of two up to the usable cores, and these."""
+    """Return the powers of two up to the usable cores, and these."""
     return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
 
 
@@ -155,7 +155,7 @@ def _with_goldens_of(artifact: Artifact, batch: int) -> Artifact:
 
 
 def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate | None:
-    """Give the simplest of those that are about as fast as the fastest within the limits; None if none is within.
+    """Return the simplest of those that are about as fast as the fastest within the limits; None if none is within.
 
     Simple is: the engine that comes first in ``ENGINES``, few threads, a small batch, fp32.
     """

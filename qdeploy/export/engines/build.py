@@ -151,7 +151,7 @@ def _named(header: EngineHeader) -> str:
 
 
 def _read_timings(config: Any, path: Path) -> None:
-    """Give the builder the timings of an earlier build; none yet is an empty cache."""
+    """Return the builder the timings of an earlier build; none yet is an empty cache."""
     try:
         earlier = path.read_bytes() if path.exists() else b""
     except OSError as error:

@@ -83,7 +83,7 @@ def _order(node: onnx.NodeProto) -> list[int]:
 
 
 def _channels(graph: onnx.GraphProto, node: onnx.NodeProto) -> NDArray[np.float32] | None:
-    """Give the three values of a node's second input, or None if it is anything else."""
+    """Return the three values of a node's second input, or None if it is anything else."""
     tensor = next((i for i in graph.initializer if i.name == node.input[1]), None)
     if tensor is None:
         return None

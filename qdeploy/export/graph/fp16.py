@@ -59,7 +59,7 @@ class _Conversion:
         """The name under which a tensor exists in a type."""
 
     def run(self) -> onnx.ModelProto:
-        """Give the converted graph."""
+        """Return the converted graph."""
         for node in self.nodes:
             self._convert(node)
         for name in sorted(self.outputs & self.floats):
@@ -87,7 +87,7 @@ class _Conversion:
         self.result.graph.node.append(new)
 
     def _as(self, name: str, kind: int) -> str:
-        """Give the name of a float tensor in a type; make it if need be."""
+        """Return the name of a float tensor in a type; make it if need be."""
         if (name, kind) not in self.made:
             if name in self.weights:
                 self.made[name, kind] = self._weight(name, kind)

@@ -38,7 +38,7 @@ def without_ties(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> NDAr
 
 
 def _margin(node: onnx.NodeProto, values: NDArray[Any], picked: NDArray[Any]) -> NDArray[np.float64]:
-    """Give by how many standard deviations the last value picked and the first left out differ."""
+    """Return by how many standard deviations the last value picked and the first left out differ."""
     given = {a.name: a.i for a in node.attribute}
     axis = given.get("axis", -1)
     size, count = values.shape[axis], picked.shape[axis]

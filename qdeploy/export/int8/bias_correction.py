@@ -64,7 +64,7 @@ def correct_biases(
     *,
     seven_bit_weights: bool = False,
 ) -> onnx.ModelProto:
-    """Give a copy whose biases expect the rounding of the weights.
+    """Return a copy whose biases expect the rounding of the weights.
 
     Apply it right before quantizing the same weights: int8, symmetric, one scale per output channel. A layer without
     a bias gets one.
@@ -100,7 +100,7 @@ def correct_biases(
 
 
 def biases_of(model: onnx.ModelProto) -> dict[str, Floats]:
-    """Give the bias of each Conv and Gemm that has one, by the node's name."""
+    """Return the bias of each Conv and Gemm that has one, by the node's name."""
     stored = {i.name: i for i in model.graph.initializer}
     return {
         node.name: onnx.numpy_helper.to_array(stored[node.input[2]])
@@ -132,7 +132,7 @@ def _weight(node: onnx.NodeProto, weight: Floats) -> Floats:
 
 
 def _mean_error(error_OI: NDArray[np.float64], means_C: Floats, groups: int, layer: str) -> NDArray[np.float64]:
-    """Give ``(W_q - W) E[x]``, ``[O]``."""
+    """Return ``(W_q - W) E[x]``, ``[O]``."""
     outputs, inputs = error_OI.shape
     if means_C.shape != (inputs * groups,):
         raise InputError(
@@ -144,7 +144,7 @@ def _mean_error(error_OI: NDArray[np.float64], means_C: Floats, groups: int, lay
 
 
 def _set_bias(graph: onnx.GraphProto, node: onnx.NodeProto, bias_O: Floats) -> None:
-    """Give a node a bias of its own, which no other node reads."""
+    """Return a node a bias of its own, which no other node reads."""
     taken = {i.name for i in graph.initializer} | {name for n in graph.node for name in (*n.input, *n.output)}
     old = node.input[2] if len(node.input) > 2 else ""
     name = f"{node.input[1]}.corrected_bias"

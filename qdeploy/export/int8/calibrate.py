@@ -91,7 +91,7 @@ def choose_images(dataset: Dataset, count: int, seed: int) -> Split:
 
 
 def random_images(like: Split, count: int, seed: int) -> Split:
-    """Give seeded noise of the size of some images: it says nothing about what the model will see."""
+    """Return seeded noise of the size of some images: it says nothing about what the model will see."""
     shape = (count, *like.pixels.shape[1:])
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     hashes = tuple(hashlib.sha256(p.tobytes()).hexdigest()[:16] for p in pixels)

@@ -119,7 +119,7 @@ def finetune(
 
 
 def layers_to_quantize(model: nn.Module, float_modules: tuple[str, ...] = ()) -> dict[str, nn.Module]:
-    """Give the Conv2d and Linear layers by name, less those inside of modules that stay in float.
+    """Return the Conv2d and Linear layers by name, less those inside of modules that stay in float.
 
     Raises:
         InputError: If there is no module of such a name, or no layer remains.
@@ -140,7 +140,7 @@ def layers_to_quantize(model: nn.Module, float_modules: tuple[str, ...] = ()) ->
 
 
 def layers_of_nodes(deployed: nn.Module, nodes: Iterable[str], size: int) -> tuple[str, ...]:
-    """Give the Conv2d and Linear layers that nodes of the traced graph come from, as names for ``float_modules``.
+    """Return the Conv2d and Linear layers that nodes of the traced graph come from, as names for ``float_modules``.
 
     A node is named ``module/Operator``. A convolution that swallowed a BatchNorm has the BatchNorm's name, so one
     image is run to see which convolution each BatchNorm reads.
@@ -286,7 +286,7 @@ class _Run:
 
     @torch.no_grad()
     def score(self) -> tuple[float, float]:
-        """Give the rounded model's validation accuracy in percent, and how near it is to the teacher."""
+        """Return the rounded model's validation accuracy in percent, and how near it is to the teacher."""
         right, distance = 0.0, 0.0
         for image, label in self._batches(self.val, np.arange(len(self.val)), EVALUATION_BATCH):
             logits = self.fake.logits(image)

@@ -64,7 +64,7 @@ class Histogram:
         return (np.arange(BINS, dtype=np.float64) + 0.5) * (2 * self.limit / BINS) - self.limit
 
     def __add__(self, other: Histogram) -> Histogram:
-        """Give the histogram of both."""
+        """Return the histogram of both."""
         total = Histogram(low=min(self.low, other.low), high=max(self.high, other.high))
         total.limit = max(self.limit, other.limit)
         for one in (self, other):
@@ -75,7 +75,7 @@ class Histogram:
 
 
 def _spread(counts: Counts, factor: int) -> Counts:
-    """Give the counts of a histogram whose limit is a power of two times as large."""
+    """Return the counts of a histogram whose limit is a power of two times as large."""
     if factor == 1:
         return counts
     wide = _no_counts()

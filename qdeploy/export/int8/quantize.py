@@ -207,7 +207,7 @@ class _Writer:
         self._gone.add(node.name)
 
     def _original(self, node: onnx.NodeProto) -> list[str]:
-        """Give a node's outputs, and let one that is the graph's be made by its pair's end instead."""
+        """Return a node's outputs, and let one that is the graph's be made by its pair's end instead."""
         names = list(node.output)
         for i, name in enumerate(names):
             if name in self._marked and name in self._outputs:
@@ -223,7 +223,7 @@ class _Writer:
         ]
 
     def _parameters(self, name: str) -> tuple[str, str]:
-        """Give the names of a tensor's scale and zero point; the constants are made once."""
+        """Return the names of a tensor's scale and zero point; the constants are made once."""
         scale, zero = f"{name}_scale", f"{name}_zero_point"
         if scale not in self._constants:
             values = scale_and_zero(self.ranges[name], self.encoding)
@@ -273,7 +273,7 @@ class _Writer:
         return scale, np.zeros(scale.shape, np.int8), integers.astype(np.int8)
 
     def _least_scale(self, weight: str) -> NDArray[np.float64]:
-        """Give the smallest scales with which the biases that go with a weight fit into 32 bits."""
+        """Return the smallest scales with which the biases that go with a weight fit into 32 bits."""
         least = np.zeros(1, np.float64)
         for node in self._biases:
             if node.input[1] == weight:
@@ -320,7 +320,7 @@ class _Writer:
 
 
 def scale_and_zero(span: Range, encoding: Encoding) -> tuple[NDArray[np.float32], NDArray[np.integer[Any]]]:
-    """Give the scale and the zero point of a range."""
+    """Return the scale and the zero point of a range."""
     low, high = (float(np.float32(end)) for end in span)
     if encoding.symmetric:
         extreme = max(-low, high)
@@ -338,7 +338,7 @@ def scale_and_zero(span: Range, encoding: Encoding) -> tuple[NDArray[np.float32]
 def quantized(
     values: NDArray[np.float32], scale: NDArray[np.float32], zero: NDArray[np.integer[Any]]
 ) -> NDArray[np.integer[Any]]:
-    """Give the integers of values."""
+    """Return the integers of values."""
     limits = np.iinfo(zero.dtype)
     return np.clip(np.round(values / scale) + zero.astype(np.float32), limits.min, limits.max).astype(zero.dtype)
 

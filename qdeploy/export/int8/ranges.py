@@ -28,7 +28,7 @@ Cost = Callable[[float, float], float]
 
 
 def range_of(histogram: Histogram, method: str, symmetric: bool = False) -> Range:
-    """Give the range of a tensor.
+    """Return the range of a tensor.
 
     Args:
         histogram: Of its values on real images.
@@ -50,7 +50,7 @@ def range_of(histogram: Histogram, method: str, symmetric: bool = False) -> Rang
 
 
 def mse(histogram: Histogram, span: Range) -> float:
-    """Give the mean squared error of quantizing a tensor's values with a range."""
+    """Return the mean squared error of quantizing a tensor's values with a range."""
     counts = histogram.counts.astype(np.float64)
     return _mse_cost(histogram.centres, counts)(*span) / max(counts.sum(), 1.0)
 

@@ -113,7 +113,7 @@ def calibration_images(work: Work) -> Split:
 
 
 def float_for_tensorrt(model: onnx.ModelProto) -> frozenset[str]:
-    """Give the nodes whose integers do not pay in TensorRT, whatever they cost in accuracy.
+    """Return the nodes whose integers do not pay in TensorRT, whatever they cost in accuracy.
 
     These are products of two activations (attention), which it fuses in 16-bit floats, and convolutions of few
     channels, such as the first; NVIDIA's own quantizer leaves out the same.
@@ -233,7 +233,7 @@ class _Way:
 def _ways(
     work: Work, graph: onnx.ModelProto, means: Mapping[str, Floats], calibration: Calibration, encoding: Encoding
 ) -> list[_Way]:
-    """Give every method's ranges, of one calibration, without and, where means are given, with corrected biases."""
+    """Return every method's ranges, of one calibration, without and, where means are given, with corrected biases."""
     asked = work.config.calibration
     names = (*METHODS, "mixed") if asked == "auto" else (asked,)
     ranges = {name: calibration.ranges(name, encoding.symmetric) for name in names}
@@ -252,7 +252,7 @@ def _error(
     card: Card,
     start: frozenset[str],
 ) -> float:
-    """Give the signal-to-noise ratio of the logits on validation images, with all that may be INT8 in INT8."""
+    """Return the signal-to-noise ratio of the logits on validation images, with all that may be INT8 in INT8."""
     pixels, before = judges.choosing.pixels[:WAY_IMAGES], judges.choosing_logits[:WAY_IMAGES]
     with open_graph(quantize(graph, way.ranges, encoding, start, way.biases), card) as session:
         return sqnr_db(before, run_session(session, pixels))

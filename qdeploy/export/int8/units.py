@@ -60,7 +60,7 @@ def units_of(
 
 
 def quantizable(model: onnx.ModelProto, encoding: Encoding) -> frozenset[str]:
-    """Give the names of the nodes that an encoding can write as INT8."""
+    """Return the names of the nodes that an encoding can write as INT8."""
     return frozenset(n.name for n in model.graph.node if n.op_type in encoding.operators or n.op_type == "Gelu")
 
 
@@ -74,7 +74,7 @@ def disjoint(units: Iterable[Unit]) -> list[Unit]:
 
 
 def nodes_of(units: Iterable[Unit]) -> frozenset[str]:
-    """Give the names of all nodes of some units."""
+    """Return the names of all nodes of some units."""
     return frozenset().union(*(u.nodes for u in units))
 
 

@@ -65,7 +65,7 @@ def is_unchanged_kit(folder: Path) -> bool:
 
 
 def goldens_bytes(goldens: Goldens) -> bytes:
-    """Give goldens as the C program reads them.
+    """Return goldens as the C program reads them.
 
     Little endian: magic of 8 bytes; count, size and classes as uint32; the least agreement in decibels as float32; the
     images ``[N, S, S, 3]``; the logits ``[N, K]`` as float32.
@@ -101,6 +101,6 @@ def _words(artifacts: list[Artifact], recommended: str) -> dict[str, object]:
 
 
 def _ppm(goldens: Goldens) -> bytes:
-    """Give the first golden image as a binary PPM."""
+    """Return the first golden image as a binary PPM."""
     size = goldens.images.shape[1]
     return f"P6\n{size} {size}\n255\n".encode() + goldens.images[0].tobytes()

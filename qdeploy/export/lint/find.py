@@ -37,34 +37,34 @@ def _labels(nodes: Iterable[NodeProto]) -> Iterator[str]:
 
 
 def activation_zero_point(g: Graph) -> Iterator[str]:
-    """Give quantizers of activations whose zero point is not 0."""
+    """Return quantizers of activations whose zero point is not 0."""
     return _labels(n for n in g.activation_quantizers() if g.zero_point(n).any())
 
 
 def uint8_zero(g: Graph) -> Iterator[str]:
-    """Give Q nodes to uint8 with zero point 0, which is also the default of ONNX."""
+    """Return Q nodes to uint8 with zero point 0, which is also the default of ONNX."""
     quantizers = (n for n in g.of(QUANTIZE) if not g.zero_point(n).any())
     return _labels(n for n in quantizers if g.integer_type(n) == TensorProto.UINT8)
 
 
 def uint8_constant(g: Graph) -> Iterator[str]:
-    """Give DQ nodes of uint8 constants and uint8 inputs."""
+    """Return DQ nodes of uint8 constants and uint8 inputs."""
     sources = (n for n in g.of(DEQUANTIZE) if n.input[0] in g.constants or n.input[0] in g.inputs)
     return _labels(n for n in sources if g.integer_type(n) == TensorProto.UINT8)
 
 
 def int32_bias(g: Graph) -> Iterator[str]:
-    """Give DQ nodes of int32 constants."""
+    """Return DQ nodes of int32 constants."""
     return _labels(n for n in g.constant_dequantizers() if g.integer_type(n) == TensorProto.INT32)
 
 
 def weight_zero_point(g: Graph) -> Iterator[str]:
-    """Give DQ nodes of constants whose zero point is not 0."""
+    """Return DQ nodes of constants whose zero point is not 0."""
     return _labels(n for n in g.constant_dequantizers() if g.zero_point(n).any())
 
 
 def integer_constant(g: Graph) -> Iterator[str]:
-    """Give readers of int8 constants other than DQ, and DQ nodes of a single number."""
+    """Return readers of int8 constants other than DQ, and DQ nodes of a single number."""
     for name, tensor in g.constants.items():
         if tensor.data_type == TensorProto.INT8:
             for node, index in g.readers[name]:
@@ -75,7 +75,7 @@ def integer_constant(g: Graph) -> Iterator[str]:
 
 
 def quantized_float_constant(g: Graph) -> Iterator[str]:
-    """Give Add and Mul nodes with a float vector that is quantized in the graph."""
+    """Return Add and Mul nodes with a float vector that is quantized in the graph."""
     for node in g.of("Add", "Mul"):
         for name in node.input:
             dq = g.made_by(name, DEQUANTIZE)
@@ -85,7 +85,7 @@ def quantized_float_constant(g: Graph) -> Iterator[str]:
 
 
 def missing_output_quantizer(g: Graph) -> Iterator[str]:
-    """Give integer layers that ONNX Runtime computes in float, as their output is not quantized."""
+    """Return integer layers that ONNX Runtime computes in float, as their output is not quantized."""
     for node in g.integer_layers():
         float_bias = len(node.input) > 2 and g.made_by(node.input[2], DEQUANTIZE) is None
         needed = node.op_type == "Conv" or (node.op_type == "Gemm" and float_bias)  # others may give float
@@ -126,12 +126,12 @@ def _range_covers(g: Graph, activation: NodeProto, q: NodeProto) -> bool:
 
 
 def int8_activation(g: Graph) -> Iterator[str]:
-    """Give quantizers of activations to int8."""
+    """Return quantizers of activations to int8."""
     return _labels(n for n in g.activation_quantizers() if g.integer_type(n) == TensorProto.INT8)
 
 
 def eight_bit_weights(g: Graph) -> Iterator[str]:
-    """Give integer layers with int8 weights beyond 7 bits."""
+    """Return integer layers with int8 weights beyond 7 bits."""
     for layer in g.integer_layers():
         for dq in (g.made_by(name, DEQUANTIZE) for name in layer.input[:2] if g.is_static(name)):
             values = g.integers(dq) if dq is not None and g.integer_type(dq) == TensorProto.INT8 else None
@@ -144,45 +144,45 @@ def eight_bit_weights(g: Graph) -> Iterator[str]:
 
 
 def per_channel_activation(g: Graph) -> Iterator[str]:
-    """Give quantizers of activations to uint8 with several scales."""
+    """Return quantizers of activations to uint8 with several scales."""
     wide = (n for n in g.activation_quantizers() if g.scale_size(n) > 1)
     return _labels(n for n in wide if g.integer_type(n) != TensorProto.INT8)
 
 
 def per_channel_int8_activation(g: Graph) -> Iterator[str]:
-    """Give quantizers of activations to int8 with several scales."""
+    """Return quantizers of activations to int8 with several scales."""
     wide = (n for n in g.activation_quantizers() if g.scale_size(n) > 1)
     return _labels(n for n in wide if g.integer_type(n) == TensorProto.INT8)
 
 
 def old_opset(g: Graph) -> Iterator[str]:
-    """Give Q and DQ nodes of a graph below opset 13."""
+    """Return Q and DQ nodes of a graph below opset 13."""
     return _labels(g.of(QUANTIZE, DEQUANTIZE)) if g.opset < 13 else iter(())
 
 
 def per_channel_below_13(g: Graph) -> Iterator[str]:
-    """Give Q and DQ nodes with several scales of a graph below opset 13."""
+    """Return Q and DQ nodes with several scales of a graph below opset 13."""
     pairs = g.of(QUANTIZE, DEQUANTIZE) if g.opset < 13 else iter(())
     return _labels(n for n in pairs if g.scale_size(n) > 1)
 
 
 def integer_operators(g: Graph) -> Iterator[str]:
-    """Give operators of the QOperator format."""
+    """Return operators of the QOperator format."""
     return _labels(g.of(*Q_OPERATORS, *CONTRIB_Q_OPERATORS))
 
 
 def contrib_integer_operators(g: Graph) -> Iterator[str]:
-    """Give operators of the QOperator format that are ONNX Runtime's own."""
+    """Return operators of the QOperator format that are ONNX Runtime's own."""
     return _labels(g.of(*CONTRIB_Q_OPERATORS))
 
 
 def dynamic(g: Graph) -> Iterator[str]:
-    """Give operators of dynamic quantization."""
+    """Return operators of dynamic quantization."""
     return _labels(g.of(*DYNAMIC))
 
 
 def uint8_arithmetic(g: Graph) -> Iterator[str]:
-    """Give readers of a uint8 input other than Cast, and casts to uint8."""
+    """Return readers of a uint8 input other than Cast, and casts to uint8."""
     for node in g.nodes:
         raw = any(name in g.inputs and g.types.get(name) == TensorProto.UINT8 for name in node.input)
         if raw and node.op_type not in ("Cast", "Shape", "Equal", QUANTIZE, DEQUANTIZE):
@@ -196,7 +196,7 @@ def _target(node: NodeProto) -> int:
 
 
 def split_gelu(g: Graph) -> Iterator[str]:
-    """Give Erf nodes with a Q or DQ among the pieces of their GELU."""
+    """Return Erf nodes with a Q or DQ among the pieces of their GELU."""
     for erf in g.of("Erf"):
         before = g.made_by(erf.input[0], "Div", "Mul", DEQUANTIZE)
         sources = [erf.input[0], *(before.input if before is not None else ())]
@@ -207,17 +207,17 @@ def split_gelu(g: Graph) -> Iterator[str]:
 
 
 def fp16(g: Graph) -> Iterator[str]:
-    """Give nodes that work on float16."""
+    """Return nodes that work on float16."""
     return _typed(g, TensorProto.FLOAT16)
 
 
 def float64(g: Graph) -> Iterator[str]:
-    """Give nodes that work on float64."""
+    """Return nodes that work on float64."""
     return _typed(g, TensorProto.DOUBLE)
 
 
 def _typed(g: Graph, kind: int) -> Iterator[str]:
-    """Give the nodes that read an input or constant of a type, or cast to it."""
+    """Return the nodes that read an input or constant of a type, or cast to it."""
     for node in g.nodes:
         types = [g.constants[n].data_type if n in g.constants else g.types.get(n) for n in node.input]
         if kind in types or (node.op_type == "Cast" and _target(node) == kind):
@@ -228,12 +228,12 @@ SIXTEEN = (TensorProto.INT16, TensorProto.UINT16)
 
 
 def sixteen_bit(g: Graph) -> Iterator[str]:
-    """Give Q and DQ nodes of 16-bit integers."""
+    """Return Q and DQ nodes of 16-bit integers."""
     return _labels(n for n in g.of(QUANTIZE, DEQUANTIZE) if g.integer_type(n) in SIXTEEN)
 
 
 def unknown_operator(g: Graph) -> Iterator[str]:
-    """Give operators that TensorRT's parser does not know and that no other rule names."""
+    """Return operators that TensorRT's parser does not know and that no other rule names."""
     standard = {s.name for s in onnx.defs.get_all_schemas() if s.domain in STANDARD}
     known = (standard - UNKNOWN_TO_TENSORRT) | Q_OPERATORS | CONTRIB_Q_OPERATORS | DYNAMIC  # those have rules
     return _labels(n for n in g.nodes if n.op_type not in known)

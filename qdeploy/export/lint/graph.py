@@ -54,7 +54,7 @@ class Graph:
                     self._collect(inner)
 
     def of(self, *operators: str) -> Iterator[NodeProto]:
-        """Give the nodes of some operators."""
+        """Return the nodes of some operators."""
         return (n for n in self.nodes if n.op_type in operators)
 
     @property
@@ -67,37 +67,37 @@ class Graph:
         return name in self._static
 
     def array(self, name: str) -> NDArray[Any] | None:
-        """Give a constant's values; None if it is not a constant or its data are in another file."""
+        """Return a constant's values; None if it is not a constant or its data are in another file."""
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
             return None
         return numpy_helper.to_array(tensor)
 
     def rank(self, name: str) -> int:
-        """Give the number of dimensions of a constant."""
+        """Return the number of dimensions of a constant."""
         return len(self.constants[name].dims)
 
     def made_by(self, name: str, *operators: str) -> NodeProto | None:
-        """Give the node that makes a tensor, if it is one of some operators."""
+        """Return the node that makes a tensor, if it is one of some operators."""
         node = self.maker.get(name)
         return node if node is not None and node.op_type in operators else None
 
     def read_by(self, name: str) -> list[NodeProto]:
-        """Give the nodes that read a tensor."""
+        """Return the nodes that read a tensor."""
         return [node for node, _ in self.readers[name]]
 
     def zero_point(self, node: NodeProto) -> NDArray[np.int64]:
-        """Give the zero point of a Q or DQ node; where it is unknown or left out, 0."""
+        """Return the zero point of a Q or DQ node; where it is unknown or left out, 0."""
         values = self.array(node.input[2]) if len(node.input) > 2 else None
         return np.zeros(1, np.int64) if values is None else values.astype(np.int64).reshape(-1)
 
     def scale_size(self, node: NodeProto) -> int:
-        """Give how many scales a Q or DQ node has."""
+        """Return how many scales a Q or DQ node has."""
         tensor = self.constants.get(node.input[1])
         return 1 if tensor is None else int(np.prod(tensor.dims, dtype=np.int64))
 
     def integer_type(self, node: NodeProto) -> int:
-        """Give the integer type (of ``TensorProto``) on the integer side of a Q or DQ node."""
+        """Return the integer type (of ``TensorProto``) on the integer side of a Q or DQ node."""
         for name in (*node.input[2:3], *(node.input[:1] if node.op_type == DEQUANTIZE else ())):
             if name in self.constants:
                 return int(self.constants[name].data_type)
@@ -108,7 +108,7 @@ class Graph:
         return chosen[0] if chosen else TensorProto.UINT8
 
     def integers(self, dq: NodeProto) -> NDArray[np.int64] | None:
-        """Give the integers that a DQ of constants reads: stored, or rounded from float by a Q."""
+        """Return the integers that a DQ of constants reads: stored, or rounded from float by a Q."""
         stored = self.array(dq.input[0])
         if stored is not None:
             return stored.astype(np.int64)
@@ -126,16 +126,16 @@ class Graph:
         return np.rint(values / scale).astype(np.int64)
 
     def activation_quantizers(self) -> Iterator[NodeProto]:
-        """Give each Q of a tensor that depends on the input, and each DQ of an integer input."""
+        """Return each Q of a tensor that depends on the input, and each DQ of an integer input."""
         yield from (n for n in self.of(QUANTIZE) if not self.is_static(n.input[0]))
         yield from (n for n in self.of(DEQUANTIZE) if n.input[0] in self.inputs)
 
     def constant_dequantizers(self) -> Iterator[NodeProto]:
-        """Give each DQ of constants."""
+        """Return each DQ of constants."""
         return (n for n in self.of(DEQUANTIZE) if self.is_static(n.input[0]))
 
     def integer_layers(self) -> Iterator[NodeProto]:
-        """Give each Conv, Gemm and MatMul whose two operands are dequantized."""
+        """Return each Conv, Gemm and MatMul whose two operands are dequantized."""
         for node in self.of("Conv", "Gemm", "MatMul"):
             operands = [self.made_by(name, DEQUANTIZE) for name in node.input[:2]]
             if None not in operands:

@@ -60,11 +60,11 @@ class LintReport:
     """The worst first."""
 
     def findings_for(self, runtime: str) -> tuple[Finding, ...]:
-        """Give the findings that concern a runtime."""
+        """Return the findings that concern a runtime."""
         return tuple(f for f in self.findings if runtime in f.runtimes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self)
 
 
@@ -158,7 +158,7 @@ def _opened(model: onnx.ModelProto, complete: bool) -> list[Finding]:
 
 
 def _refusal(model: onnx.ModelProto) -> str:
-    """Give the reason why ONNX Runtime does not open a model; empty if it does."""
+    """Return the reason why ONNX Runtime does not open a model; empty if it does."""
     try:
         open_binding(model.SerializeToString(), threads=1)
     except OnnxRuntimeError as error:
@@ -167,7 +167,7 @@ def _refusal(model: onnx.ModelProto) -> str:
 
 
 def _smallest(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give a graph of one node with the opset and IR version of another."""
+    """Return a graph of one node with the opset and IR version of another."""
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Identity", ["x"], ["y"])],

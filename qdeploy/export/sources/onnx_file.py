@@ -172,7 +172,7 @@ def name_nodes_apart(graph: onnx.GraphProto) -> None:
 
 
 def name_tensors_apart(graph: onnx.GraphProto) -> None:
-    """Give every tensor of a foreign graph an ending that no name of ours has.
+    """Return every tensor of a foreign graph an ending that no name of ours has.
 
     Ours are ``image``, ``logits``, ``x_scale``, ``x_quantized`` and so on.
     """

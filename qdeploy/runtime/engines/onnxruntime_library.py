@@ -188,7 +188,7 @@ class Model:
 
 
 def _tensor(place: Any, kind: int, shape: Sequence[int], item_bytes: int) -> c_void_p:
-    """Give a view of our memory; ONNX Runtime copies and frees nothing of it."""
+    """Return a view of our memory; ONNX Runtime copies and frees nothing of it."""
     value, sides = c_void_p(), (c_int64 * len(shape))(*shape)
     size_bytes = item_bytes * math.prod(shape)
     API.CreateTensorWithDataAsOrtValue(_memory(), place, size_bytes, sides, len(shape), kind, byref(value))

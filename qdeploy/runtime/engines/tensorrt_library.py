@@ -46,7 +46,7 @@ def load_package(builder: str) -> Any:
 
 @lru_cache
 def messages(builder: str) -> Any:
-    """Give the package's logger, which keeps errors until ``first_error`` takes them.
+    """Return the package's logger, which keeps errors until ``first_error`` takes them.
 
     One for the life of the process: the library goes on using the first logger that it was given.
     """
@@ -65,7 +65,7 @@ def messages(builder: str) -> Any:
 
 
 def first_error(builder: str) -> str:
-    """Give the first error since the last call, in one line, and forget all.
+    """Return the first error since the last call, in one line, and forget all.
 
     Messages about the logging itself are passed over.
     """

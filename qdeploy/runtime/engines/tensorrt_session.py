@@ -157,7 +157,7 @@ def _misfit(artifact: Artifact, header: EngineHeader, here: str) -> ArtifactErro
 
 
 def _free(parts: list[Any], cuda: Any, memory: dict[str, int], stream: Any) -> None:
-    """Give back what a session took; a process that is ending may have lost the device already."""
+    """Return back what a session took; a process that is ending may have lost the device already."""
     while parts:
         del parts[0]  # the context before its engine, and that before its runtime
     for pointer in memory.values():
