@@ -22,7 +22,7 @@ MIN_SAMPLES = {90: 64, 95: 130, 99: 662}
 
 
 def topk_percent(logits_NK: Floats, labels_N: NDArray[np.int64], k: int) -> float:
-    """Return the share of samples, in percent, whose label is among the k largest logits; ties as in ``label_ranks``."""
+    """Return the percentage of samples whose label is among the k largest logits; ties as in ``label_ranks``."""
     return float((label_ranks(logits_NK, labels_N) < k).mean() * 100.0)
 
 

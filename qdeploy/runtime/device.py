@@ -5,7 +5,7 @@ It holds for that machine and for that file only; elsewhere it is passed over, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,67 @@ class Setup:
     """What ``device.json`` had to say, for the user; None where there is none."""
 
 
-def this_machine() -> dict[str, Any]:
-    """Return what decides whether a measurement holds here: the CPU's name, its flags, and the usable cores."""
-    return {"cpu": cpu_name(), "flags": [f for f in SPEED_FLAGS if f in cpu_flags()], "cores": usable_cores()}
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What decides whether a measurement holds on a machine."""
+
+    cpu: str
+    flags: tuple[str, ...]
+    """Instructions of the CPU that matter to speed."""
+    cores: int
+    """Cores that this process may use."""
+
+
+def this_machine() -> Machine:
+    """Return this machine."""
+    return Machine(cpu=cpu_name(), flags=tuple(f for f in SPEED_FLAGS if f in cpu_flags()), cores=usable_cores())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRecord:
+    """What ``device.json`` holds."""
+
+    file: str
+    """Name of the chosen model file, in the same folder."""
+    sha256: str
+    engine: str
+    threads: int
+    batch: int
+    machine: Machine
+    reason: str = ""
+    """Why this choice, in words."""
+    limits: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    """The choice's figures."""
+    versions: dict[str, str] = field(default_factory=dict)
+    date: str = ""
+    """ISO 8601."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON document."""
+        return {"schema": DEVICE_SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> DeviceRecord:
+        """Rebuild from ``to_dict``.
+
+        Raises:
+            ValueError: If the schema is another one, or a field is missing or cannot be.
+        """
+        kinds = {"file": str, "sha256": str, "engine": str, "threads": int, "batch": int, "machine": dict}
+        if fields.get("schema") != DEVICE_SCHEMA or not all(isinstance(fields.get(k), t) for k, t in kinds.items()):
+            raise ValueError("of another schema, or a field is missing")
+        machine = fields["machine"]
+        flags = tuple(machine.get("flags") or ())
+        more = {k: fields[k] for k in ("reason", "limits", "measured", "versions", "date") if k in fields}
+        record = cls(
+            **{k: fields[k] for k in ("file", "sha256", "engine", "threads", "batch")},
+            machine=Machine(cpu=str(machine.get("cpu")), flags=flags, cores=int(machine.get("cores") or 0)),
+            **more,
+        )
+        if Path(record.file).name != record.file or record.threads < 1 or record.batch < 1:
+            raise ValueError("its file, threads or batch cannot be")
+        return record
 
 
 def setup_for(path: Path, named: bool, engine: str | None = None, threads: int | None = None) -> Setup:
@@ -51,45 +109,44 @@ def setup_for(path: Path, named: bool, engine: str | None = None, threads: int |
     if not file.is_file():
         return plain
     device = read_device(file)
-    tuned = path.parent / device["file"]
+    tuned = path.parent / device.file
     if named and path.name != tuned.name:
         return plain
     unfit = _unfit(device, tuned)
     if unfit:
         return replace(plain, note=f"{file} is not used: {unfit}; run `qdeploy tune` again")
-    if engine not in (None, device["engine"]):
-        return replace(plain, note=f"{file} is not used: it is for `engine={device['engine']}`")
-    threads = threads or device["threads"]
-    says = f"as tuned in {file}: {device['file']} with {device['engine']}, {threads} thread{'s' * (threads > 1)}"
-    return Setup(path=tuned, engine=device["engine"], threads=threads, batch=device["batch"], note=says)
+    if engine not in (None, device.engine):
+        return replace(plain, note=f"{file} is not used: it is for `engine={device.engine}`")
+    threads = threads or device.threads
+    says = f"as tuned in {file}: {device.file} with {device.engine}, {threads} thread{'s' * (threads > 1)}"
+    return Setup(path=tuned, engine=device.engine, threads=threads, batch=device.batch, note=says)
 
 
-def read_device(file: Path) -> dict[str, Any]:
+def read_device(file: Path) -> DeviceRecord:
     """Read and check a ``device.json``.
 
     Raises:
         InputError: If it is damaged or of another schema.
     """
-    device = read_json(file)
-    kinds = {"file": str, "sha256": str, "engine": str, "threads": int, "batch": int, "machine": dict}
-    sound = isinstance(device, dict) and device.get("schema") == DEVICE_SCHEMA
-    if not sound or not all(isinstance(device.get(k), kind) for k, kind in kinds.items()):
+    fields = read_json(file)
+    try:
+        return DeviceRecord.from_dict(fields if isinstance(fields, dict) else {})
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{file} is damaged or of another version of qdeploy", fix="remove it, or run `qdeploy tune` again"
-        )
-    if Path(device["file"]).name != device["file"] or device["threads"] < 1 or device["batch"] < 1:
-        raise InputError(f"{file} is damaged: its file, threads or batch cannot be", fix="remove it")
-    return device
+            f"{file} is damaged or of another version of qdeploy ({error})",
+            fix="remove it, or run `qdeploy tune` again",
+        ) from error
 
 
-def _unfit(device: dict[str, Any], tuned: Path) -> str | None:
-    """Say why a tuned choice does not hold, or None."""
-    here = this_machine()
-    for key, what in (("cpu", "CPU"), ("flags", "CPU flags"), ("cores", "number of cores")):
-        if device["machine"].get(key) != here[key]:
-            return f"it was measured on another machine ({what}: {device['machine'].get(key)}, here {here[key]})"
+def _unfit(device: DeviceRecord, tuned: Path) -> str | None:
+    """Return why a tuned choice does not hold, or None."""
+    here, there = this_machine(), device.machine
+    for name, what in (("cpu", "CPU"), ("flags", "CPU flags"), ("cores", "number of cores")):
+        found, own = getattr(there, name), getattr(here, name)
+        if found != own:
+            return f"it was measured on another machine ({what}: {found}, here {own})"
     if not tuned.is_file():
         return f"{tuned.name} is gone"
-    if sha256_of(tuned.read_bytes()) != device["sha256"]:
+    if sha256_of(tuned.read_bytes()) != device.sha256:
         return f"{tuned.name} has changed since"
     return None

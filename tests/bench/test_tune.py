@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +177,7 @@ def tuned(folder: Path, **changes: object) -> Path:
         "engine": "ort",
         "threads": 2,
         "batch": 8,
-        "machine": device.this_machine(),
+        "machine": asdict(device.this_machine()),
     }
     (folder / "device.json").write_text(json.dumps({**fields, **changes}))
     return folder
@@ -199,9 +199,9 @@ def test_what_is_given_wins_over_what_was_tuned(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"machine": {**device.this_machine(), "cpu": "Cortex-A76"}}, "another machine (CPU: Cortex-A76, here"),
-        ({"machine": {**device.this_machine(), "flags": ["neon"]}}, "another machine (CPU flags"),
-        ({"machine": {**device.this_machine(), "cores": 128}}, "another machine (number of cores: 128"),
+        ({"machine": {**asdict(device.this_machine()), "cpu": "Cortex-A76"}}, "another machine (CPU: Cortex-A76, here"),
+        ({"machine": {**asdict(device.this_machine()), "flags": ["neon"]}}, "another machine (CPU flags"),
+        ({"machine": {**asdict(device.this_machine()), "cores": 128}}, "another machine (number of cores: 128"),
         ({"sha256": "0" * 64}, "model.fp32.onnx has changed since"),
         ({"file": "model.bf16.onnx"}, "model.bf16.onnx is gone"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 from qdeploy.bench.tune.candidate import Candidate
 from qdeploy.bench.tune.limits import Limits
 from qdeploy.core.machine import environment
-from qdeploy.runtime.device import DEVICE_SCHEMA, this_machine
+from qdeploy.runtime.device import DeviceRecord, this_machine
 
 NO_FASTER = "no faster beyond noise"
 
@@ -82,23 +82,21 @@ def report_of(
     )
 
 
-def device_of(chosen: Candidate, report: TuneReport) -> dict[str, Any]:
-    """Return what ``device.json`` holds; see ``qdeploy.runtime.device``."""
-    measured = asdict(report.chosen) if report.chosen else {}
-    return {
-        "schema": DEVICE_SCHEMA,
-        "file": chosen.artifact.path.name,
-        "sha256": chosen.artifact.sha256,
-        "engine": chosen.engine,
-        "threads": chosen.threads,
-        "batch": chosen.batch,
-        "reason": report.reason,
-        "limits": asdict(report.limits),
-        "measured": measured,
-        "machine": this_machine(),
-        "versions": report.environment["versions"],
-        "date": date.today().isoformat(),
-    }
+def device_of(chosen: Candidate, report: TuneReport) -> DeviceRecord:
+    """Return what is kept beside the chosen file."""
+    return DeviceRecord(
+        file=chosen.artifact.path.name,
+        sha256=chosen.artifact.sha256,
+        engine=chosen.engine,
+        threads=chosen.threads,
+        batch=chosen.batch,
+        machine=this_machine(),
+        reason=report.reason,
+        limits=asdict(report.limits),
+        measured=asdict(report.chosen) if report.chosen else {},
+        versions=report.environment["versions"],
+        date=date.today().isoformat(),
+    )
 
 
 def _candidate(candidate: Candidate, chosen: Candidate | None, limits: Limits) -> CandidateReport:

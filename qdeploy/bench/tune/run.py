@@ -179,5 +179,5 @@ def _kept(model: Path, report: TuneReport, chosen: Candidate | None) -> TuneRepo
     ours = folder.resolve() != SHIPPED.resolve() and os.access(folder, os.W_OK)
     if chosen is None or not ours:
         return report
-    write_json(folder / DEVICE_FILE, device_of(chosen, report))
+    write_json(folder / DEVICE_FILE, device_of(chosen, report).to_dict())
     return replace(report, written=str(folder / DEVICE_FILE))
