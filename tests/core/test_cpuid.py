@@ -78,7 +78,7 @@ def test_where_no_page_can_become_code_linux_is_asked(monkeypatch: pytest.Monkey
         raise OSError("operation not permitted")
 
     before = cpu_flags()
-    monkeypatch.setattr(cpuid, "_page", refused)
+    monkeypatch.setattr(cpuid, "executable_page", refused)
     for function in (x86_flags, cpu_flags):
         function.cache_clear()
     try:
