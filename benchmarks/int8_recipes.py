@@ -176,19 +176,22 @@ def nncf(per_tensor: bool = True, accuracy_control: bool = False) -> Prepare:
 
 def ours(job: Job) -> Timed:
     """The INT8 step of ``qdeploy export --int8``, with its defaults but for the number of images."""
+    from qdeploy.core.progress import no_progress, silent
     from qdeploy.export.config import ExportConfig
     from qdeploy.export.finish import Work, finish
     from qdeploy.export.int8.step import int8_step
+    from qdeploy.export.pipeline import PARITY_IMAGES
 
     artifact = read_artifact(Path(job.source))
     config = ExportConfig(int8=True, calibration_images=len(job.images()), max_drop=MAX_DROP)
+    dataset = load_dataset(preprocessing=artifact.card.preprocessing)
     work = Work(
-        record={},
-        dataset=load_dataset(preprocessing=artifact.card.preprocessing),
+        dataset=dataset,
         name=artifact.card.name,
         config=config,
-        note=lambda text: None,
-        tick=lambda step: lambda done, total: None,
+        note=silent,
+        progress=no_progress,
+        parity_pixels=dataset.splits["val"].pixels[:PARITY_IMAGES],
     )
     graph, card = onnx.load_from_string(artifact.data), artifact.card
     reference = logits_of(Plain(artifact.data), work.parity_pixels)
@@ -200,7 +203,7 @@ def ours(job: Job) -> Timed:
         return {
             "method": made.report.calibration,
             "float_units": list(made.report.float_units),
-            "trials": len(made.report.units) + len(made.report.trials),
+            "choices": len(made.report.units) + len(made.report.choices),
         }
 
     return step

@@ -29,7 +29,7 @@ from qdeploy.core.errors import MissingDependencyError, VerdictError
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export import ExportConfig, export_module
-from qdeploy.export.verdict import ArtifactReport
+from qdeploy.export.report.record import ArtifactReport
 from qdeploy.models.registry import create_model
 
 NAMES = (

@@ -1,6 +1,6 @@
 """``qdeploy bench``: honest numbers. Latency, throughput, memory and start-up of artifacts, measured side by side."""
 
-from qdeploy.bench.compare import Comparison, compare
+from qdeploy.bench.compare import Comparison, Speed, compare
 from qdeploy.bench.config import BenchConfig
 from qdeploy.bench.images import encoded_images, sample_images
 from qdeploy.bench.latency import latency_summary
@@ -12,6 +12,7 @@ __all__ = [
     "BenchConfig",
     "BenchReport",
     "BenchResult",
+    "Speed",
     "Comparison",
     "bench",
     "compare",

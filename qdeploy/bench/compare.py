@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +22,14 @@ from numpy.typing import NDArray
 from qdeploy.core.errors import InputError
 
 STRETCHES = 10
-NO_DIFFERENCE = "no difference beyond noise"
+
+
+class Speed(str, Enum):
+    """What a comparison finds."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    NO_DIFFERENCE = "no difference beyond noise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +42,22 @@ class Comparison:
     """Time of the other divided by that of this one; above 1 this one is faster."""
     ci95: tuple[float, float]
     """It holds for all comparisons of a report together."""
-    verdict: str
+    finding: Speed
     """faster, slower, or no difference beyond noise."""
 
     def words(self) -> str:
-        """Return the verdict as a sentence."""
+        """Return the finding as a sentence."""
         low, high = self.ci95
-        if self.verdict == NO_DIFFERENCE:
-            return f"{self.model} and {self.against}: {NO_DIFFERENCE} (ratio {low:.3f} to {high:.3f}, 95 % interval)"
+        if self.finding is Speed.NO_DIFFERENCE:
+            return (
+                f"{self.model} and {self.against}: {self.finding.value} (ratio {low:.3f} to {high:.3f}, 95 % interval)"
+            )
         ratio = self.ratio
-        if self.verdict == "slower":
+        if self.finding is Speed.SLOWER:
             ratio, low, high = 1 / ratio, 1 / high, 1 / low
         digits = 1 if ratio >= 2 and high - low >= 0.05 else 2 if low >= 1.01 else 3
         return (
-            f"{self.model} is {ratio:.{digits}f}x {self.verdict} than {self.against} "
+            f"{self.model} is {ratio:.{digits}f}x {self.finding.value} than {self.against} "
             f"(95 % interval {low:.{digits}f} to {high:.{digits}f})"
         )
 
@@ -86,8 +96,8 @@ def compare(
     stretches = [float(np.median(part)) for part in parts]
     centre, half = mean_and_margin(stretches, 0.05 / comparisons)
     low, high = math.exp(centre - half), math.exp(centre + half)
-    verdict = "faster" if low > 1.0 else "slower" if high < 1.0 else NO_DIFFERENCE
-    return Comparison(model=model, against=against, ratio=math.exp(centre), ci95=(low, high), verdict=verdict)
+    finding = Speed.FASTER if low > 1.0 else Speed.SLOWER if high < 1.0 else Speed.NO_DIFFERENCE
+    return Comparison(model=model, against=against, ratio=math.exp(centre), ci95=(low, high), finding=finding)
 
 
 def mean_and_margin(values: Sequence[float], error: float = 0.05) -> tuple[float, float]:

@@ -55,7 +55,7 @@ def intervals(comparisons: Sequence[Mapping[str, Any]]) -> Markup:
     parts.append(_text(place(1), height - 6, f"as fast as {comparisons[0]['against']}", "middle"))
     for i, c in enumerate(comparisons):
         y = i * ROW + 20
-        colour = {"faster": "#3a7d44", "slower": "#c0603a"}.get(c["verdict"], GREY)
+        colour = {"faster": "#3a7d44", "slower": "#c0603a"}.get(c["finding"], GREY)
         x0, x1 = (place(v) for v in c["ci95"])
         whisker = f"M{x0:.1f} {y}H{x1:.1f}M{x0:.1f} {y - 5}v10M{x1:.1f} {y - 5}v10"
         parts.append(tag("path", d=whisker, stroke=colour, stroke_width=2))

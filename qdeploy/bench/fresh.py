@@ -42,7 +42,7 @@ class Growth:
     runs: int
     bytes_per_run: float
     """Slope of the resident size over the runs, a quarter of them left out at the beginning."""
-    verdict: str
+    finding: str
     """no growth beyond noise, or grows."""
 
 
@@ -107,7 +107,7 @@ def growth_of(readings: Sequence[tuple[int, int]]) -> Growth | None:
     return Growth(
         runs=readings[-1][0],
         bytes_per_run=float(np.polyfit(runs, sizes, 1)[0]),
-        verdict="grows" if grows else NO_GROWTH,
+        finding="grows" if grows else NO_GROWTH,
     )
 
 

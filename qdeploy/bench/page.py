@@ -151,7 +151,7 @@ def _memory(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
 def _growth(growth: Mapping[str, Any] | None) -> str:
     if growth is None:
         return "-"
-    return f"{growth['verdict']} ({growth['bytes_per_run']:+.1f} bytes a run, {growth['runs']} runs)"
+    return f"{growth['finding']} ({growth['bytes_per_run']:+.1f} bytes a run, {growth['runs']} runs)"
 
 
 def _start_row(r: Mapping[str, Any]) -> list[str]:

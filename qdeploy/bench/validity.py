@@ -21,14 +21,14 @@ SPARE_CORES = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Validity:
-    """The verdict on a whole measurement."""
+    """Whether a whole measurement may be quoted."""
 
     valid: bool
     reasons: tuple[str, ...]
     """Why it is not valid."""
 
     def words(self) -> str:
-        """Return the verdict as a sentence."""
+        """Return the answer as a sentence."""
         return "valid" if self.valid else f"not valid for publication: {'; '.join(self.reasons)}"
 
 

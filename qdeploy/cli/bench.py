@@ -205,8 +205,8 @@ def _phases(r: BenchResult) -> list[str]:
 
 
 def _ladder(r: BenchResult) -> list[str]:
-    growth = "too slow to tell" if r.growth is None else r.growth.verdict
-    if r.growth and r.growth.verdict == "grows":
+    growth = "too slow to tell" if r.growth is None else r.growth.finding
+    if r.growth and r.growth.finding == "grows":
         growth = f"{r.growth.bytes_per_run:.0f} bytes"
     return [r.name, *(f"{v / 1e6:.1f}" for v in r.ladder_bytes.values()), growth]
 

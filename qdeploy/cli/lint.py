@@ -36,19 +36,19 @@ def lint_command(
         emit_json({"path": str(file), **report.to_dict()})
     else:
         show(file, report)
-    return int(runtime is not None and report.verdicts[runtime] != "ok")
+    return int(runtime is not None and report.support[runtime] != "ok")
 
 
 def show(file: Path, report: LintReport) -> None:
-    """Print the verdict of each runtime, and each finding with its remedy."""
+    """Print what each runtime makes of the file, and each finding with its remedy."""
     from qdeploy.export.lint.report import RUNTIMES as LABELS
 
     print(f"{file}: opset {report.opset}, {report.nodes} nodes, {'quantized' if report.quantized else 'float'}")
     rows = [
-        (LABELS[runtime], runtime, verdict, ", ".join(f.rule for f in report.findings_for(runtime)))
-        for runtime, verdict in report.verdicts.items()
+        (LABELS[runtime], runtime, support, ", ".join(f.rule for f in report.findings_for(runtime)))
+        for runtime, support in report.support.items()
     ]
-    show_table(table(("runtime", "--for", "verdict", "findings"), rows, words=range(4)))
+    show_table(table(("runtime", "--for", "support", "findings"), rows, words=range(4)))
     for f in report.findings:
         places = f"{f.places} places, first" if f.places > 1 else "at"
         print(f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}")

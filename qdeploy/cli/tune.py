@@ -79,13 +79,13 @@ def show(report: TuneReport, verbose: bool) -> None:
         print(f"not written: the folder is read-only or the package's; use --engine {c.engine} --threads {c.threads}")
 
 
-_HEAD = ("file", "engine", "threads", "batch", "p50 ms", "images/s", "verdict")
+_HEAD = ("file", "engine", "threads", "batch", "p50 ms", "images/s", "result")
 _TIMES = ("file", "engine", "threads", "batch", "p50 ms", "p95 ms", "time", "95 %")
 _COSTS = ("file", "engine", "threads", "batch", "top-1 %", "lost", "MB")
 
 
 def _row(c: CandidateReport) -> list[str]:
-    return [*_what(c), _number(c.latency_ms.get("p50"), 3), _number(c.throughput_per_s, 0), c.verdict]
+    return [*_what(c), _number(c.latency_ms.get("p50"), 3), _number(c.throughput_per_s, 0), c.result]
 
 
 def _times(c: CandidateReport) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from qdeploy.bench import Comparison
+from qdeploy.bench import Comparison, Speed
 from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.intervals import PairedDifference
 
@@ -69,7 +69,7 @@ class Verdict:
     @property
     def faster(self) -> bool:
         """Whether it is kept and was measured to be faster than fp32."""
-        return self.keep and self.speed is not None and self.speed.verdict == "faster"
+        return self.keep and self.speed is not None and self.speed.finding is Speed.FASTER
 
 
 def decide(loss: Loss, speed: Comparison | None, budget: AccuracyBudget, policy: Policy) -> Verdict:
@@ -90,7 +90,7 @@ def decide(loss: Loss, speed: Comparison | None, budget: AccuracyBudget, policy:
     tolerable = shown is Shown.WITHIN or (
         shown is Shown.NOT_SHOWN and budget.allows(loss.difference) and not policy.strict
     )
-    slower = speed is not None and speed.verdict != "faster"
+    slower = speed is not None and speed.finding is not Speed.FASTER
     if slower:
         reasons.append(Reason.NOT_FASTER)
     rejected = (not tolerable and not policy.allow_drop) or (slower and not policy.allow_slower)

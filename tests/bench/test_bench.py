@@ -69,7 +69,7 @@ def test_memory_is_told_rung_by_rung(report: BenchReport) -> None:
         assert 5e6 < rungs[0] < result.base_rss_bytes < rungs[1] < rungs[2] < rungs[3] < 150e6
         assert rungs[2] < result.peak_rss_bytes < 150e6
         assert result.growth is not None
-        assert result.growth.verdict == NO_GROWTH
+        assert result.growth.finding == NO_GROWTH
 
 
 def test_the_phases_add_up_to_the_whole(report: BenchReport) -> None:
@@ -113,15 +113,15 @@ def test_a_service_that_leaks_is_found() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     leaking = growth_of([(runs, size) for runs, size in json.loads(done.stdout.translate({40: "[", 41: "]"}))])
     assert leaking is not None
-    assert leaking.verdict == "grows"
+    assert leaking.finding == "grows"
     assert leaking.bytes_per_run == pytest.approx(3000, rel=0.2)
     once = growth_of([(i, 50_000_000 + (4_000_000 if i > 40 else 0)) for i in range(64)])
     assert once is not None
-    assert once.verdict == NO_GROWTH
+    assert once.finding == NO_GROWTH
     assert growth_of([(1, 1), (2, 2)]) is None
     settling = growth_of([(i, 50_000_000 + 500 * i) for i in range(64)])
     assert settling is not None
-    assert settling.verdict == NO_GROWTH
+    assert settling.finding == NO_GROWTH
 
 
 def test_engines_and_equal_files_get_names_of_their_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A verdict means what it says: on equal models as on different ones, with noise as machines make it."""
+"""A finding means what it says: on equal models as on different ones, with noise as machines make it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qdeploy.bench import launches, sample_images
-from qdeploy.bench.compare import NO_DIFFERENCE, compare, mean_and_margin, student
+from qdeploy.bench.compare import Speed, compare, mean_and_margin, student
 from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
 from qdeploy.core.errors import InputError
 from qdeploy.runtime.session import Session, open_session
@@ -38,8 +38,8 @@ def test_equal_models_are_called_equal_and_two_per_cent_are_seen() -> None:
     for _ in range(200):
         machine = autocorrelated(rng, 0.1)
         base, same, slower = series(rng, machine), series(rng, machine), series(rng, machine, 1.03)
-        false += compare("same", "base", same, base).verdict != NO_DIFFERENCE
-        seen += compare("slower", "base", slower, base).verdict == "slower"
+        false += compare("same", "base", same, base).finding != Speed.NO_DIFFERENCE
+        seen += compare("slower", "base", slower, base).finding == "slower"
     assert false <= 20  # 5 % expected; more than 20 of 200 has a chance of 1 in 1,000
     assert seen >= 150
 
@@ -51,7 +51,7 @@ def test_ten_equal_models_give_no_winner_either() -> None:
         machine = autocorrelated(rng, 0.1)
         base = series(rng, machine)
         found = [compare("same", "base", series(rng, machine), base, comparisons=10) for _ in range(10)]
-        wrong += any(c.verdict != NO_DIFFERENCE for c in found)
+        wrong += any(c.finding != Speed.NO_DIFFERENCE for c in found)
     assert wrong <= 9
 
 
@@ -62,8 +62,8 @@ def test_four_launches_of_unequal_length_are_the_stretches() -> None:
     place = np.repeat(places, lengths)[:, None]
     new = (place * (1 + 0.001 * rng.standard_normal((40, 10)))).tolist()
     old = (1 + 0.001 * rng.standard_normal((40, 10))).tolist()
-    assert compare("new", "old", new, old, launches=lengths).verdict == NO_DIFFERENCE
-    assert compare("new", "old", new, old).verdict == "faster"
+    assert compare("new", "old", new, old, launches=lengths).finding == Speed.NO_DIFFERENCE
+    assert compare("new", "old", new, old).finding == "faster"
 
 
 def test_a_win_is_put_in_words() -> None:
@@ -71,15 +71,15 @@ def test_a_win_is_put_in_words() -> None:
         return (scale * (1 + 0.02 * np.random.default_rng(seed).standard_normal((50, 10)))).tolist()
 
     faster = compare("int8", "fp32", flat(1.0, 0), flat(1.5, 1))
-    assert faster.verdict == "faster"
+    assert faster.finding == "faster"
     assert faster.ratio == pytest.approx(1.5, rel=0.02)
     assert faster.words().startswith("int8 is 1.5")
     assert "x faster than fp32 (95 % interval 1." in faster.words()
     slower = compare("int8", "fp32", flat(1.5, 0), flat(1.0, 1))
-    assert slower.verdict == "slower"
+    assert slower.finding == "slower"
     assert slower.words().startswith("int8 is 1.5")
     assert "x slower than fp32 (95 % interval 1." in slower.words()
-    assert NO_DIFFERENCE in compare("int8", "fp32", flat(1.0, 0), flat(1.0, 1)).words()
+    assert Speed.NO_DIFFERENCE.value in compare("int8", "fp32", flat(1.0, 0), flat(1.0, 1)).words()
     with pytest.raises(InputError, match="two rounds"):
         compare("int8", "fp32", [[1.0]], [[1.0]])
 

@@ -156,7 +156,7 @@ def test_wrong_answers_are_listed_and_never_chosen(folder: Path, monkeypatch: py
     assert report.chosen is not None
     assert report.chosen.precision == "fp32"
     (bad,) = [c for c in report.candidates if c.precision == "int8"]
-    assert "gives wrong answers" in bad.verdict
+    assert "gives wrong answers" in bad.result
     assert bad.n == 0
     assert "INT8 is out" in report.reason
 

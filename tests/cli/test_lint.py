@@ -30,8 +30,8 @@ def test_the_exit_code_is_the_verdict_asked_for(runtime: str, code: int, capsys:
     assert run(["lint", INT8, "--for", runtime, "--json"]) == code
     (line,) = capsys.readouterr().out.splitlines()
     report = json.loads(line)
-    assert set(report) == {"path", "opset", "nodes", "quantized", "verdicts", "findings"}
-    assert (report["verdicts"][runtime] == "ok") == (code == 0)
+    assert set(report) == {"path", "opset", "nodes", "quantized", "support", "findings"}
+    assert (report["support"][runtime] == "ok") == (code == 0)
     assert set(report["findings"][0]) == {"rule", "severity", "runtimes", "places", "first", "why", "fix"}
 
 

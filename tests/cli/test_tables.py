@@ -94,7 +94,7 @@ def candidate(file: str, verdict: str) -> CandidateReport:
         ratio=12.34,
         ratio_ci95=(12.11, 12.56),
         peak_rss_bytes=12_345_000_000,
-        verdict=verdict,
+        result=verdict,
     )
 
 
@@ -112,7 +112,7 @@ def test_tune(file: str, capsys: Capture) -> None:
     )
     tune_verb.show(report, False)
     found = tables(capsys)
-    check(found, 1, ["threads  batch", "p50 ms  ", "images/s  ", "verdict"])
+    check(found, 1, ["threads  batch", "p50 ms  ", "images/s  ", "result"])
     assert whole(found[0], file)
     tune_verb.show(report, True)
     check(tables(capsys), 3, ["p95 ms", "95 %", "top-1 %", "lost", "MB"])
@@ -193,7 +193,7 @@ def test_models(capsys: Capture) -> None:
 
 def test_lint_and_diff(capsys: Capture) -> None:
     assert run(["lint", str(SHIPPED / "model.int8.onnx")]) == 0
-    check(tables(capsys), 1, ["runtime", "verdict", "findings"])
+    check(tables(capsys), 1, ["runtime", "support", "findings"])
     assert run(["diff", str(SHIPPED / "model.fp32.onnx"), str(SHIPPED / "model.int8.onnx")]) == 0
     check(tables(capsys), 1, ["subject", "field"])
 

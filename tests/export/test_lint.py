@@ -250,14 +250,14 @@ def onnxruntime_operators(model: onnx.ModelProto, folder: Path) -> list[str] | N
 @pytest.mark.parametrize("name", GRAPHS)
 def test_tensorrt_does_what_lint_says(name: str) -> None:
     model, _ = GRAPHS[name]
-    assert tensorrt_builds(model) == (lint(model).verdicts["tensorrt"] != "refused")
+    assert tensorrt_builds(model) == (lint(model).support["tensorrt"] != "refused")
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_onnxruntime_does_what_lint_says(name: str, tmp_path: Path) -> None:
     model, expected = GRAPHS[name]
     operators = onnxruntime_operators(model, tmp_path)
-    assert (operators is None) == (lint(model).verdicts["x86"] == "refused")
+    assert (operators is None) == (lint(model).support["x86"] == "refused")
     if platform.machine() != "x86_64" or operators is None:
         return
     layers = sum(n.op_type in ("Conv", "Gemm") for n in model.graph.node)
@@ -329,7 +329,7 @@ def test_a_real_model_in_the_styles_of_the_world(style: str, tmp_path: Path) -> 
     quantize_static(SHIPPED / "model.fp32.onnx", file, Images(), **{"per_channel": True, **options})
     report = lint_file(file)
     assert report.quantized
-    assert (report.verdicts["x86"], report.verdicts["x86-avx2"], report.verdicts["tensorrt"]) == (x86, avx2, tensorrt)
+    assert (report.support["x86"], report.support["x86-avx2"], report.support["tensorrt"]) == (x86, avx2, tensorrt)
     model = onnx.load(file)
     assert tensorrt_builds(model) == (tensorrt == "ok")
     operators = onnxruntime_operators(model, tmp_path)
@@ -340,12 +340,12 @@ def test_a_real_model_in_the_styles_of_the_world(style: str, tmp_path: Path) -> 
 
 def test_our_own_files() -> None:
     fp32 = lint_file(SHIPPED / "model.fp32.onnx")
-    assert set(fp32.verdicts.values()) == {"ok"}
+    assert set(fp32.support.values()) == {"ok"}
     assert (fp32.opset, fp32.quantized, fp32.findings) == (20, False, ())
     int8 = lint_file(str(SHIPPED / "model.int8.onnx"))
-    assert list(int8.verdicts) == list(RUNTIMES)
-    assert int8.verdicts["x86"] == int8.verdicts["openvino"] == "ok"
-    assert int8.verdicts["tensorrt"] == "refused"
+    assert list(int8.support) == list(RUNTIMES)
+    assert int8.support["x86"] == int8.support["openvino"] == "ok"
+    assert int8.support["tensorrt"] == "refused"
     first = int8.findings_for("tensorrt")[0]
     assert first.severity == "refused"
     assert first.places > 10
@@ -357,7 +357,7 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
     onnx.save(onnx.load(SHIPPED / "model.fp32.onnx"), file, save_as_external_data=True, location="weights")
     report = lint_file(file)
     assert rules(report) == {"external-data"}
-    assert set(report.verdicts.values()) == {"ok"}
+    assert set(report.support.values()) == {"ok"}
     assert rules(lint(onnx.load(file, load_external_data=False))) == {"external-data"}
     (tmp_path / "weights").unlink()
     with pytest.raises(InputError, match="keeps weights in another file .* put that file beside it"):

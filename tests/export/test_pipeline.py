@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qdeploy.bench import Comparison
+from qdeploy.bench import Comparison, Speed
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
 from qdeploy.core.metrics import agreement, sqnr_db, topk_percent
@@ -213,7 +213,7 @@ def test_int8_whose_loss_too_few_images_show_is_kept_with_a_warning_or_rejected(
 def test_int8_that_is_not_faster_is_rejected(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tie = Comparison(model="int8", against="fp32", ratio=1.01, ci95=(0.99, 1.03), verdict="no difference beyond noise")
+    tie = Comparison(model="int8", against="fp32", ratio=1.01, ci95=(0.99, 1.03), finding=Speed.NO_DIFFERENCE)
     monkeypatch.setattr(measure, "compare", lambda *_: tie)
     report = export(Path(trained.run), replace(QUICK, allow_slower=False), tmp_path / "x")
     assert not report.accepted

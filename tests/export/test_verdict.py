@@ -6,14 +6,14 @@ import itertools
 
 import pytest
 
-from qdeploy.bench import Comparison
+from qdeploy.bench import Comparison, Speed
 from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.intervals import PairedDifference
 from qdeploy.export.verdict import Loss, Outcome, Policy, Reason, Verdict, decide, in_words
 
 ONE = AccuracyBudget(points=1.0)
-FASTER = Comparison(model="int8", against="fp32", ratio=1.5, ci95=(1.4, 1.6), verdict="faster")
-TIE = Comparison(model="int8", against="fp32", ratio=1.01, ci95=(0.99, 1.03), verdict="no difference beyond noise")
+FASTER = Comparison(model="int8", against="fp32", ratio=1.5, ci95=(1.4, 1.6), finding=Speed.FASTER)
+TIE = Comparison(model="int8", against="fp32", ratio=1.01, ci95=(0.99, 1.03), finding=Speed.NO_DIFFERENCE)
 TEST = PairedDifference(points=-0.2, margin95=0.4, n=1000)
 
 
@@ -89,7 +89,7 @@ def test_words(measured: Loss, speed: Comparison | None, policy: Policy, says: s
 
 def test_a_hint_is_given_once() -> None:
     verdict = decide(OVER, FASTER, ONE, Policy())
-    assert "try `qat_epochs` 2" in words(verdict, Policy())
+    assert "try `qat_epochs=2`" in words(verdict, Policy())
     tuned = in_words(verdict, "INT8", "model.fp32.onnx", TEST, Policy(), finetuned=True)
     assert "qat_epochs" not in tuned
     assert tuned.endswith("kept model.fp32.onnx; keep INT8 with `allow_drop`")

@@ -39,7 +39,7 @@ class CandidateReport:
     ratio_ci95: tuple[float, float] | None = None
     peak_rss_bytes: int | None = None
     """Of a fresh process that opens the file and runs one batch."""
-    verdict: str = ""
+    result: str = ""
 
     def __str__(self) -> str:
         return f"{self.file} with {self.engine}, {self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}"
@@ -120,12 +120,12 @@ def _candidate(candidate: Candidate, chosen: Candidate | None, limits: Limits) -
         top1=candidate.artifact.card.accuracy.top1 if candidate.artifact.card.accuracy else None,
         drop_points=candidate.drop_points,
         peak_rss_bytes=candidate.peak_rss_bytes,
-        verdict=_verdict(candidate, chosen, limits),
+        result=_result(candidate, chosen, limits),
         **fields,
     )
 
 
-def _verdict(candidate: Candidate, chosen: Candidate | None, limits: Limits) -> str:
+def _result(candidate: Candidate, chosen: Candidate | None, limits: Limits) -> str:
     if candidate is chosen:
         return "chosen"
     broken = candidate.rejected or (limits.broken(candidate) if candidate.rounds else None)
@@ -144,8 +144,8 @@ def _reason(candidates: Sequence[Candidate], chosen: Candidate, made: dict[int, 
     timed = [t for t in int8 if t.rounds]
     best = min(timed, key=lambda t: t.against(chosen)[0]) if timed else int8[0]
     ratio, low, high = best.against(chosen) if timed else (0.0, 0.0, 0.0)
-    if ratio < 1.0 and made[id(best)].verdict != NO_FASTER:
-        return f"{says}; INT8 is out: {made[id(best)]}: {made[id(best)].verdict}"
+    if ratio < 1.0 and made[id(best)].result != NO_FASTER:
+        return f"{says}; INT8 is out: {made[id(best)]}: {made[id(best)].result}"
     return f"{says}; INT8 does not pay here: {made[id(best)]} takes {ratio:.2f}x the time ({low:.2f} to {high:.2f})"
 
 
@@ -156,4 +156,4 @@ def _nothing(candidates: Sequence[Candidate], limits: Limits, made: dict[int, Ca
         wrong = f"no candidate gives the right answers here: {candidates[0].rejected}" if candidates else ""
         return wrong or "no engine can run here"
     nearest = min(sound, key=limits.excess)
-    return f"nothing is within the limits; nearest: {made[id(nearest)]}, {made[id(nearest)].verdict}"
+    return f"nothing is within the limits; nearest: {made[id(nearest)]}, {made[id(nearest)].result}"

@@ -26,7 +26,7 @@ RUNTIMES = {
     "tensorrt": "tensorrt 10.12+ / 11",
 }
 """Named after the targets of ``qdeploy export`` that are made for them."""
-VERDICTS = ("ok", "slow", "wrong", "refused")
+SUPPORT = ("ok", "slow", "wrong", "refused")
 """From the best to the worst."""
 MAX_BYTES = 2**31 - 1
 
@@ -37,7 +37,7 @@ class Finding:
 
     rule: str
     severity: str
-    """refused, wrong, slow, or note, which leaves the verdict alone."""
+    """refused, wrong, slow, or note, which changes nothing."""
     runtimes: tuple[str, ...]
     places: int
     """How many nodes it concerns."""
@@ -54,7 +54,7 @@ class LintReport:
     opset: int
     nodes: int
     quantized: bool
-    verdicts: dict[str, str]
+    support: dict[str, str]
     """For each of ``RUNTIMES``: ok (nothing known against it), slow, wrong or refused."""
     findings: tuple[Finding, ...]
     """The worst first."""
@@ -91,7 +91,7 @@ def lint_file(path: Path | str) -> LintReport:
 def lint(model: onnx.ModelProto) -> LintReport:
     """Judge a graph by its structure, and open it once in ONNX Runtime.
 
-    The verdict ``ok`` means that nothing is known against a runtime; only a build proves that it takes the graph.
+    ``ok`` means that nothing is known against a runtime; only a build proves that it takes the graph.
 
     Raises:
         InputError: If the model has no opset, so that it is no ONNX graph.
@@ -116,13 +116,13 @@ def _report(model: onnx.ModelProto, findings: list[Finding]) -> LintReport:
         opset=graph.opset,
         nodes=len(graph.nodes),
         quantized=any(graph.of(QUANTIZE, DEQUANTIZE, *Q_OPERATORS, *CONTRIB_Q_OPERATORS, *DYNAMIC)),
-        verdicts={r: VERDICTS[max([0, *(_rank(f.severity) for f in findings if r in f.runtimes)])] for r in RUNTIMES},
+        support={r: SUPPORT[max([0, *(_rank(f.severity) for f in findings if r in f.runtimes)])] for r in RUNTIMES},
         findings=tuple(findings),
     )
 
 
 def _rank(severity: str) -> int:
-    return VERDICTS.index(severity) if severity in VERDICTS else 0
+    return SUPPORT.index(severity) if severity in SUPPORT else 0
 
 
 def _finding(rule: str, severity: str, runtimes: tuple[str, ...], places: Iterable[str], why: str, fix: str) -> Finding:

@@ -27,7 +27,7 @@ class Rule:
 
     id: str
     severity: str
-    """refused, wrong, slow, or note, which leaves the verdict alone."""
+    """refused, wrong, slow, or note, which changes nothing."""
     runtimes: tuple[str, ...]
     find: Callable[[Graph], Iterable[str]]
     """Gives the names of the places."""
