@@ -5,7 +5,7 @@
 Every recipe quantizes the same fp32 file (the shipped nano, or any other with a qdeploy card and these classes) with
 the same images of the embedded training split, in a fresh process, whose peak memory is read before, with its imports
 and images in memory, and after; its seconds leave the imports out. All of them calibrate with ONNX Runtime on all
-cores. Ours are the whole INT8 step of `qdeploy export --int8`: calibration, choice of the method, the guard's trials
+cores. Ours are the whole INT8 step of `qdeploy export --int8`: calibration, choice of the method, the float search
 with their timing, and the checks of the result.
 
 All files are then opened in one process: top-1 on the 10,000 published test images (if they are on the machine, else
