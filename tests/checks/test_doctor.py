@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from qdeploy.checks import doctor
 from qdeploy.checks.doctor import Diagnosis, diagnose, engine_finding, folder_finding, int8_finding
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.card import Goldens
+from qdeploy.runtime.engines import tensorrt_library
 from qdeploy.runtime.session import ENGINES, Engine
+from tests.contracts.stand_in_gpu import StandInCuda, stand_in_tensorrt
 
 
 def by_name(result: Diagnosis) -> dict[str, doctor.Finding]:
@@ -114,3 +117,15 @@ def test_the_gpu_is_asked_for(
     found = doctor.gpu_finding()
     assert found.status == status
     assert says in found.detail
+
+
+def test_a_gpu_that_fails_is_a_problem_and_none_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = StandInCuda()
+    monkeypatch.setitem(sys.modules, "tensorrt", stand_in_tensorrt(device))
+    monkeypatch.setattr(tensorrt_library, "load_cuda", lambda: device)
+    artifact = read_artifact(SHIPPED / "model.fp32.onnx")
+    found = {}
+    for status in ("cudaSuccess", "cudaErrorNoDevice", "cudaErrorInvalidValue"):
+        monkeypatch.setattr(device, "cudaGetDeviceCount", lambda name=status: (device.cudaError_t[name], 1))
+        found[status] = engine_finding("tensorrt", ENGINES["tensorrt"], artifact).status
+    assert found == {"cudaSuccess": "ok", "cudaErrorNoDevice": "missing", "cudaErrorInvalidValue": "problem"}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export.report.record import ExportReport
+from qdeploy.runtime.engines import tensorrt_library, tensorrt_session
 from tests.conftest import MakeImages
+from tests.contracts.stand_in_gpu import StandInCuda, stand_in_tensorrt
+from tests.contracts.test_tensorrt import engine_file
 from tests.resealed import change_logits, reseal
 
 INT8, FP32 = "model.int8.onnx", "model.fp32.onnx"
@@ -165,3 +169,21 @@ def test_calibration_images_must_stay_apart_from_evaluation(folder: Path) -> Non
     path = reseal(folder / INT8, folder / "alone.onnx", calibrate_on_it)
     checks = {c.name: c for c in verify(path, "fashion-mnist-mini").checks}
     assert checks["alone.onnx: calibration apart from evaluation"].ok is False
+
+
+def test_an_engine_that_fails_on_its_gpu_is_a_failure_and_one_without_its_gpu_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = StandInCuda()
+    monkeypatch.setitem(sys.modules, "tensorrt", stand_in_tensorrt(device))
+    for module in (tensorrt_library, tensorrt_session):
+        monkeypatch.setattr(module, "load_cuda", lambda: device)
+    tensorrt_library.messages.cache_clear()
+    sound = verify(engine_file(tmp_path / "sound.engine"))
+    assert "TensorRT 11.4.0, Stand-in" in next(c.detail for c in sound.checks if c.name == "sound.engine: goldens")
+    assert failed(sound) == set()
+    refused = engine_file(tmp_path / "refused.engine", plan=b"refused")
+    assert failed(verify(refused)) == {"refused.engine: goldens"}
+    monkeypatch.setattr(device, "cudaGetDeviceCount", lambda: (device.cudaError_t.cudaErrorNoDevice, None))
+    assert {c.name: c.ok for c in verify(refused).checks}["refused.engine: goldens"] is None
+    tensorrt_library.messages.cache_clear()

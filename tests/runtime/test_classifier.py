@@ -69,8 +69,8 @@ def test_importing_qdeploy_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_leaving_a_with_closes_it(int8_file: Path) -> None:
-    with qdeploy.load(int8_file) as classifier:
+def test_leaving_a_with_closes_it() -> None:
+    with qdeploy.load() as classifier:
         assert classifier(SHIRT).label
     with pytest.raises(InputError, match="this session is closed"):
         classifier(SHIRT)
