@@ -1,4 +1,4 @@
-"""Where the time of one answer goes: from an encoded image's bytes to the best labels."""
+"""The time of each phase of one answer, from an encoded image's bytes to the best labels."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ class BenchResult:
     histogram: dict[str, Any]
     """``low`` and ``high`` in milliseconds, ``counts`` of equal bins between, and the number ``above``."""
     throughput_per_s: float
-    """Images per second: those of one query divided by its mean latency; in the server scenario, those that arrived and were
-    answered."""
+    """Images per second: those of one query divided by its mean latency; in the server scenario, those that arrived
+    and were answered."""
     server: Served | None
     phases_ms: Phases | None
     """decode, preprocess, infer, post and end_to_end of one image, each summed up as ``latency_ms`` is."""

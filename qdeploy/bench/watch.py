@@ -1,4 +1,4 @@
-"""What the machine did while models were timed: load of others, time stolen, throttling, energy."""
+"""Readings of what the machine did while models were timed: load of others, time stolen, throttling, energy."""
 
 from __future__ import annotations
 

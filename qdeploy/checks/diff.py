@@ -1,4 +1,4 @@
-"""How two artifacts differ: by their cards and graphs, and in numbers on the same real images.
+"""The comparison of two artifacts: their cards, their graphs, and their accuracy on the same real images.
 
 Array names: N images, K labels.
 """

@@ -1,4 +1,4 @@
-"""What this machine can run, and what is missing: nothing is changed, no GPU library is loaded that no engine needs."""
+"""Checks of this machine: what it can run and what is missing. Nothing is changed; no GPU library is loaded in vain."""
 
 from __future__ import annotations
 

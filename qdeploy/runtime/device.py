@@ -26,7 +26,7 @@ class Setup:
     threads: int | None = None
     batch: int | None = None
     note: str | None = None
-    """What ``device.json`` had to say, for the user; None where there is none."""
+    """What the user should know of ``device.json``, e.g. that it was used; None where there is none."""
 
 
 def this_machine() -> dict[str, Any]:
@@ -83,7 +83,7 @@ def read_device(file: Path) -> dict[str, Any]:
 
 
 def _unfit(device: dict[str, Any], tuned: Path) -> str | None:
-    """Say why a tuned choice does not hold, or None."""
+    """Return why a tuned choice does not hold here, or None."""
     here = this_machine()
     for key, what in (("cpu", "CPU"), ("flags", "CPU flags"), ("cores", "number of cores")):
         if device["machine"].get(key) != here[key]:
