@@ -76,7 +76,7 @@ class Stepper:
         """Time some steps, from an idle device to an idle device: milliseconds per step.
 
         Raises:
-            RuntimeError: If the loss is no number.
+            RuntimeError: If the loss is not finite.
         """
         self._wait()
         begin = perf_counter_ns()
@@ -85,7 +85,7 @@ class Stepper:
         self._wait()
         passed = (perf_counter_ns() - begin) / 1e6 / steps
         if not math.isfinite(loss.item()):
-            raise RuntimeError("the loss is no number")
+            raise RuntimeError("the loss is not finite")
         return passed
 
     def memory(self) -> Row:

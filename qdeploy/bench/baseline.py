@@ -1,8 +1,8 @@
-"""Is this slower than an earlier run? Across days a machine drifts, so noise within the runs is not the whole doubt.
+"""Comparison of a measurement with an earlier one of the same machine: what became slower.
 
-A regression is claimed only if it is beyond the spread of both runs (each opened its models several times; Welch's
-interval of the two sets of medians) *and* beyond a tolerance for what changes between runs: clock, neighbours, memory
-layout.
+Across days a machine drifts, so noise within the runs is not the whole doubt. A regression is claimed only if it is
+beyond the spread of both runs (each opened its models several times; Welch's interval of the two sets of medians) *and*
+beyond a tolerance for what changes between runs: clock, neighbours, memory layout.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is one model faster than another, or is it noise? Paired in time, with an interval that means what it says.
+"""Comparison of two models' latencies, paired in time: how many times faster, with a 95 % interval, or only noise.
 
 Latencies of neighbouring runs are alike, and a model opened anew has another place in memory and with it another speed.
 So the runs are cut into stretches (in ``bench`` the model is opened anew for each), every stretch gives one ratio, and
@@ -41,7 +41,7 @@ class Comparison:
     ratio: float
     """Time of the other divided by that of this one; above 1 this one is faster."""
     ci95: tuple[float, float]
-    """It holds for all comparisons of a report together."""
+    """95 % interval of ``ratio``; it holds for all comparisons of a report together."""
     finding: Speed
     """faster, slower, or no difference beyond noise."""
 
@@ -80,7 +80,7 @@ def compare(
         model: Name of the first.
         against: Name of the second.
         new: Rounds of latencies of the first.
-        old: Those of the second, measured in turn with them.
+        old: Rounds of the second model, measured in turn with them.
         comparisons: How many are made; each gets that part of the 5 % of error (Bonferroni), so that twenty equal
             models give no false winner either.
         launches: How many rounds were done each time that the models were opened; these are the stretches. Default:

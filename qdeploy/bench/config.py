@@ -1,4 +1,4 @@
-"""What to measure and for how long."""
+"""The configuration of ``qdeploy bench``: what to measure and for how long."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BenchConfig:
     """server: the bound on ``latency_percentile`` of the latency."""
     latency_percentile: int = 99
     seed: int = 0
-    """Of the arrival times."""
+    """Seed of the random arrival times in the server scenario."""
     quick: bool = False
     """Measure for seconds: good for a look, marked as such everywhere, never valid for publication."""
     details: bool = True

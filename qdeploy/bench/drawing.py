@@ -1,4 +1,4 @@
-"""The pictures of the report, as SVG that stands in the page."""
+"""The figures of the bench report as inline SVG: histograms, intervals, stacked bars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLOURS = ("#3b6ea8", "#e0a03c", "#3a7d44", "#c0603a", "#7a5aa8")
 GREY = "#9aa6b2"
 WIDTH = 900
 LEFT = 230
-"""Where names end and pictures begin."""
+"""Pixels from the left where names end and figures begin."""
 RIGHT = 40
 ROW = 34
 HISTOGRAM = 90

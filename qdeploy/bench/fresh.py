@@ -1,4 +1,4 @@
-"""What only a fresh process can tell: memory rung by rung, growth over many runs, and the start of a command."""
+"""Measurements in fresh processes: peak memory after each step, growth over many runs, and start-up of a command."""
 
 from __future__ import annotations
 

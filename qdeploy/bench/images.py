@@ -1,4 +1,4 @@
-"""The images that are measured with: real ones, all different, some as files that must be decoded first."""
+"""The images of a measurement: real ones, all different, some as encoded files that must be decoded first."""
 
 from __future__ import annotations
 

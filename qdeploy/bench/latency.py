@@ -1,4 +1,4 @@
-"""What a series of latencies is summed up to."""
+"""Summaries of a series of latencies: percentiles, histogram, drift."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ class Subject:
     images: NDArray[np.uint8]
     """``[64, S, S, 3]``"""
     launches: list[Rounds] = field(default_factory=list)
-    """Of each time it was opened, its rounds of latencies in milliseconds."""
+    """The rounds of latencies, in milliseconds, of each time that the model was opened."""
     ran: str = ""
-    """What the opened session said it runs."""
+    """The engine that ran, in the words of the opened session."""
     served: Served | None = None
 
     def open(self, config: BenchConfig) -> Session:

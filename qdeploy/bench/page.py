@@ -1,4 +1,4 @@
-"""The measurement as one static page: whether it may be quoted first, then pictures and tables."""
+"""The bench report as one static HTML page: first whether it may be quoted, then figures and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of one answer goes: from an encoded image's bytes to the best labels."""
+"""The time of each phase of one answer, from an encoded image's bytes to the best labels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qdeploy.runtime.session import Session
 
 PHASES = ("decode", "preprocess", "infer", "post", "end_to_end")
 RUNS = 700
-"""Of each model: enough to state p99."""
+"""Timed runs of each model: enough to state p99."""
 QUICK_RUNS = 140
 SECONDS = 10.0
-"""Of all models together; a slow model gets fewer runs."""
+"""Time limit for all models together; a slow model gets fewer runs."""
 TOP = 5
 
 Phases = dict[str, dict[str, float | None]]
@@ -26,10 +26,10 @@ def time_phases(cards: Sequence[Card], sessions: Sequence[Session], files: Seque
     """Time decoding, preprocessing, inference and ranking of single images, the models taking turns.
 
     Args:
-        cards: Of each model.
+        cards: The card of each model.
         sessions: The opened models.
         files: Encoded images, over which the runs rotate.
-        runs: Of each model.
+        runs: Timed runs of each model.
 
     Returns:
         For each model, the summary of each phase and of the whole, in milliseconds.

@@ -1,4 +1,4 @@
-"""What a measurement gives back."""
+"""The result of ``qdeploy bench``, as dataclasses."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class BenchResult:
     histogram: dict[str, Any]
     """``low`` and ``high`` in milliseconds, ``counts`` of equal bins between, and the number ``above``."""
     throughput_per_s: float
-    """Images per second: of one query divided by its mean latency; in the server scenario, images that arrived and were
-    answered."""
+    """Images per second: those of one query divided by its mean latency; in the server scenario, those that arrived
+    and were answered."""
     server: Served | None
     phases_ms: Phases | None
     """decode, preprocess, infer, post and end_to_end of one image, each summed up as ``latency_ms`` is."""
     peak_rss_bytes: int
-    """Of a fresh process that opens the model and runs it once."""
+    """Peak memory of a fresh process that opens the model and runs it once."""
     base_rss_bytes: int
     """Peak before the engine is imported: Python, numpy and this package."""
     ladder_bytes: dict[str, int]
@@ -55,16 +55,16 @@ class BenchResult:
     model_bytes: int
     sha256: str
     import_ms: float
-    """Importing the engine's library."""
+    """Time to import the engine's library."""
     load_ms: float
-    """Reading, checking and opening the file."""
+    """Time to read, check and open the file."""
     first_ms: float
     cold_start_ms: float
     """The whole command ``qdeploy predict`` with one image, from the interpreter's start to the answer; with
     ``details`` off, a fresh process that opens the model and runs it once."""
     cold_starts_ms: tuple[float, ...]
     accuracy: dict[str, Any]
-    """As measured at export, from the card."""
+    """Accuracy of the file as its card says, measured at export."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class BenchReport:
     config: BenchConfig
     results: tuple[BenchResult, ...]
     comparisons: tuple[Comparison, ...]
-    """Of each model with the first."""
+    """Comparison of each model with the first."""
     validity: Validity
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from qdeploy.runtime.session import Session
 BLOCK = 10
 """Consecutive queries of one model before the next one's turn."""
 LEAST_ROUNDS = 7
-"""No time limit ends the loop before."""
+"""Fewest rounds of a loop, even if the time limit is reached before."""
 WARMUP = 20
 
 Query = Callable[[int], Callable[[], object]]
-"""Prepares a numbered query, untimed, and gives what is timed."""
+"""Prepares a numbered query, untimed, and returns the call that is timed."""
 Rounds = list[list[float]]
 """One model's blocks of latencies in milliseconds."""
 
@@ -63,7 +63,7 @@ def time_queries(
     """Time models' queries in alternating blocks; each round begins with the next model, so that none is always first.
 
     Args:
-        queries: Of each model.
+        queries: The queries of each model.
         runs: Timed queries of each, rounded up to whole rounds; None for as many as fit into the time.
         seconds: No new round starts after so much time.
         progress: Called with the hundredths done, and 100.

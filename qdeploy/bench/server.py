@@ -27,11 +27,11 @@ KEEPING_UP = 0.95
 STEPS = 7
 """Halvings of the range of rates: the answer is exact to a hundredth of what the model can do at most."""
 STEP_BACK = 0.9
-"""A rate that fails in the long last run is lowered to so much of it."""
+"""Factor by which the rate is lowered after each long run that fails."""
 LONG_RUNS = 6
-"""At most; then the machine is too restless for an answer."""
+"""Long runs at most; if none keeps the bound, the machine is too restless for an answer."""
 LEAST_RATE = 0.05
-"""Of what the model can do at most."""
+"""Lowest arrival rate that is tried, as a share of the most that the model can do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ class Served:
     """Share of the arrival rate at which queries were answered; below 0.95 the rate is too high."""
     percentile: int
     percentile_ms: float | None
-    """That percentile of the latency; None where there are too few queries to state it."""
+    """Latency at ``percentile``, in milliseconds; None where there are too few queries to state it."""
     bound_ms: float | None
     within_bound: bool | None
-    """None without a bound or without the percentile."""
+    """Whether the latency keeps the bound and the model the arrival rate; None without a bound or a percentile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,13 @@ class Stretch:
     """Queries answered on one schedule."""
 
     latencies_ms: list[float]
-    """From the time that each should have been sent to its answer."""
+    """Latency of each query: from the time that it should have been sent to its answer."""
     due_s: float
-    """When the last one should have been sent."""
+    """Time in seconds at which the last query should have been sent."""
 
     @property
     def done_s(self) -> float:
-        """When the last one was answered."""
+        """Time in seconds at which the last query was answered."""
         return self.due_s + self.latencies_ms[-1] / 1e3
 
 
@@ -75,7 +75,7 @@ def serve(query: Query, times_s: NDArray[np.float64], bound_ms: float = math.inf
     """Answer queries that arrive at given times.
 
     Args:
-        query: Of the model.
+        query: Prepares a numbered query of the model.
         times_s: When each should be sent, in seconds from now.
         bound_ms: A bound on the latency.
         allowed: Queries that may exceed it; after one more, the rest is left out.
@@ -103,11 +103,11 @@ def highest_rate(
     lowered until the bound is kept.
 
     Args:
-        query: Of the model.
+        query: Prepares a numbered query of the model.
         percent: The percentile; each run has at least the queries that it needs.
         bound_ms: The bound in milliseconds.
-        seconds: About the time of it all.
-        seed: Of the arrival times.
+        seconds: About how long the search takes.
+        seed: Seed of the arrival times.
         progress: Called with the runs done, and their number.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Whether numbers may be quoted, and if not, why not."""
+"""The verdict whether a measurement may be quoted, and the reasons if not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine did while models were timed: load of others, time stolen, throttling, energy."""
+"""Readings of what the machine did while models were timed: load of others, time stolen, throttling, energy."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Reading:
 
     wall_s: float
     own_cpu_s: float
-    """Of this process, all threads."""
+    """CPU seconds of this process, all threads."""
     busy_s: float | None
-    """Of all cores and processes; None where the system does not tell."""
+    """CPU seconds of all processes on all cores; None where the system does not tell."""
     stolen_s: float | None
-    """Taken by the machine's other guests."""
+    """CPU seconds that a hypervisor gave to other virtual machines; None where the system does not tell."""
     throttled: int | None
-    """Times that the cgroup's quota stopped this process."""
+    """Times that the cgroup's quota stopped this process; None where the system does not tell."""
     joules: dict[str, float]
 
 

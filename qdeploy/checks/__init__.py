@@ -1,1 +1,1 @@
-"""What is true of a file, of two files, and of a machine: evaluate, verify, diff, doctor."""
+"""Checks of a model file, of two files, and of a machine: evaluate, verify, diff, doctor."""

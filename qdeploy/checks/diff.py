@@ -1,4 +1,4 @@
-"""How two artifacts differ: by their cards and graphs, and in numbers on the same real images.
+"""The comparison of two artifacts: their cards, their graphs, and their accuracy on the same real images.
 
 Array names: N images, K labels.
 """
@@ -41,7 +41,7 @@ SUBJECTS = (
     "accuracy",
     "graph",
 )
-"""In the order in which they are told."""
+"""Subjects of a comparison, in the order in which they are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +75,17 @@ class Numbers:
     split: str
     engines: tuple[str, str]
     parity: Parity
-    """B's logits against A's."""
+    """Agreement of B's logits with A's."""
     top1: tuple[float, float]
-    """Percent."""
+    """Top-1 accuracy of A and B, in percent."""
     difference: PairedDifference
     """Top-1 of B minus A, in points."""
     lost: int
     gained: int
     p_value: float
-    """McNemar, exact, two-sided."""
+    """Exact two-sided p-value of McNemar's test on ``difference``."""
     flips: tuple[ClassFlips, ...]
-    """Of the labels with any."""
+    """Changed answers of each label that has any."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -120,7 +120,7 @@ def diff(
         a: The one that the other is compared with.
         b: The other.
         data: Images for the numbers, as for ``load_dataset``; by default the embedded set where the labels fit.
-        split: Of these.
+        split: Split of the data set.
         progress: Called while images are read.
 
     Raises:
@@ -219,7 +219,7 @@ def _meaning(a: Artifact, b: Artifact, different: set[str]) -> Iterator[str]:
 
 
 def _relation(a: Artifact, b: Artifact, different: set[str]) -> str:
-    """Say in one sentence what the two are to each other."""
+    """Return in one sentence how the two files are related."""
     parents = [x.engine.source_sha256 if x.engine else x.card.origin.parent_sha256 for x in (a, b)]
     if a.sha256 == b.sha256:
         return "A and B are the same file"
@@ -278,7 +278,7 @@ def _logits(artifact: Artifact, images: LabelledImages) -> tuple[Floats, NDArray
 
 
 def _verdict(numbers: Numbers) -> str:
-    """Say what the numbers prove."""
+    """Return in one sentence what the accuracies show: better, worse, or no difference."""
     d, n = numbers.difference, numbers.parity.n
     change = f"top-1 {numbers.top1[0]:.2f} % -> {numbers.top1[1]:.2f} % on {n} images of {numbers.data}"
     if numbers.parity.flips == 0:

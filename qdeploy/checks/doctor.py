@@ -1,4 +1,4 @@
-"""What this machine can run, and what is missing: nothing is changed, no GPU library is loaded that no engine needs."""
+"""Checks of this machine: what it can run and what is missing. Nothing is changed; no GPU library is loaded in vain."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from qdeploy.runtime.engines.tensorrt_library import find_gpu, load_package
 from qdeploy.runtime.session import ENGINES, Engine, open_session
 
 LEAST_FREE_BYTES = 200 * 2**20
-"""Of memory: predict takes 100 MB. Of disk: a run and its export take 20 MB, the cache 12 KiB an image."""
+"""Least free memory (predict takes 100 MB) and disk space (run and export take 20 MB, the cache 12 KiB an image)."""
 BASE = ("numpy", "pillow", "onnxruntime", "typer", "rich")
 FOR_DEVELOPERS = "dev"
 
@@ -128,7 +128,7 @@ def telemetry_finding() -> Finding:
 
 
 def int8_finding() -> Finding:
-    """Say what this CPU makes of INT8, and which target to export."""
+    """Return how fast INT8 is on this CPU, and which target to export."""
     flags, target = cpu_flags(), native_target()
     known = ", ".join(f for f in SPEED_FLAGS if f in flags) or "flags unknown"
     detail = f"{cpu_name()} ({known}); "

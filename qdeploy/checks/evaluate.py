@@ -30,7 +30,7 @@ TOP5 = 5
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What to measure on, and how."""
+    """The configuration of ``qdeploy eval``."""
 
     data: str = EMBEDDED
     """A data set's name, or its folder or archive."""
@@ -40,7 +40,7 @@ class EvalConfig:
     """Images of one inference; larger ones gain nothing on a CPU."""
     engine: str = "ort"
     threads: int | None = None
-    """Of one inference; by default 1 for small models, else the usable cores."""
+    """Threads of one inference; by default 1 for small models, else the usable cores."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= 4096:
@@ -61,7 +61,7 @@ class ClassScore:
     confused_with: str | None
     """The wrong answer that its images get most often."""
     confused: int
-    """How often."""
+    """How often ``confused_with`` is answered for this label's images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,13 @@ class Scored:
 
     image: str
     sha256: str
-    """First 16 digits, of the decoded image."""
+    """First 16 hexadecimal digits of the decoded image's SHA-256."""
     label: str
     predicted: str
     probability: float
-    """Of the predicted label."""
+    """Probability of the predicted label, in [0, 1]."""
     rank: int
-    """Of the true label, 1 for a right answer."""
+    """Rank of the true label among all labels; 1 for a right answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +100,9 @@ class Evaluation:
     """A row for each true label, a column for each answer."""
     classes: tuple[ClassScore, ...]
     images_per_s: float
-    """Of inference alone."""
+    """Images per second of inference alone, without decoding."""
     card_accuracy: dict[str, Any]
-    """What the artifact's card says."""
+    """Accuracy as the artifact's card states it."""
     notes: tuple[str, ...]
     """What a reader of the numbers has to know."""
     problems: tuple[str, ...]
@@ -179,7 +179,7 @@ class _Tally:
     def __init__(self, labels: tuple[str, ...], calibration: frozenset[str]) -> None:
         self.confusion = np.zeros((len(labels), len(labels)), np.int64)
         self.within = [0, 0]
-        """Right in top-1, in top-5."""
+        """Numbers of images whose label is the first answer, and among the first five."""
         self.n = 0
         self.seconds = 0.0
         self.calibrated = 0
@@ -242,7 +242,7 @@ def _class_scores(labels: tuple[str, ...], confusion: Integers) -> tuple[ClassSc
 
 
 def _lineage_notes(card: Card, images: LabelledImages, calibrated: int) -> list[str]:
-    """Say whether the model knew these images before."""
+    """Return notes on images that the model was trained, chosen or calibrated on."""
     trained = card.origin.dataset
     notes = []
     if images.sha256 is not None and images.sha256 == trained.sha256:

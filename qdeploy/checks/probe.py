@@ -1,8 +1,8 @@
-"""One fresh process that opens a model and runs it: its memory, rung by rung, and its start.
+"""One fresh process that opens a model and runs it: its peak memory after each step, and its start-up time.
 
 ``bench`` and ``tune`` start it with a model's path, a number of threads and an engine; it prints one JSON object.
 Memory is taken in a process of its own, because one that has already held another model, or a parent's inherited
-maximum, would answer for somebody else. The heavy imports are inside ``main``, so that the first rung is Python alone.
+maximum, would answer for somebody else. The heavy imports are inside ``main``: the first reading is Python alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from qdeploy.core.machine import peak_memory_bytes, resident_bytes
 
 READINGS = 64
-"""Of the memory, spread over the further runs."""
+"""Number of memory readings, spread over the further runs."""
 
 
 def main(

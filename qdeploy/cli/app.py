@@ -31,7 +31,7 @@ VERBS = {
     "lint": "Tell which runtimes will take an ONNX file.",
     "doctor": "Tell what this machine can run and what to install.",
 }
-"""In the order of the help, with the beginning of what each says of itself: for the list no verb is imported."""
+"""Verbs in the order of the help, with the first sentence of each: the list is shown without importing any."""
 COMPLETE = "_QDEPLOY_COMPLETE"
 """Set by the shell when it asks for completions."""
 

@@ -1,4 +1,4 @@
-"""``qdeploy bench``"""
+"""The command ``qdeploy bench``: its options and its table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qdeploy data``"""
+"""The command ``qdeploy data``: its options and its summary of a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qdeploy diff``"""
+"""The command ``qdeploy diff``: its options and its list of differences."""
 
 from __future__ import annotations
 

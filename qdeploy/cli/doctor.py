@@ -1,4 +1,4 @@
-"""``qdeploy doctor``"""
+"""The command ``qdeploy doctor``: its list of findings."""
 
 from __future__ import annotations
 

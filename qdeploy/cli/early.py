@@ -1,4 +1,4 @@
-"""What can begin before the command line is read: it needs no interpreter, and Typer's import takes a while."""
+"""ONNX Runtime's set-up, started in a thread while Typer is imported: it does not need Python's lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qdeploy eval``"""
+"""The command ``qdeploy eval``: its options, its tables, and its rows for each image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qdeploy export``, and what ``qdeploy quantize`` shows like it"""
+"""The command ``qdeploy export``: its options, and the report that it and ``qdeploy quantize`` print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qdeploy inspect``"""
+"""The command ``qdeploy inspect``: its option and its view of a card."""
 
 from __future__ import annotations
 

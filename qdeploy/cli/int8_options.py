@@ -1,4 +1,4 @@
-"""How INT8 is made and judged: the options that ``qdeploy export`` and ``qdeploy quantize`` share."""
+"""The INT8 options that ``qdeploy export`` and ``qdeploy quantize`` share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = "Files"
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Options:
-    """As typed; what a value may be is checked by ``ExportConfig``."""
+    """The options as typed; ``ExportConfig`` checks their values."""
 
     target: Annotated[
         str,

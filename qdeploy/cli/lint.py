@@ -1,4 +1,4 @@
-"""``qdeploy lint``"""
+"""The command ``qdeploy lint``: its options and its list of findings."""
 
 from __future__ import annotations
 

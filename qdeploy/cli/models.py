@@ -1,4 +1,4 @@
-"""``qdeploy models``"""
+"""The command ``qdeploy models``: its table."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ Traceback = Annotated[
         rich_help_panel=EVERYWHERE,
     ),
 ]
-"""Heeded by the last handler, which looks for the word itself: the error may be in the command line."""
+"""Read by the last error handler from the arguments themselves: the error may be in the command line."""
 _COMMON = {"quiet": Quiet, "traceback": Traceback}
 
 

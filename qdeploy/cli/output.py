@@ -1,4 +1,4 @@
-"""What every verb prints with: JSON on stdout, notes and progress on stderr, and missing extras as one line."""
+"""The output of every verb: JSON on stdout, notes and progress on stderr, and missing extras as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qdeploy predict``"""
+"""The command ``qdeploy predict``: its options and its lines, JSON and CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qdeploy quantize``"""
+"""The command ``qdeploy quantize``: its options; what it prints is that of ``qdeploy export``."""
 
 from __future__ import annotations
 

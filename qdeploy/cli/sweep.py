@@ -1,4 +1,4 @@
-"""``qdeploy sweep``"""
+"""The command ``qdeploy sweep``: its options, its progress and its table."""
 
 from __future__ import annotations
 

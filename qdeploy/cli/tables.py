@@ -1,4 +1,4 @@
-"""The one look of all tables: no lines between columns, so that a table with its figures fits in 80 of them."""
+"""The layout of all tables: no lines between columns, so that a table fits into 80 characters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 80
-"""Of what is printed where there is no terminal."""
+"""Width in characters of what is printed where there is no terminal."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", words: Sequence[int] = (0,)) -> Table:

@@ -1,4 +1,4 @@
-"""``qdeploy train``"""
+"""The command ``qdeploy train``: its options and its progress."""
 
 from __future__ import annotations
 

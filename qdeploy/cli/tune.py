@@ -1,4 +1,4 @@
-"""``qdeploy tune``"""
+"""The command ``qdeploy tune``: its options and its table."""
 
 from __future__ import annotations
 

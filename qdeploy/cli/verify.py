@@ -1,4 +1,4 @@
-"""``qdeploy verify``"""
+"""The command ``qdeploy verify``: its options and its list of checks."""
 
 from __future__ import annotations
 

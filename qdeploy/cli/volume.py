@@ -1,4 +1,4 @@
-"""How the classification of many images shows itself: a progress bar, and a line at the end."""
+"""The display of a long classification: a progress bar, and a line at the end."""
 
 from __future__ import annotations
 

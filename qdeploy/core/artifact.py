@@ -36,7 +36,7 @@ class Artifact:
     data: bytes = field(repr=False)
     card: Card = field(repr=False)
     engine: EngineHeader | None = field(default=None, repr=False)
-    """Of an engine file; None for an ONNX file."""
+    """Header of an engine file; None for an ONNX file."""
 
     @property
     def sha256(self) -> str:

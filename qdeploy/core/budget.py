@@ -1,4 +1,4 @@
-"""What accuracy may be lost, and whether a measurement shows that no more is."""
+"""The accuracy budget: how much may be lost, and whether a measurement shows that no more is lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qdeploy.core.intervals import PairedDifference, wilson_interval
 
 
 class Shown(str, Enum):
-    """What a measurement says of a loss of accuracy."""
+    """What a measurement shows of a loss of accuracy against the budget."""
 
     WITHIN = "within"
     """The loss and its 95 % margin fit the budget."""
@@ -30,7 +30,7 @@ class Flips:
 
     @property
     def most_points(self) -> float:
-        """Upper end of the 95 % interval of their share, in points."""
+        """Upper end of the 95 % interval of the share of flips, in points."""
         return 100 * wilson_interval(self.flips / self.n, self.n)[1]
 
 
@@ -45,11 +45,11 @@ class AccuracyBudget:
             raise InputError(f"`max_drop` must be between 0 and 100 points, found {self.points:g}")
 
     def judge(self, difference: PairedDifference, flips: Flips | None = None) -> Shown:
-        """Say whether a loss is within the budget.
+        """Return whether a loss is within the budget.
 
         Args:
             difference: Accuracy of the new model minus that of the old one.
-            flips: Of more images, whose labels need not be known.
+            flips: Flips over more images, whose labels need not be known.
         """
         loss, margin = -difference.points, difference.margin95
         most = min(loss + margin, flips.most_points if flips else math.inf)

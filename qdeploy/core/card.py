@@ -1,4 +1,4 @@
-"""What a model file says of itself: the card, its parts, and their one form as JSON.
+"""The card, what a model file says about itself: its parts, and their form as JSON.
 
 Schema 2 groups what schema 1 kept in one table (``lineage``) and stores the goldens' logits exactly. Cards of schema 1
 are read; new ones are never written.
@@ -33,7 +33,7 @@ class ModelInfo:
     """Which model it is."""
 
     name: str
-    """In the registry, or what the user calls it."""
+    """Name in the registry, or the user's name for it."""
     family: str
     """Key of the registry's families; ``onnx`` and ``module`` are models from elsewhere."""
     params: int
@@ -68,7 +68,7 @@ class DatasetInfo:
     sha256: str
     """Hash of all images, labels and splits."""
     images: dict[str, int]
-    """How many, by split."""
+    """Number of images of each split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +76,14 @@ class Origin:
     """Where a model comes from."""
 
     training: dict[str, Any]
-    """Its training's configuration; empty for a model from elsewhere."""
+    """Configuration of the training; empty for a model from elsewhere."""
     created: str
-    """When that began, or when the file from elsewhere was exported; ISO 8601."""
+    """When the training began, or when the file from elsewhere was exported; ISO 8601."""
     dataset: DatasetInfo
     git: dict[str, str | bool] | None
     """Commit of the working folder then, and whether it had changes; None outside a repository."""
     versions: dict[str, str]
-    """Of Python and the packages that made the file."""
+    """Versions of Python and the packages that made the file."""
     parent_sha256: str
     """SHA-256 of what the file was made from: a run's weights, or another model file."""
 
@@ -110,9 +110,9 @@ class CalibrationRecord:
     images: tuple[str, ...]
     """Hashes of the calibration images."""
     seed: int
-    """That the images were chosen with."""
+    """Seed with which the calibration images were chosen."""
     random: bool = False
-    """Whether they are noise: such a file is only good for trying."""
+    """Whether the images are noise: such a file is only good for trying."""
 
     @classmethod
     def from_dict(cls, fields: Fields) -> CalibrationRecord:
@@ -134,7 +134,7 @@ class FloatLayersRecord:
     layers: tuple[str, ...]
     """Names of the parts."""
     like_sha256: str | None = None
-    """SHA-256 of that other file."""
+    """SHA-256 of the other file, if ``by`` is ``file``."""
 
     @classmethod
     def from_dict(cls, fields: Fields) -> FloatLayersRecord:
@@ -154,15 +154,15 @@ class Accuracy:
 
     split: str
     top1: float
-    """Percent."""
+    """Top-1 accuracy in percent."""
     top5: float
-    """Percent."""
+    """Top-5 accuracy in percent."""
     n: int
-    """Images."""
+    """Number of images measured."""
     ci95: tuple[float, float]
     """95 % Wilson interval of ``top1``, in percent."""
     against_fp32: PairedDifference | None = None
-    """Top-1 minus that of the fp32 file on the same images; None for that file itself, and in early files."""
+    """Top-1 minus that of the fp32 file on the same images; None for the fp32 file itself, and in early files."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -188,7 +188,7 @@ class Goldens:
     """A few inputs and the logits that the file gave for them when it was made."""
 
     pixels: bytes = field(repr=False)
-    """Of all images, one after the other."""
+    """Pixels of all images one after the other, uint8 RGB."""
     shape: tuple[int, ...]
     """``(N, S, S, 3)``"""
     rows: tuple[tuple[float, ...], ...] = field(repr=False)
@@ -282,9 +282,9 @@ class Card:
     """Layers left in float by an INT8 file."""
     origin: Origin
     calibration: CalibrationRecord | None = None
-    """Of an INT8 file."""
+    """Calibration of an INT8 file; None for the others."""
     float_choice: FloatLayersRecord | None = None
-    """Of an INT8 file; None in files of early versions."""
+    """How the float layers of an INT8 file were chosen; None in other files and in early versions."""
     qat_epochs: int = 0
     """Passes of the fine-tune that an INT8 file's weights come from; 0 if there was none."""
     accuracy: Accuracy | None

@@ -1,4 +1,4 @@
-"""What the CPUID instruction says: the same question that ONNX Runtime asks when it chooses its kernels.
+"""The CPU's instruction sets as CPUID reports them, which ONNX Runtime asks, too, to choose its kernels.
 
 ``/proc/cpuinfo`` exists on Linux only, and its answer can differ from the instruction's: in a sandbox that hides the
 file, and under CPUID faulting. Nothing is compiled: a few bytes of machine code are written into memory and called.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 Registers = tuple[int, int, int, int]
-"""EAX, EBX, ECX, EDX."""
+"""Values of EAX, EBX, ECX and EDX."""
 Cpuid = Callable[[int, int], Registers]
 """Return the registers for a leaf and a sub-leaf."""
 

@@ -32,18 +32,18 @@ class EngineHeader:
     """Systems it runs on, e.g. ``Linux x86_64``."""
     min_batch: int
     opt_batch: int
-    """Images per inference that it is tuned for."""
+    """Batch size that the plan is tuned for."""
     max_batch: int
     precision: str
     """fp32, fp16 or int8."""
     source_sha256: str
-    """Of the ONNX file it was built from."""
+    """SHA-256 of the ONNX file that the plan was built from."""
     card: dict[str, Any]
     """The card of that file, as JSON."""
     schema: int = ENGINE_SCHEMA
 
     def describe(self) -> str:
-        """Say with what and for what it was built."""
+        """Return builder, GPUs and platform in one line."""
         capabilities = ", ".join(self.compute_capabilities)
         return f"{self.builder} {self.builder_version} for GPUs of compute capability {capabilities} on {self.platform}"
 

@@ -1,4 +1,4 @@
-"""What can go wrong, by what the user can do about it.
+"""The errors that qdeploy raises on purpose, by what the user can do about them.
 
 An error says what happened (``what``), what was found instead (``found``) and what to do next (``fix``); programs read
 these fields, and its text is the three in one line.

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files and folders written atomically, JSON files, locks between processes, and folders named by date."""
 
 from __future__ import annotations
 

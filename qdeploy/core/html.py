@@ -23,7 +23,7 @@ def tag(name: str, *children: str, **attributes: str | float) -> Markup:
     """Return an element.
 
     Args:
-        name: Of the element.
+        name: Name of the element.
         children: What is in it; text is escaped.
         attributes: Escaped, too. ``_`` stands for ``-``, and one at the end is left out: ``class_``, ``text_anchor``.
             Empty ones are left out.
@@ -56,7 +56,7 @@ def page(title: str, style: str, *body: str) -> str:
     """Return a whole page, which needs no other file.
 
     Args:
-        title: Of the window.
+        title: Title of the page.
         style: CSS, which is never text of a user: it is not escaped.
         body: The elements of the page.
     """

@@ -37,7 +37,7 @@ _UPRIGHT = {
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
 """What Pillow raises on damaged files, by fuzzing."""
 _OURS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM")
-"""How files of ``FORMATS`` begin."""
+"""First bytes of the formats in ``FORMATS``."""
 _OTHERS = {
     b"GIF8": "a GIF",
     b"II*\0": "a TIFF",
@@ -48,7 +48,7 @@ _OTHERS = {
     b"\0\0\1\0": "an ICO",
     b"<": "SVG, HTML or XML text",
 }
-"""How others begin that people take for images."""
+"""First bytes of other formats that users give as images."""
 
 
 def decode(source: bytes | Path, background: RGB) -> Image.Image:
@@ -183,7 +183,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _unidentified(data: bytes) -> ImageError:
-    """Say what a file is whose beginning no decoder takes."""
+    """Return the error for a file whose first bytes no decoder recognises."""
     what = f"not a readable {'/'.join(FORMATS)} image"
     if not data:
         return ImageError(f"{what}: the file is empty", "empty")

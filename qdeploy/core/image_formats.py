@@ -1,4 +1,4 @@
-"""Which image files are taken; what is known of them without Pillow."""
+"""The image formats that are accepted, known without importing Pillow."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})

@@ -1,4 +1,4 @@
-"""How qdeploy starts a Python process of its own."""
+"""The command with which qdeploy starts a fresh Python process."""
 
 from __future__ import annotations
 

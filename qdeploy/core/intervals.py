@@ -1,4 +1,4 @@
-"""How sure a share or a difference is, in plain Python: also where numpy would cost a cold start."""
+"""Confidence intervals of shares and paired differences, without numpy, whose import would slow a cold start."""
 
 from __future__ import annotations
 

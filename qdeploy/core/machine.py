@@ -1,4 +1,4 @@
-"""What this machine is: for benchmarks, lineage and the choice of defaults."""
+"""CPU, cores, memory and package versions of this machine: for benchmarks, lineage and the choice of defaults."""
 
 from __future__ import annotations
 

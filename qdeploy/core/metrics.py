@@ -1,4 +1,4 @@
-"""Numbers that decide: accuracy, agreement, signal-to-noise, percentiles.
+"""Metrics: accuracy, agreement, signal-to-noise ratio, percentiles.
 
 Array names: N samples, K classes.
 """
@@ -29,7 +29,7 @@ def topk_percent(logits_NK: Floats, labels_N: NDArray[np.int64], k: int) -> floa
 def label_ranks(logits_NK: Floats, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the number of classes that come before each sample's label, 0 for a right answer.
 
-    Of equal logits the lower index comes first, as in ``argmax``; a logit that is not a number comes before all.
+    Of equal logits the lower index comes first, as in ``argmax``; a NaN logit comes before all.
     """
     own = np.take_along_axis(logits_NK, labels_N[:, None], axis=1)
     lower = np.arange(logits_NK.shape[1]) < labels_N[:, None]
@@ -56,12 +56,12 @@ class Parity:
     """Largest difference of a logit."""
     mean_abs: float
     cosine: float
-    """Of all logits as one vector; 1 if they point the same way."""
+    """Cosine similarity of all logits as one vector; 1 if they point the same way."""
     sqnr_db: float
     top1_agreement: float
-    """In [0, 1]."""
+    """Share of the images for which both have the same largest logit, in [0, 1]."""
     flips: int
-    """Images whose largest logit is another one."""
+    """Number of images whose largest logit is another one."""
     n: int
 
     def to_dict(self) -> dict[str, Any]:

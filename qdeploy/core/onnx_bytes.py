@@ -1,4 +1,4 @@
-"""The little of an ONNX file that is read without its library: a walk over the protobuf fields.
+"""Metadata and operator counts of an ONNX file, read from its protobuf fields without the onnx library.
 
 Numbers of fields are those of ``onnx.proto3``.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _FIXED_BYTES = {1: 8, 5: 4}
-"""Of protobuf's wire types of fixed length."""
+"""Length in bytes of protobuf's wire types of fixed length."""
 _GRAPH, _METADATA = 7, 14  # of a model
 _NODE = 1  # of a graph
 _OPERATOR = 4  # of a node

@@ -1,4 +1,4 @@
-"""From an image to the model's input, by rules that travel inside every artifact.
+"""Preprocessing of an image into the model's input, by rules that are stored in every artifact.
 
 This is the one implementation: training, calibration, prediction, benchmarks and serving share it.
 """

@@ -1,23 +1,23 @@
-"""How long work tells how far it is, and what it has to say."""
+"""Types of the callbacks by which long work reports progress and notes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done, and of how much."""
+"""Called with the units of work that are done, and their total."""
 NamedProgress = Callable[[int, int, str], None]
-"""The same, and what is going on."""
+"""Called with the units of work that are done, their total, and what is being done."""
 StepProgress = Callable[[str], Progress]
-"""Takes a step's name, and returns what is called with the number of its parts that are done and their total."""
+"""Takes a step's name, and returns the callback for that step's progress."""
 Note = Callable[[str], None]
 """Called with a line for the user."""
 
 
 def silent(_: str) -> None:
-    """Say nothing."""
+    """Ignore a note."""
 
 
 def no_progress(_: str) -> Progress:
-    """Return a progress that shows nothing."""
+    """Return a callback that ignores a step's progress."""
     return lambda done, total: None

@@ -23,7 +23,7 @@ def decode(kind: type[T], value: Any, place: str = "") -> T:
     Args:
         kind: A dataclass, ``dict``, ``tuple``, ``str``, ``int``, ``float``, ``bool``, or one of these or None.
         value: The part of the document; in it, what is a value of its dataclass already stays.
-        place: Its name there, with dots.
+        place: Name of the value in the document, with dots.
 
     Raises:
         RecordError: If a value is missing or of another type.

@@ -32,7 +32,7 @@ class RunDataset:
     source: str
     """A published name or a path."""
     images: dict[str, int]
-    """How many, by split."""
+    """Number of images of each split."""
     problems: int = 0
     """Files that could not be used."""
 
@@ -48,9 +48,9 @@ class RunResults:
     val_top1: float
     val_top5: float
     test_top1: float | None
-    """Of the saved weights on the test split, in float32; None if the run was interrupted."""
+    """Accuracy of the saved weights on the test split, in percent, float32; None if the run was interrupted."""
     seconds: float
-    """Of training and validation, over all sessions of the run."""
+    """Seconds of training and validation, over all sessions of the run."""
     images_per_s: float
     """Training images per second of all processes, without reading and evaluation."""
     data_share: float
@@ -63,11 +63,11 @@ class RunRecord:
     """What ``run.json`` says of a run."""
 
     created: str
-    """When it began; ISO 8601."""
+    """When the run began; ISO 8601."""
     config: dict[str, Any]
     """The training's configuration."""
     device: str | None = None
-    """That it is trained on; None in the earliest records."""
+    """Device of the training; None in the earliest records."""
     amp: str
     processes: int
     model: ModelInfo
@@ -75,14 +75,14 @@ class RunRecord:
     preprocessing: Preprocessing
     dataset: RunDataset
     git: dict[str, Any] | None
-    """``commit`` and ``dirty`` of the folder it was started in; None outside a repository."""
+    """``commit`` and ``dirty`` of the folder that the run was started in; None outside a repository."""
     environment: dict[str, Any]
     interrupted: bool
     """Whether there is something to resume."""
     results: RunResults | None = None
     """None before the first weights are saved."""
     weights: str | None = None
-    """Name of their file; None as long as there is none."""
+    """Name of the weights' file; None as long as there is none."""
     weights_sha256: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Keeps the libraries that qdeploy uses from sending usage events to their makers.
+"""Switches off the usage events that libraries used here would send to their makers.
 
 OpenVINO has no variable for it; ``qdeploy.runtime.engines.openvino_session`` opens it without the part that sends.
 """
@@ -11,7 +11,7 @@ SWITCHES = {
     "ONNX Runtime": {"ORT_DISABLE_TELEMETRY": "1", "ORT_TELEMETRY_DISABLED": "1"},
     "Ray": {"RAY_USAGE_STATS_ENABLED": "0"},
 }
-"""Of each library, the variables that switch its usage events off.
+"""Environment variables that switch off each library's usage events.
 
 ONNX Runtime reads one of the two, depending on its version, when it is loaded. From 1.32 on it otherwise keeps events
 below ``~/.cache/Microsoft`` and sends them from every process that opens a model.

@@ -1,4 +1,4 @@
-"""Two things at once."""
+"""A task in a thread beside work in the calling thread."""
 
 from __future__ import annotations
 

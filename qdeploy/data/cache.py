@@ -1,4 +1,4 @@
-"""Decoded images, kept: written once, then opened as a memory map in milliseconds.
+"""The cache of decoded images: written once, then opened as a memory map in milliseconds.
 
 ``<cache>/decoded/<name>-<16 digits>/`` belongs to one data set at one place and one preprocessing. It appears whole
 or not at all (``core.files.folder_made_whole``); only one process builds it at a time. It is used as long as its

@@ -1,4 +1,4 @@
-"""From the word on the command line to a data set."""
+"""Finding and loading a data set by its name, folder or archive."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def count_classes(data: str) -> int:
     """Count a data set's classes without decoding or fetching anything; of a name they are the published ones.
 
     Args:
-        data: As for ``load_dataset``.
+        data: Name, folder or archive of a data set.
 
     Raises:
         DataError: If there is no such data set, or it is damaged.

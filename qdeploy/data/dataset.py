@@ -27,7 +27,7 @@ class Split:
     hashes: tuple[str, ...]
     """The first 16 hexadecimal digits of the SHA-256 of each decoded image."""
     keys: tuple[str, ...] = ()
-    """The key of each image's record, see there; may be left out."""
+    """Key of each image's record, see ``Record.key``; may be left out."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,7 +80,7 @@ class Rows:
     labels: NDArray[np.int64]
     hashes: NDArray[np.bytes_]
     keys: NDArray[np.bytes_]
-    """The keys of the records, see there."""
+    """Keys of the records; see ``Record.key``."""
     counts: tuple[int, ...]
     """Rows of train, val and test."""
 

@@ -1,4 +1,4 @@
-"""Downloads that are whole or not there: resumed after an interruption, checked before they get their name."""
+"""Downloads, resumed after an interruption and checked before they get their final name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qdeploy.core.progress import Progress
 
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60.0
-"""Without an answer, or between two pieces of it."""
+"""Seconds without data after which a download is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class Checksum:
     """MD5 where the publisher gives nothing better: it tells damage, and an attacker less well."""
     hex: str
     uncompressed: bool = False
-    """Of the contents of a gzip file: the same contents may be compressed differently."""
+    """Whether the hash is that of a gzip file's contents: the same contents may be compressed differently."""
 
     def of(self, path: Path) -> str:
-        """Compute a file's own checksum, or say ``not gzip``."""
+        """Return a file's own checksum; ``not gzip`` where it cannot be uncompressed."""
         digest = hashlib.new(self.kind, usedforsecurity=False)
         try:
             with gzip.open(path) if self.uncompressed else path.open("rb") as stream:

@@ -24,11 +24,11 @@ SHA256 = {
     "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-"""Of the uncompressed contents: Debian's package compresses the same contents differently."""
+"""SHA-256 of the uncompressed contents: Debian's package compresses the same contents differently."""
 HOLDOUT = 1 / 30
 """2,000 of the 60,000 published training images are kept for validation."""
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Of the package dataset-fashion-mnist."""
+"""Folder of Debian's package dataset-fashion-mnist."""
 
 
 def fashion_mnist_source(folder: Path) -> Source:

@@ -45,11 +45,11 @@ class LabelledImages:
     name: str
     split: str
     count: int
-    """Images at most; unreadable ones of ``all`` are left out while they stream."""
+    """Largest number of images; unreadable ones of ``all`` are left out while they stream."""
     sha256: str | None
-    """Of the whole data set; None for ``all``."""
+    """Content hash of the whole data set; None for ``all``."""
     batches: Callable[[int], Iterator[Batch]]
-    """Given a batch size, streams the images."""
+    """Returns the images as batches of a given size."""
     notes: tuple[str, ...]
     """What a reader of the numbers has to know."""
     problems: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ def labelled_images(
     """Find the images to measure a model on.
 
     Args:
-        data: As for ``load_dataset``.
+        data: Name, folder or archive of a data set.
         split: train, val or test as training cuts them, repeats dropped; or ``all``: every image as it is.
         rules: How images become the model's inputs.
         labels: The model's.

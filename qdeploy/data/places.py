@@ -1,4 +1,4 @@
-"""Where data sets are looked for, and where downloads and decoded images are kept."""
+"""The folders where data sets are looked for, and where downloads and decoded images are kept."""
 
 from __future__ import annotations
 

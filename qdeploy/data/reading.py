@@ -60,7 +60,7 @@ def read_rows(
     Args:
         source: What to decode.
         preprocessing: How images become rows.
-        seed: Of the splits.
+        seed: Seed of the splits.
         pixels: ``shape_of(source)``; may be a memory map, so that a large set is never whole in memory.
         known: An older table; images with a key in it are copied and not decoded again.
         progress: Called with images done and their total.

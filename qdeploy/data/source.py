@@ -1,4 +1,4 @@
-"""Where a data set's images are, before any is decoded; what every reader gives."""
+"""Types of a data set before its images are decoded: records, sources, places, readers."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ class Place:
 
     name: str
     path: Path
-    """Absolute."""
+    """Absolute path of the folder or archive."""
     read: Callable[[], Source]
     files: tuple[Path, ...] = ()
-    """The few files that hold it all; empty if every image is a file."""
+    """The few files that hold the data set; empty if every image is a file."""
     holdout: float = 0.0
-    """The source's, where ``files`` stand for it."""
+    """``Source.holdout`` of the data set, known before it is read; used where ``files`` is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +106,11 @@ class Reader:
     """One data set known by name."""
 
     find: Callable[[Progress | None], Place]
-    """Looks for it on this machine and else fetches it; calls back with bytes."""
+    """Finds the data set on this machine, else downloads it; reports progress in bytes."""
     recognise: Callable[[Path], Place | None]
     """Tells whether a folder or file is this data set."""
     classes: int
-    """How many it has as it is published."""
+    """Number of classes of the published data set."""
 
 
 def identity(path: Path) -> str:

@@ -26,7 +26,7 @@ def split_rows(
         hashes: The hash of every row's image.
         source: Gives the classes and the share to hold out.
         problems: Gets a line for repeats and for missing classes.
-        seed: Of the choice of held-out images.
+        seed: Seed of the choice of held-out images.
 
     Raises:
         DataError: If a class is left without training images or a split without images.

@@ -22,7 +22,7 @@ PUBLISHED = "tiny-imagenet-200"
 ARCHIVE = f"{PUBLISHED}.zip"
 URL = f"http://cs231n.stanford.edu/{ARCHIVE}"
 CHECKSUM = Checksum(kind="md5", hex="90528d7ca1a48142e341f4ef8d21d0de")
-"""Of the 248,100,043 bytes; the one that other libraries pin (Stanford publishes none)."""
+"""MD5 of the zip of 248,100,043 bytes, as other libraries pin it (Stanford publishes none)."""
 HOLDOUT = 0.2
 CLASSES = 200
 AGAIN = f"unpack or fetch {ARCHIVE} again"

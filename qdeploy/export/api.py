@@ -71,7 +71,7 @@ def export_module(
         data: A data set as ``qdeploy train`` takes it, or a loaded one: ranges come from its training split, parity
             from validation, accuracy from test.
         out: The export's folder.
-        name: Of the model, in the card.
+        name: Name of the model in the card.
         config: What to make.
         note: Called with a line after each step.
 

@@ -1,4 +1,4 @@
-"""What an export is to make, and how it tells about its progress."""
+"""The configuration of an export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qdeploy.export.verdict import Policy
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What to make."""
+    """What an export makes, and what it may cost in accuracy and time."""
 
     int8: bool = False
     target: str = "auto"
@@ -25,11 +25,11 @@ class ExportConfig:
     random_calibration: bool = False
     """Set the ranges with noise instead: only to try a graph. The card says so, and ``qdeploy verify`` refuses it."""
     calibration: str = "auto"
-    """How: minmax, percentile, entropy, mse, mixed (the best for each tensor); auto tries all."""
+    """Method of the ranges: minmax, percentile, entropy, mse, mixed (the best for each tensor); auto tries all."""
     max_drop: float = 1.0
     """Points of validation top-1 that INT8 may cost."""
     max_drop_relative: float | None = None
-    """The same in percent of the float model's top-1; given, it takes the place of ``max_drop``."""
+    """Loss that INT8 may cause, in percent of the float model's top-1; if given, it replaces ``max_drop``."""
     strict: bool = False
     """Reject an INT8 file, too, whose loss too few images show to be within the budget."""
     allow_drop: bool = False

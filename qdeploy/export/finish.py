@@ -1,4 +1,4 @@
-"""A finished graph: sealed with its card, opened, and measured on validation and test images."""
+"""The last step of every graph: sealed with its card, opened, measured on validation and test images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Made:
     card: Card
     session: Session
     parity: Parity
-    """Against the step before."""
+    """Agreement of the graph's logits with those of the step before."""
     parity_logits: Floats
     test_logits: Floats
     file: str
@@ -77,7 +77,7 @@ def finish(
     Args:
         work: The export.
         model: The graph.
-        card: Its card, without accuracy and goldens.
+        card: The graph's card, without accuracy and goldens.
         reference_NK: What the step before gives for ``work.parity_pixels``.
         file: Name of the file.
         golden_db: Least agreement with the goldens that a runtime must reach, in decibels.

@@ -1,4 +1,4 @@
-"""What one export computes and the next can use again: files in the cache, the newest of each kind."""
+"""Results of an export kept for the next one: files in the cache, the newest of each kind."""
 
 from __future__ import annotations
 

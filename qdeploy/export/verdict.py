@@ -32,9 +32,9 @@ class Loss:
     """What is known of the accuracy of an INT8 file against fp32."""
 
     difference: PairedDifference
-    """On validation images that took no part in any choice."""
+    """Top-1 of INT8 minus that of fp32 on validation images that took no part in any choice."""
     flips: Flips | None
-    """Over every image that took no part in calibration; None where the difference alone was enough."""
+    """Flips over all images that took no part in calibration; None where the difference alone was enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Verdict:
     loss: Loss
     budget: AccuracyBudget
     speed: Comparison | None
-    """None if this machine does not run the file's target."""
+    """Speed against fp32; None if this machine does not run the file's target."""
 
     @property
     def keep(self) -> bool:
@@ -76,8 +76,8 @@ def decide(loss: Loss, speed: Comparison | None, budget: AccuracyBudget, policy:
     """Decide what is done with an INT8 file.
 
     Args:
-        loss: Of accuracy against fp32.
-        speed: Against fp32, measured side by side; None where it could not be measured.
+        loss: Loss of accuracy against fp32.
+        speed: Speed against fp32, measured side by side; None where it could not be measured.
         budget: What may be lost.
         policy: What the user allows in any case.
     """

@@ -1,4 +1,4 @@
-"""What training, export and the registry need of a model, whatever its family."""
+"""The interface of a model of any family, as training, export and the registry use it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Deployed(nn.Module):
 
 
 class DeployedQonstraint(nn.Module):
-    """The same for a Qonstraint model, folded."""
+    """A folded Qonstraint: uint8 images ``[B, S, S, 3]`` in, float32 logits and probabilities ``[B, K]`` out."""
 
     offset: Tensor
 

@@ -1,4 +1,4 @@
-"""The small parts that every Qonstraint model is made of.
+"""The layers of the Qonstraint models: norms, drop path, token gate, re-centring.
 
 Array names: B batch, C channels, H height, W width.
 """

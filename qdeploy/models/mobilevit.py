@@ -20,7 +20,7 @@ from qdeploy.models.operators import ATTENTIONS, CONVOLUTIONS, FUSIONS, unit
 
 PATCH = 2
 STRIDE = 32
-"""Of the whole network; the smallest input."""
+"""Total stride of the network, and so the smallest height and width of an input."""
 WIDTHS = (16, 16, 24, 24, 24, 48, 64, 80)
 """Channels behind the stem and behind each of the seven MV2 blocks."""
 STRIDES = (1, 2, 1, 1, 2, 2, 2)
@@ -44,7 +44,7 @@ class MobileVitConfig:
     input_size: int = 64
     """Height and width of the image in pixels, 32 or more; the thesis trains at 224 and tests at 256."""
     expansions: tuple[int, ...] = (4, 4, 2, 2, 2, 2, 2)
-    """Of the seven MV2 blocks: the one guess behind the counts; 2 everywhere would miss 3,136 parameters."""
+    """Expansion of the seven MV2 blocks: the one guess behind the counts; 2 everywhere would miss 3,136 parameters."""
 
     def __post_init__(self) -> None:
         for kind, name, known in (

@@ -96,7 +96,7 @@ def model_config(name: str, num_classes: int | None = None, input_size: int = 0)
     """Look a configuration up by name.
 
     Args:
-        name: Of ``MODELS``, or ``torchvision/NAME`` or ``timm/NAME``.
+        name: A key of ``MODELS``, or ``torchvision/NAME`` or ``timm/NAME``.
         num_classes: Length of the logits; by default the published one.
         input_size: Height and width of the image in pixels; 0 for the model's own.
 

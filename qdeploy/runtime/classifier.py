@@ -26,12 +26,12 @@ ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
 @dataclass(frozen=True)
 class Ranked:
-    """One label with its rank's probability."""
+    """One label with its probability."""
 
     label: str
     index: int
     probability: float
-    """In [0, 1]."""
+    """Probability of the label, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Prediction:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """The same as an array ``[K]``."""
+        """The probability of each label as an array ``[K]``."""
         import numpy as np
 
         return np.asarray(self.scores, np.float32)

@@ -26,7 +26,7 @@ class Setup:
     threads: int | None = None
     batch: int | None = None
     note: str | None = None
-    """What ``device.json`` had to say, for the user; None where there is none."""
+    """What the user should know of ``device.json``, e.g. that it was used; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

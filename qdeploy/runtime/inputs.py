@@ -1,4 +1,4 @@
-"""Which images are meant: files, folders, globs and standard input, as a stream of names."""
+"""Files, folders, globs and standard input, expanded to a stream of image names."""
 
 from __future__ import annotations
 

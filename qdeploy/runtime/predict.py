@@ -139,7 +139,7 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
 
 
 def _listable(path: Path) -> Path:
-    """Say of a folder that could not be walked why; the decoder only says that it is no image."""
+    """Return the path, or raise why a folder cannot be listed; the decoder would only say that it is no image."""
     if os.path.isdir(path):
         try:
             os.scandir(path).close()

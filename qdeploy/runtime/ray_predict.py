@@ -29,17 +29,17 @@ PHASES = ("decode", "preprocess", "infer")
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
-    """How images are spread."""
+    """How images are spread over a Ray cluster."""
 
     address: str | None = None
-    """Of a cluster; by default that of ``RAY_ADDRESS``, and without that a Ray of this machine alone."""
+    """Address of a Ray cluster; by default that of ``RAY_ADDRESS``, and without that a Ray of this machine alone."""
     batch_size: int | None = None
     """Images of one inference; by default ``VOLUME_BATCH``."""
     workers: int | None = None
     """Processes, each with a session; by default as many as the cluster's cores hold."""
     engine: str = "ort"
     threads: int = 1
-    """Of each session, and cores that Ray keeps for it."""
+    """Threads of each session, and cores that Ray reserves for it."""
     selftest: bool = True
     """Whether each session is checked against the goldens on its machine."""
 

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 SMALL_MACS = 100_000_000
 """Below this a second thread costs more in hand-over than it computes."""
 OTHER_ENGINE = "see `qdeploy doctor`, or use another `engine`"
-"""What to do about an engine that failed."""
+"""What a user can do about an engine that failed."""
 
 Rows = list[list[float]]
-"""For each image its K logits or probabilities."""
+"""K logits or probabilities for each image."""
 
 
 class Session(ABC):
@@ -152,14 +152,15 @@ class Engine:
     library: str
     install: str
     builder: str | None = None
-    """It opens the engine files of this builder instead of ONNX files."""
+    """Python package whose engine files the engine opens; None if it opens ONNX files."""
     binding: str | None = None
-    """Where the class is that does without ONNX Runtime's C library, for packages that have none."""
+    """Location of the class that works without ONNX Runtime's C library, for packages that have none."""
     golden_db: float = math.inf
     """Agreement with the goldens, in decibels, asked of an engine that computes more coarsely than the file says."""
     int8_golden_db: float = 20.0
-    """The same for INT8 files. ONNX Runtime on the CPU made the goldens; other engines round at other places: OpenVINO
-    reaches 35 to 37 dB on nano's, and TensorRT has not been run yet."""
+    """Agreement with the goldens, in decibels, asked of other engines for INT8 files. ONNX Runtime on the CPU made the
+    goldens, and others round at other places: OpenVINO reaches 35 to 37 dB on nano's, and TensorRT has not been run
+    yet."""
 
     def least_db(self, precision: str) -> float:
         """Return the agreement asked of this engine for a file's precision; infinite: what the file asks for."""

@@ -144,8 +144,6 @@ class Campaign:
         self._begin, self._before_s = time.monotonic(), record.spent_s
         self._noted: set[str] = set()
 
-    # -- before anything is written ------------------------------------------------------------------------------
-
     def prepare(self) -> Record:
         """Probe the models if there is a budget, make the plan and state it; nothing is written.
 
@@ -204,8 +202,6 @@ class Campaign:
         else:
             self._keep(probes={**self.record.probes, model: Probe.of(found, outcome.wall_s)})
 
-    # -- the phases ----------------------------------------------------------------------------------------------
-
     def go(self) -> Record:
         """Carry out everything that has not ended yet."""
         self._save()
@@ -260,8 +256,6 @@ class Campaign:
             if s and isinstance(s.result, Trained)
         ]
 
-    # -- a phase -------------------------------------------------------------------------------------------------
-
     def _phase(self, kind: str, work: Sequence[tuple[int, str]], pool: Pool) -> None:
         record = self.record
         specs = [self._spec(kind, r, n, record.rungs[r].epochs, record.trial_folder(n)) for r, n in work]
@@ -303,8 +297,6 @@ class Campaign:
     def _rung_of(self, model: str) -> int:
         trained = self.record.longest(model)
         return trained[0].rung if trained else 0
-
-    # -- time and files ------------------------------------------------------------------------------------------
 
     def _elapsed(self) -> float:
         return self._before_s + time.monotonic() - self._begin

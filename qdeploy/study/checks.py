@@ -1,4 +1,4 @@
-"""What is checked before a sweep starts, so that it does not fail an hour later; nothing is written."""
+"""Checks before a sweep starts, so that it does not fail an hour later; nothing is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the rest of a sweep will take: from probes first, then from what was measured."""
+"""The forecast of how long the rest of a sweep takes: from probes first, then from measured steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qdeploy.study.record import Record, Step
 from qdeploy.study.results import Trained
 
 START_S = 8.0
-"""Of a training process, before one was seen."""
+"""Guessed seconds of a training process besides its epochs, until one was measured."""
 EXPORT_S = 12.0
-"""Of an export without the inferences in it; replaced by measured ones."""
+"""Guessed seconds of an export besides its inferences; scaled by measured exports later."""
 MACS_PER_S = 1e10
-"""Of one thread in ONNX Runtime; sets the first guess of an export's inferences."""
+"""Guessed multiply-accumulates per second of one ONNX Runtime thread, for the time of an export's inferences."""
 MEASURE_S = 6.0
 
 

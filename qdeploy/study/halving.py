@@ -71,9 +71,9 @@ def plan(
     ``rungs`` as fit, with the largest ``e`` in ``e``, ``3 e``, ``9 e`` that fits and does not exceed ``most_epochs``.
 
     Args:
-        loads: Of each model of this rung. Later rungs are expected to hold average ones.
+        loads: Predicted seconds of each model of this rung. Later rungs are expected to hold average ones.
         seconds: What training may take.
-        most_epochs: Of any rung.
+        most_epochs: Largest number of epochs of any rung.
         rungs: The most rungs.
         slots: Trials at a time.
         above: The epochs of the rung before; a plan must have more.
@@ -100,8 +100,8 @@ def predicted_s(loads: Sequence[Load], epochs: Sequence[int], slots: int = 1) ->
     """Predict the seconds of a rung and those after it.
 
     Args:
-        loads: Of each model of the first rung.
-        epochs: Of each rung.
+        loads: Predicted seconds of each model of the first rung.
+        epochs: Epochs of each rung.
         slots: Trials at a time.
     """
     total, current = 0.0, list(loads)

@@ -30,7 +30,7 @@ def write_tables(record: Record, note: Note) -> None:
     """Write all four, each whole or not at all; first what holds the results, ``sweep.json`` and ``sweep.csv``.
 
     Args:
-        record: Of the sweep.
+        record: State of the sweep.
         note: Told why the picture or the page could not be made.
     """
     rows = rows_of(record)

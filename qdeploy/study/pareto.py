@@ -1,4 +1,4 @@
-"""Which artifacts are worth a look: the fronts of accuracy against latency, file size and parameters."""
+"""The Pareto fronts of a sweep: artifacts that no other beats in accuracy against latency, file size and parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 COSTS = {"latency": "latency_{}_ms", "size": "size_{}_bytes", "params": "params"}
 """The axes of cost, and the column of a row that holds it for a precision."""
 PRECISIONS = ("int8", "fp32")
-"""In the order in which equals are preferred."""
+"""Precisions in the order of preference where accuracy and cost are equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Point:
     rung: int
     epochs: int
     top1: float
-    """On the test split, in percent."""
+    """Top-1 accuracy on the test split, in percent."""
     cost: float
     """Milliseconds, bytes or parameters."""
 

@@ -1,4 +1,4 @@
-"""The picture of a sweep: accuracy against latency, file size and parameters, with the fronts."""
+"""The plot of a sweep: accuracy against latency, file size and parameters, with the fronts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AXES = {
 }
 """The label of each axis, and what its costs are multiplied with."""
 COLOURS = ("#3b6ea8", "#c0562f", "#3a7d44")
-"""Of the rungs."""
+"""Colour of each rung; later rungs have the last one."""
 LOG_FROM = 5.0
 """Ratio of the largest to the smallest cost from which an axis is logarithmic."""
 MARKERS = {"fp32": "o", "int8": "s"}

@@ -28,11 +28,11 @@ class Outcome:
     """How a step ended."""
 
     result: dict[str, Any]
-    """What it found; empty if it failed."""
+    """What the step found; empty if it failed."""
     error: str | None
-    """Why it failed, in one line."""
+    """Why the step failed, in one line; None if it succeeded."""
     wall_s: float
-    """Of the whole process."""
+    """Seconds that the whole process took."""
 
 
 Ended = Generator[tuple[Spec, Outcome], None, None]

@@ -1,4 +1,4 @@
-"""How a sweep tells how far it is."""
+"""The progress interface of a sweep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qdeploy.study.record import Step
 
 
 class Progress(Protocol):
-    """Told how far a sweep is."""
+    """Receives the progress of a sweep."""
 
     def note(self, text: str) -> None:
         """Something that one should know, such as the plan."""

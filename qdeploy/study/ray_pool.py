@@ -46,7 +46,7 @@ class RayPool:
 
         Args:
             slots: Steps at a time on each machine.
-            threads: Of one step.
+            threads: CPU threads of one step.
             gpu: Whether they train on GPUs where the cluster has some.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

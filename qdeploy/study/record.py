@@ -1,4 +1,4 @@
-"""What a sweep knows, and its file ``sweep.json``: settings, plan, and every step that has ended."""
+"""The state of a sweep and its file ``sweep.json``: settings, plan, and every step that has ended."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Probe:
 
     epoch_s: float
     start_s: float
-    """Of a run before its first step and after its last one."""
+    """Seconds of a run before its first training step and after its last one."""
     images: dict[str, int]
 
     @classmethod
@@ -57,7 +57,7 @@ class Step:
     wall_s: float
     error: str | None
     result: Result | None
-    """None if it failed."""
+    """What the step found; None if it failed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -105,20 +105,20 @@ class Record:
     config: SweepConfig
     models: dict[str, Model]
     most_epochs: int
-    """Of any rung."""
+    """Largest number of epochs of any rung."""
     environment: dict[str, Any]
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     probes: dict[str, Probe] = field(default_factory=dict)
-    """Of each model; empty without a budget."""
+    """Probe of each model by its name; empty without a budget."""
     failed: dict[str, str] = field(default_factory=dict)
     """Models whose probe failed, and why."""
     planned: tuple[int, ...] = ()
     """Epochs of each rung, those of later ones as predicted."""
     predicted_s: float | None = None
-    """For the whole sweep, when it began."""
+    """Predicted seconds of the whole sweep, as of its beginning; None without a budget."""
     rungs: tuple[Rung, ...] = ()
     steps: tuple[Step, ...] = ()
-    """Those that have ended, in that order."""
+    """Steps that have ended, in the order in which they ended."""
     dataset_sha256: str | None = None
     spent_s: float = 0.0
     complete: bool = False

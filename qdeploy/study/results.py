@@ -1,4 +1,4 @@
-"""What the steps of a trial find: probe, train, export and measure."""
+"""Results of the steps of a trial: probe, train, export and measure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Probed:
     epoch_s: float
     """Predicted seconds of an epoch with its two evaluations."""
     test_s: float
-    """Predicted seconds of the last evaluation."""
+    """Predicted seconds of the last evaluation, on the test split."""
     stepping_s: float
     """Seconds that the probe itself has trained for."""
     images: dict[str, int]
-    """Of each split."""
+    """Number of images of each split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class Trained:
     epochs: int
     best_epoch: int
     val_top1: float
-    """Percent."""
+    """Validation top-1 of the kept weights, in percent."""
     test_top1: float | None
     seconds: float
-    """Of training and validation."""
+    """Seconds of training and validation."""
     images: dict[str, int]
-    """Of each split."""
+    """Number of images of each split."""
     dataset: str
     dataset_sha256: str
 
@@ -45,7 +45,7 @@ class ExportedFile:
     """One file of an export."""
 
     test_top1: float
-    """Percent."""
+    """Top-1 accuracy on the test split, in percent."""
     test_n: int
     size_bytes: int
     p50_ms: float | None
@@ -56,10 +56,10 @@ class Exported:
     """An export that has ended."""
 
     artifacts: dict[str, ExportedFile]
-    """By precision."""
+    """Files by precision: fp32, int8."""
     verdict: str
     int8_error: str | None
-    """Why there is no INT8 file."""
+    """Why there is no INT8 file; None if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class MeasuredFile:
     """What one file costs in use."""
 
     latency_ms: float | None
-    """Median of one image on one thread."""
+    """Median latency of one image on one thread, in milliseconds."""
     n: int
     peak_bytes: int
 
@@ -85,7 +85,7 @@ class Measured:
     """The measurement of an export."""
 
     artifacts: dict[str, MeasuredFile]
-    """By precision."""
+    """Measured files by precision: fp32, int8."""
     int8_speedup: Speedup | None
     cpu: str
 

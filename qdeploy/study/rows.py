@@ -26,21 +26,21 @@ class Row:
     """How far it came in halving, from 1; models of different rungs were trained for different times."""
     epochs: int | None
     val_top1: float | None
-    """Percent; what halving decides by."""
+    """Validation top-1 in percent, by which halving decides."""
     test_top1_fp32: float | None
-    """Percent, of the exported file."""
+    """Test top-1 of the exported file, in percent."""
     test_top1_int8: float | None
     test_n: int | None
-    """Images that the two test accuracies are over."""
+    """Number of test images of the two test accuracies."""
     latency_fp32_ms: float | None
-    """Median of one image on one thread."""
+    """Median latency of one image on one thread, in milliseconds."""
     latency_int8_ms: float | None
     latency_n: int | None
-    """Timed runs of each."""
+    """Number of timed inferences of each file."""
     int8_speedup: float | None
     """How many times faster INT8 is than fp32, from blocks measured in turn."""
     int8_speedup_low: float | None
-    """Lower end of the 95 % interval of that."""
+    """Lower end of the 95 % interval of ``int8_speedup``."""
     int8_speedup_high: float | None
     peak_fp32_bytes: int | None
     """Largest resident size of a fresh process that opens the file and runs it once."""
@@ -48,9 +48,9 @@ class Row:
     size_fp32_bytes: int | None
     size_int8_bytes: int | None
     epoch_s: float | None
-    """Training and validation of one epoch."""
+    """Seconds of training and validation of one epoch."""
     pareto: str = ""
-    """The fronts that an artifact of it is on, e.g. ``latency:int8 size:int8``."""
+    """The fronts that the model's files are on, e.g. ``latency:int8 size:int8``."""
     error: str | None = None
     """Why something is missing, if it failed."""
 

@@ -1,4 +1,4 @@
-"""What a sweep does, as one frozen configuration."""
+"""The configuration of a sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qdeploy.core.machine import usable_cores
 from qdeploy.core.records import decode
 
 DEFAULT_BUDGET_MINUTES = 60.0
-"""Of a sweep over the whole grid for which neither epochs nor a budget are given."""
+"""Budget of a sweep over the whole grid for which neither epochs nor a budget are given."""
 OWN_OPTIONS = ("model", "data", "recipe", "epochs", "seed", "device", "tensorboard")
 """Fields of a recipe that ``settings`` may not change: the sweep has an option for them, or they mean nothing here."""
 
@@ -26,17 +26,17 @@ class SweepConfig:
     models: tuple[str, ...] = ()
     """Names of ``qdeploy models``; none stands for the whole MobileViT grid."""
     recipe: str = "small"
-    """Of every model; the recipe's own model is not used."""
+    """Name of the recipe that trains every model; the recipe's own model is not used."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of the recipe to change, the same for every model."""
     epochs: int | None = None
-    """Without a budget: of every model, by default the recipe's. With a budget: the most that a model is trained."""
+    """Epochs of every model, by default the recipe's; with a budget, the most epochs of any model."""
     budget_minutes: float | None = None
     """Time for the whole sweep; with it the models are trained by successive halving."""
     seed: int | None = None
-    """Of every training; by default the recipe's."""
+    """Seed of every training; by default the recipe's."""
     device: str = "auto"
-    """auto, cpu, cuda or mps; of training. Latency is always that of one CPU thread of this machine."""
+    """Device of training: auto, cpu, cuda or mps. Latency is always that of one CPU thread of this machine."""
     jobs: int = 1
     """Trials at a time on one machine; each gets an equal share of the cores."""
     ray: bool = False

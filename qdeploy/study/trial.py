@@ -30,11 +30,11 @@ PROBE_SECONDS = 4.0
 """A probe ends after so many timed steps, or after two when so much time has passed."""
 WARM_STEPS = 2
 FORWARD_SHARE = 1 / 3
-"""Of a training step's time, what the evaluation of as many images takes."""
+"""Time of evaluating some images, as a share of the time of a training step on as many."""
 MEASURE_RUNS = 1000
 LEAST_RUNS = 200
 MEASURE_SECONDS = 2.5
-"""Of both precisions together; longer if a slow model needs it for ``LEAST_RUNS``."""
+"""Seconds for timing both precisions together; more if a slow model needs it for ``LEAST_RUNS``."""
 
 
 Row = dict[str, Any]
@@ -50,7 +50,7 @@ class Spec:
     folder: str
     """Where this model's runs, export, results and logs are."""
     rung: int = 0
-    """Counted from 0; names the run."""
+    """Number of the rung, from 0; part of the run's name."""
     epochs: int = 1
     data: str = ""
     recipe: str = "small"
@@ -60,7 +60,7 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """What its files are called, without a suffix."""
+        """Name of the step's files, without a suffix."""
         return f"{self.kind}-{self.rung}"
 
     @property

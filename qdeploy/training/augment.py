@@ -52,7 +52,7 @@ class Strength:
     num_ops: int = 2
     """Operations of RandAugment per image; torchvision's default."""
     magnitude: int = 9
-    """Of RandAugment, 0 to 30; torchvision's default."""
+    """Magnitude of RandAugment, 0 to 30; torchvision's default."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale <= 1:

@@ -59,7 +59,7 @@ class Batches:
         Args:
             epoch: From 0; decides the order and the augmentation's phase.
             step: Within the epoch, from 0.
-            confidence: Of the controller; the surer, the more often batches are mixed.
+            confidence: Confidence of the controller, 0 to 1; the higher, the more often batches are mixed.
         """
         size = self.config.batch_size
         index = self._order_of(epoch)[step * size : (step + 1) * size][self.world.rank :: self.world.size]

@@ -1,4 +1,4 @@
-"""Which weights of a run are kept."""
+"""The best weights of a run, and the rule that chooses them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Best:
     controller's late restarts make no later epoch better: there it is False."""
     weights: Weights = field(default_factory=dict)
     epoch: int = 0
-    """From 1; 0 before the first."""
+    """Epoch of the best weights, from 1; 0 before the first."""
     source: str = "raw"
-    """raw, average (EMA) or swa."""
+    """Kind of the best weights: raw, average (EMA) or swa."""
     top1: float = 0.0
     top5: float = 0.0
     highest: float = 0.0

@@ -36,7 +36,7 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     values: dict[str, Any]
-    """JSON-ready."""
+    """JSON-ready values of everything but the tensors."""
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:

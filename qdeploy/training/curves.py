@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""The plot of a run: accuracy, loss, learning rate and the controller's values over the epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device and which precision a run really uses."""
+"""The choice of a run's device and precision."""
 
 from __future__ import annotations
 

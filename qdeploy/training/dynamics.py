@@ -140,7 +140,7 @@ def step(d: Dynamics, state: State, val_top1: float, epoch: int) -> State:
     push = d.momentum_gain * reward if reward != 0 else -d.momentum_plateau_step
     cap = d.momentum_cap_late if late else d.momentum_cap_early
     base, since_boost, since_best = _base_lr(d, state, reward, confidence, val_top1)
-    if d.restarts and (epoch + 1) % d.period == 0:  # manual warm restart
+    if d.restarts and (epoch + 1) % d.period == 0:
         base = d.lr_max
     progress = min(1.0, (epoch + 1) / max(1, d.epochs - 1))
     return State(

@@ -1,4 +1,4 @@
-"""Matplotlib, which keeps its list of fonts in qdeploy's cache instead of two folders of its own in the user's home."""
+"""Matplotlib, set up to keep its font list in qdeploy's cache instead of two folders in the user's home."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Learner:
         self.model.load_state_dict(weights)
 
     def recover(self, weights: Weights) -> None:
-        """Replace the weights of model and average and forget the optimizer's moments, which may be no numbers."""
+        """Replace the weights of model and average and forget the optimizer's moments, which may be NaN or infinite."""
         self.model.load_state_dict(weights)
         self.average.twin.load_state_dict(weights)
         self.optimizer.state.clear()

@@ -18,11 +18,11 @@ from qdeploy.core.errors import InputError
 from qdeploy.training.randaugment import upload
 
 MIXUP_ALPHA = 0.2
-"""Of the Beta distribution of the share; not given in the paper, the usual value (Zhang et al., 2018)."""
+"""Parameter of the share's Beta distribution; not given in the paper, the usual value (Zhang et al., 2018)."""
 CUTMIX_ALPHA = 1.0
-"""Of the Beta distribution of the share; not given in the paper, the usual value (Yun et al., 2019)."""
+"""Parameter of the share's Beta distribution; not given in the paper, the usual value (Yun et al., 2019)."""
 PROBABILITY = (0.1, 0.2)
-"""Of either, in phase 1 and 2; not given in the paper, moderate because train accuracy does not drop there."""
+"""Probability of MixUp, and of CutMix, in phase 1 and 2. Not in the paper; moderate: train accuracy does not drop."""
 
 Choice = Literal["none", "mixup", "cutmix"]
 
@@ -32,7 +32,7 @@ def mix_probabilities(phase2: bool, confidence: float, mixup: bool, cutmix: bool
 
     Args:
         phase2: Whether the run is in its second half.
-        confidence: Of the controller, 0 to 1; scales by 0.8 to 1.2.
+        confidence: Confidence of the controller, 0 to 1; scales by 0.8 to 1.2.
         mixup: Whether MixUp is on; else its probability is 0.
         cutmix: Whether CutMix is on; else its probability is 0.
     """
@@ -86,8 +86,8 @@ def cut_box(own: float, centre: tuple[int, int], height: int, width: int) -> tup
     Args:
         own: Share of the area that the image keeps if the box does not meet the border.
         centre: Row and column of the box's centre.
-        height: Of the image in pixels.
-        width: Of the image in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
     """
     half = 0.5 * math.sqrt(1.0 - own)
     half_height, half_width = int(half * height), int(half * width)

@@ -1,4 +1,4 @@
-"""What a run would be, without training: configuration, size and the memory it takes."""
+"""The dry run of a training: configuration, model size and the memory that it would take."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Plan:
     device: str
     amp: str
     state_bytes: int
-    """Of weights, gradients, optimizer and moving average."""
+    """Bytes of weights, gradients, optimizer and moving average."""
     activation_bytes: int
-    """Of the tensors kept for the backward pass of a whole batch, with the weights' low-precision copies; of several
-    processes each keeps its share."""
+    """Bytes of the tensors kept for the backward pass of a whole batch, with the weights' low-precision copies; of
+    several processes each keeps its share."""
 
     @property
     def memory_bytes(self) -> int:
@@ -55,7 +55,7 @@ def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
 
     Args:
         config: The run.
-        num_classes: Of the data; the default is to look.
+        num_classes: Number of the data's classes; by default they are counted.
 
     Raises:
         InputError: If the model, the data or the device is not there.

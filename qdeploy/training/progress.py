@@ -1,4 +1,4 @@
-"""How a run tells how far it is."""
+"""The progress interface of a training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 class Progress(Protocol):
-    """Told how far a run is."""
+    """Receives the progress of a training run."""
 
     def reading(self, done: int, total: int) -> None:
         """So many images of the data set are decoded."""

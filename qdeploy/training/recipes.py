@@ -1,4 +1,4 @@
-"""What a run does, as one frozen configuration; a recipe is a set of values for it under a name."""
+"""The configuration of a training run, and the recipes: named sets of values for it."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class TrainConfig:
     warmup_share: float = 0.03
     """Cosine only: share of all steps with a rising learning rate."""
     label_smoothing: float = 0.0
-    """Without ``dynamic_smoothing``: its constant value."""
+    """Label smoothing without ``dynamic_smoothing``."""
     ema_decay: float = 0.998
-    """Without ``dynamic_ema``: decay per step of the averaged weights; 0 keeps no average."""
+    """Decay per step of the averaged weights without ``dynamic_ema``; 0 keeps no average."""
     boosts: bool = False
     """Confidence only: raise the base rate after a large reward."""
     plateau_resets: bool = False
@@ -73,7 +73,7 @@ class TrainConfig:
     reloads: bool = False
     """Go back to the best weights at epochs 30, 45 and 60 of 70 and at the start of SWA."""
     guard: bool = True
-    """Go back to the best weights if the validation accuracy falls below half of the best, or the loss is no number."""
+    """Go back to the best weights if validation accuracy falls below half of the best, or the loss is not finite."""
 
     augmentation: Literal["none", "shift", "crop", "low", "mid", "high"] = "shift"
     """shift: mirror and move by up to ``shift`` pixels; crop: mirror and cut a smaller square; low, mid, high: the

@@ -32,7 +32,7 @@ STATISTICS_BATCHES = 100
 LOOK_STEPS = 16
 """Steps between two looks at the losses and the clock where a look waits for a GPU or for other processes."""
 RESCUES = 3
-"""Returns to the best weights after a loss that is no number, before the run is given up."""
+"""Returns to the best weights after a loss that is not finite, before the run is given up."""
 SAVING_SHARE = 0.05
 """Largest share of the time that checkpoints may take."""
 
@@ -108,7 +108,7 @@ class Run:
                 self.save()
 
     def _check_losses(self) -> None:
-        """Stop, or go back to the best weights, if a loss since the last look is no number."""
+        """Stop, or go back to the best weights, if a loss since the last look is not finite."""
         if not self._losses:
             return
         bad = (~torch.stack(self._losses).isfinite()).double()
@@ -118,11 +118,11 @@ class Run:
             return
         where = f"step {first + int(bad.argmax())} of epoch {self.epoch + 1}"
         if not (self.config.guard and self.best.weights and self.rescues < RESCUES):
-            raise VerdictError(f"training diverged: the loss is no number at {where}", fix="lower `lr`")
+            raise VerdictError(f"training diverged: the loss is not finite at {where}", fix="lower `lr`")
         self.rescues += 1
         self.learner.recover(self.best.weights)
         self.tally = Tally(self.world)
-        self.progress.note(f"the loss is no number at {where}; back to the weights of epoch {self.best.epoch}")
+        self.progress.note(f"the loss is not finite at {where}; back to the weights of epoch {self.best.epoch}")
 
     def _finish_epoch(self) -> None:
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder besides checkpoints: record, weights, log and curves."""
+"""The files of a run besides its checkpoints: record, weights, log and curves."""
 
 from __future__ import annotations
 

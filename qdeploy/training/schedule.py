@@ -1,4 +1,4 @@
-"""What each step trains with: the plain cosine, or the paper's controller, behind one interface."""
+"""Learning rate, momentum and the like of each step: a plain cosine or the paper's controller, by one interface."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Settings:
     auxiliary_weight: float
     """Weight of the SOTA head's auxiliary loss."""
     confidence: float
-    """Of the controller; 0.5 where there is none, which leaves drop path at its base rate."""
+    """Confidence of the controller, 0 to 1; 0.5 without one, which leaves drop path at its base rate."""
 
 
 class Schedule(ABC):
-    """Gives the settings of a step and learns from each epoch's validation accuracy."""
+    """The settings of each step, which may depend on the validation accuracy of the epochs before."""
 
     @abstractmethod
     def settings(self, step: int) -> Settings:

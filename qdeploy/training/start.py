@@ -43,7 +43,7 @@ def train(config: TrainConfig, out: Path | None = None, progress: Progress | Non
     Raises:
         InputError: If the model, the data, an option or the folder cannot be used, or memory does not suffice.
         MissingDependencyError: If TensorBoard or the compiler that the configuration asks for is not there.
-        VerdictError: If the loss is no number any more and no return to earlier weights helped; the best weights so
+        VerdictError: If the loss is not finite and no return to earlier weights helped; the best weights so
             far stay in the folder.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the folder has been made usable.
     """

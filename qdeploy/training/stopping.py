@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, where its state is whole."""
+"""Requests to stop: Ctrl-C and SIGTERM end a run between two steps, where its state is complete."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_swa_is_offered_at_the_end_and_kept_if_it_validates_best(
 
 
 class Poisoned:
-    """Makes the loss of chosen steps (from 1 over the run) no number, as an overflow would."""
+    """Makes the loss of chosen steps (from 1 over the run) NaN, as an overflow would."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
         self.count, self.steps, self.original = 0, steps, Learner.step
@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_goes_back_to_the_best_weights(
     Poisoned(monkeypatch, {4})
     progress = Notes()
     result = train(config_from_recipe("small", **{**quick, "epochs": 3}), tmp_path / "run", progress)
-    assert progress.notes == ["the loss is no number at step 2 of epoch 2; back to the weights of epoch 1"]
+    assert progress.notes == ["the loss is not finite at step 2 of epoch 2; back to the weights of epoch 1"]
     assert result.epochs == 3
     (weights,) = (tmp_path / "run").glob("best-*.safetensors")
     assert all(t.isfinite().all() for t in load_file(weights).values())
@@ -150,7 +150,7 @@ def test_it_stops_where_no_return_helps(
     words: str,
 ) -> None:
     Poisoned(monkeypatch, steps)
-    with pytest.raises(VerdictError, match=f"training diverged: the loss is no number at {words}; lower `lr`"):
+    with pytest.raises(VerdictError, match=f"training diverged: the loss is not finite at {words}; lower `lr`"):
         train(config_from_recipe("small", **quick, **fields), tmp_path / "run")
     assert (tmp_path / "run").exists() is (steps != {1})
     if steps != {1}:

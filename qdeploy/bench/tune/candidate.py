@@ -15,7 +15,7 @@ from qdeploy.runtime.session import Session
 
 @dataclass(kw_only=True)
 class Candidate:
-    """One candidate and what is known of it."""
+    """One candidate and what was measured of it."""
 
     artifact: Artifact
     engine: str
@@ -23,18 +23,18 @@ class Candidate:
     batch: int
     session: Session | None = None
     rejected: str | None = None
-    """Why it is out before it was timed."""
+    """Why the candidate is ruled out without being timed; None if it is timed."""
     difference: PairedDifference | None = None
-    """Its top-1 minus that of the fp32 file; None where a card does not tell."""
+    """Top-1 of the file minus that of the fp32 file, in points; None where a card does not tell."""
     peak_rss_bytes: int | None = None
     rounds: list[list[float]] = field(default_factory=list)
     """Latencies in milliseconds."""
     runs_on: str | None = None
-    """What the opened session said it runs."""
+    """The engine that runs, in the words of the opened session; None if it was not opened."""
 
     @property
     def precision(self) -> str:
-        """Of the file."""
+        """Precision of the file: fp32, fp16 or int8."""
         return self.artifact.card.precision
 
     @property
@@ -49,22 +49,22 @@ class Candidate:
 
     @property
     def n(self) -> int:
-        """Timed calls."""
+        """Number of timed calls."""
         return sum(map(len, self.rounds))
 
     @property
     def p50_ms(self) -> float:
-        """Median of one call."""
+        """Median time of one call, in milliseconds."""
         return percentile(self.samples, 50)
 
     @property
     def p95_ms(self) -> float | None:
-        """95th percentile of one call; None where there are too few calls to state it."""
+        """95th percentile of the time of one call, in milliseconds; None where there are too few calls to state it."""
         return percentile(self.samples, 95) if self.n >= MIN_SAMPLES[95] else None
 
     @property
     def tail_ms(self) -> float:
-        """95th percentile, or where that cannot be stated the slowest call."""
+        """95th percentile of the time of one call, in milliseconds; the slowest call where that cannot be stated."""
         return self.p95_ms or max(self.samples)
 
     @property

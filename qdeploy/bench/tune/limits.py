@@ -1,4 +1,4 @@
-"""What a user allows the choice of ``qdeploy tune`` to cost."""
+"""The limits of ``qdeploy tune``: latency, memory, throughput and accuracy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from qdeploy.core.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """None is no limit."""
+    """The limits that the choice must keep; None is no limit."""
 
     latency_ms: float | None = None
-    """Of the 95th percentile of one call: 19 of 20 are faster. Where fewer than 130 ran, the slowest counts."""
+    """Limit on the 95th percentile of one call's time; where fewer than 130 calls ran, the slowest counts."""
     memory_mb: float | None = None
-    """Peak of a fresh process, in 10^6 bytes."""
+    """Limit on the peak memory of a fresh process, in 10^6 bytes."""
     max_drop: float = 1.0
-    """Points of top-1 against the fp32 file, as at export; of a file whose card has no accuracy it is not checked."""
+    """Points of top-1 that may be lost against the fp32 file, as at export; unchecked where a card has no accuracy."""
     throughput: float | None = None
-    """Images per second at least."""
+    """Least number of images per second."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -34,7 +34,7 @@ class Limits:
         return AccuracyBudget(points=self.max_drop)
 
     def broken_before_timing(self, candidate: Candidate) -> str | None:
-        """Say which limit a candidate misses already without being timed."""
+        """Return which limit a candidate misses by memory or accuracy, before it is timed, or None."""
         found = self._memory(candidate)
         if candidate.difference and not self.budget.allows(candidate.difference):
             shown = self.budget.judge(candidate.difference)
@@ -43,7 +43,7 @@ class Limits:
         return found
 
     def broken(self, candidate: Candidate) -> str | None:
-        """Say which limit a measured candidate misses."""
+        """Return which limit a measured candidate misses, or None."""
         if self.latency_ms is not None and candidate.tail_ms > self.latency_ms:
             return f"p95 {candidate.tail_ms:.3f} ms, over {self.latency_ms:g}"
         if self.throughput is not None and candidate.throughput_per_s < self.throughput:

@@ -1,4 +1,4 @@
-"""Candidates of ``qdeploy tune`` racing in one process."""
+"""Timing of the candidates of ``qdeploy tune`` in turn, in one process; those surely slower drop out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK, BLOCK_MS = 10, 100.0
 """Consecutive calls of one candidate: so many, or what fits into so much time."""
 WARMUP = 5
 FIRST_CUT = 7
-"""Rounds before anyone is left behind."""
+"""Rounds before the first candidate may drop out."""
 HOPELESS = 3.0
 """Times the leader's fastest call that a candidate's may take in the first round."""
 ENOUGH = 700

@@ -1,4 +1,4 @@
-"""What ``qdeploy tune`` says: every candidate with its figures, and the reasons in words."""
+"""The report of ``qdeploy tune``: every candidate with its figures, the choice, and the reasons in words."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class CandidateReport:
     precision: str
     engine: str
     runs_on: str | None
-    """What the opened session said it runs."""
+    """The engine that ran, in the words of the opened session; None if it was not opened."""
     threads: int
     batch: int
     top1: float | None
-    """In percent, from the file's card; measured with ONNX Runtime."""
+    """Top-1 accuracy in percent, from the file's card; measured with ONNX Runtime."""
     drop_points: float | None
-    """Of top-1 against the fp32 file."""
+    """Points of top-1 that the file loses against the fp32 file; None where a card does not tell."""
     n: int = 0
     latency_ms: dict[str, float | None] = field(default_factory=dict)
-    """p50 and p95 of one call."""
+    """p50 and p95 of one call, in milliseconds."""
     throughput_per_s: float | None = None
     ratio: float | None = None
     """Time of one call divided by that of the chosen; with its 95 % interval."""
     ratio_ci95: tuple[float, float] | None = None
     peak_rss_bytes: int | None = None
-    """Of a fresh process that opens the file and runs one batch."""
+    """Peak memory of a fresh process that opens the file and runs one batch; None if it was not measured."""
     result: str = ""
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class TuneReport:
 
     chosen: CandidateReport | None
     reason: str
-    """In one sentence; without a choice it names the nearest candidate."""
+    """Why this candidate was chosen, in one sentence; without a choice, the candidate nearest to the limits."""
     candidates: tuple[CandidateReport, ...]
     not_tried: dict[str, str]
     """Engines that cannot run here, and why."""
@@ -136,7 +136,7 @@ def _result(candidate: Candidate, chosen: Candidate | None, limits: Limits) -> s
 
 
 def _reason(candidates: Sequence[Candidate], chosen: Candidate, made: dict[int, CandidateReport]) -> str:
-    """Say in a sentence why this one, and if it is the fp32 file, why not INT8."""
+    """Return in one sentence why this candidate was chosen, and if it is the fp32 file, why not INT8."""
     says = f"{made[id(chosen)]}: p50 {chosen.p50_ms:.3f} ms, within the limits and no other is surely faster"
     int8 = [t for t in candidates if t.precision == "int8"]
     if chosen.precision != "fp32" or not int8:

@@ -1,4 +1,4 @@
-"""Choose file, engine, threads and batch for this machine by measuring them all, under the user's limits.
+"""``qdeploy tune``: measures all candidates and chooses file, engine, threads and batch within the user's limits.
 
 Every candidate first gives its goldens' answers; a wrong one is fast for nothing. The others run interleaved in one
 process, and who is clearly slower than the fastest within the limits stops running (successive elimination), so that
@@ -35,11 +35,11 @@ BATCHES = (1, 8, 32)
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """What to look for."""
+    """The configuration of ``qdeploy tune``."""
 
     limits: Limits = field(default_factory=Limits)
     seconds: float = 30.0
-    """Of timing; opening, checking and measuring memory come on top."""
+    """Seconds of timing; opening, checking and measuring memory come on top."""
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
@@ -79,7 +79,7 @@ def tune(model: Path, config: TuneConfig | None = None, progress: NamedProgress 
 
 
 def _rejection(candidate: Candidate, limits: Limits) -> str | None:
-    """Say what rules out a candidate before it is timed; memory is measured only if it is limited."""
+    """Return what rules out a candidate before it is timed, or None; memory is measured only if it is limited."""
     try:
         if limits.memory_mb is not None:
             candidate.measure_memory()

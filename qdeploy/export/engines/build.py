@@ -40,7 +40,7 @@ BUILDERS = {
         compute_capabilities=("8.0", "8.6", "8.9", "12.0"), platform=f"Linux and Windows {platform.machine()}"
     ),
 }
-"""By the name of the Python package."""
+"""Each builder by the name of its Python package."""
 
 
 def build_engine(
@@ -50,7 +50,7 @@ def build_engine(
 
     Args:
         onnx_file: A model file's bytes.
-        card: Its card.
+        card: The model file's card.
         builder: A key of ``BUILDERS``.
         max_batch: Largest batch of one inference; the engine is tuned for single images.
         timing_cache: Where TensorRT keeps the timings of its kernels, to build faster the next time.

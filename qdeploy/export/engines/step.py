@@ -28,7 +28,7 @@ class EngineReport:
     builder: str
     precision: str
     source: str
-    """The ONNX file it was built from."""
+    """Name of the ONNX file that the engine was built from."""
     size_bytes: int
     sha256: str
     build_s: float
@@ -37,7 +37,7 @@ class EngineReport:
     note: str
     """Why it was not run, or an empty text."""
     parity: dict[str, Any] | None
-    """Against its ONNX file, where it ran."""
+    """Agreement with the ONNX file that it was built from; None where the engine did not run."""
 
 
 def build_engines(work: Work, made: list[Made], folder: Path, out: Path) -> tuple[EngineReport, ...]:

@@ -1,1 +1,1 @@
-"""What is done to a float graph whatever its precision: its entrance, parity, ties, fp16, the seal."""
+"""Steps on an ONNX graph that every export takes: entrance, parity, ties, fp16, seal."""

@@ -39,11 +39,11 @@ class _Entrance:
     end: str = ""
     """The tensor of the normalised image."""
     readers: list[onnx.NodeProto] = field(default_factory=list)
-    """What reads it."""
+    """Nodes that read the normalised image."""
 
     @property
     def steps(self) -> list[onnx.NodeProto]:
-        """In the order to write them in."""
+        """The entrance's steps in the order of the graph."""
         return [n for n in (self.cast, self.sub, self.mul, self.transpose) if n is not None]
 
 

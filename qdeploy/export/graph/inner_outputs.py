@@ -1,4 +1,4 @@
-"""A session that also gives tensors from inside a graph."""
+"""An ONNX Runtime session that also returns tensors from inside a graph."""
 
 from __future__ import annotations
 

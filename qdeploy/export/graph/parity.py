@@ -1,4 +1,4 @@
-"""Whether two forms of a model give the same answers on real images.
+"""Checks that two forms of a model give the same answers on real images.
 
 Array names: N images, S size, K classes.
 """
@@ -16,7 +16,7 @@ from qdeploy.core.metrics import Floats, Parity, sqnr_db
 from qdeploy.runtime.session import Session
 
 BATCH = 64
-"""In whose answers those of smaller batches are looked for."""
+"""Images of the largest batch whose answers are compared with those of smaller ones."""
 RUN_BATCH = 8
 """Larger ones are no faster, and an open session keeps the memory of its largest."""
 FOLD_TOLERANCE = 1e-5
@@ -31,7 +31,7 @@ def require_equal(step: str, parity: Parity, tolerance: float) -> None:
     """Stop the export if a float step changed the logits.
 
     Raises:
-        VerdictError: If a difference exceeds the tolerance or is not a number.
+        VerdictError: If a difference exceeds the tolerance or is NaN.
     """
     if not parity.max_abs <= tolerance:
         raise VerdictError(

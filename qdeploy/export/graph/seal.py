@@ -1,4 +1,4 @@
-"""Put card and checksum into a graph, and give the file's bytes."""
+"""Serialises a graph with its card and checksum into the bytes of a model file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images whose answer hangs on a rounding error: a graph that picks its largest values may pick others."""
+"""Images whose answer depends on rounding: a ``TopK`` of the graph chooses between nearly equal values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qdeploy.export.graph.inner_outputs import open_with_outputs
 
 TIE = 1e-4
-"""Of the standard deviation of the values to pick from; folding moves those of 5.9 by up to 3e-5 of it."""
+"""Largest margin of a tie, in standard deviations of the values to pick from; folding moves 5.9's by up to 3e-5."""
 BATCH = 64
 
 
@@ -33,7 +33,7 @@ def without_ties(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> NDAr
             if margin.size % len(clear[batch]):  # not picked image by image
                 continue
             each = margin.reshape(len(clear[batch]), -1)  # an image may pick several times, as experts of its tokens
-            clear[batch] &= ~(each <= TIE).any(axis=1)  # what is no number is compared
+            clear[batch] &= ~(each <= TIE).any(axis=1)  # NaN is no tie: parity must see such an image
     return pixels_NSSC[clear] if clear.any() else pixels_NSSC
 
 

@@ -26,7 +26,7 @@ BATCH = 8
 HELD_EVERY = 4
 """Each fourth batch is kept apart: it judges the ranges that the others suggest."""
 FORMAT = "2"
-"""Of the kept histograms; another one is not read."""
+"""Format version of the kept histograms; other versions are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Calibration:
 
     fitted: Mapping[str, Histogram]
     held: Mapping[str, Histogram]
-    """Of the batches that were kept apart; empty if there was only one batch."""
+    """Histograms of the batches that were kept apart; empty if there was only one batch."""
     image_hashes: tuple[str, ...]
     seed: int
     _found: dict[tuple[str, str, bool], Range] = field(init=False, repr=False, default_factory=dict)

@@ -1,4 +1,4 @@
-"""Times choices of float layers against each other, and estimates by how much the result may be wrong."""
+"""Timing of choices of float layers in turn, with an estimate of the error of their ratios."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qdeploy.runtime.session import Session
 WARMUP = 5
 """Runs of each session before it is timed; of the timed ones the quickest count."""
 TIMING_SECONDS = 15.0
-"""For all the runs of one timing: slow models get fewer runs."""
+"""Time limit in seconds for all the runs of one timing: slow models get fewer runs."""
 
 FloatNodes = frozenset[str]
 """Names of the nodes that are left in float."""
@@ -29,7 +29,7 @@ class Timing:
     """Times of several sessions."""
 
     ms: tuple[float, ...]
-    """Of one run of each."""
+    """Milliseconds of one run of each session."""
     noise: float
     """Share of a time below which two of them cannot be told apart: two standard errors of their ratio."""
 
@@ -65,7 +65,7 @@ def timing_of(openings: Sequence[Sequence[float]]) -> Timing:
     lines. So openings are the sample that the standard error comes from.
 
     Args:
-        openings: Of each opening, the milliseconds of each session.
+        openings: Milliseconds of each session, for each opening.
     """
     logs = np.log(np.asarray(openings, np.float64))
     count, sessions = logs.shape

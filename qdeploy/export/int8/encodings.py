@@ -1,4 +1,4 @@
-"""How each target wants its integers: one calibration serves them all."""
+"""The INT8 encoding of each target; one calibration serves them all."""
 
 from __future__ import annotations
 

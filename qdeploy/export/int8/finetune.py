@@ -35,21 +35,22 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """How long and how hard."""
+    """The configuration of a fine-tune."""
 
     epochs: int = 2
     """Passes over the training images."""
     batch_size: int = 64
     lr: float = 3e-5
-    """AdamW's at the start; falls to 0 along a cosine. At 8 bits more moves the model further than rounding does
-    (nano-ar, signal to noise of the logits: 3e-4 10 dB, 1e-4 18 dB, 3e-5 20 dB); at 4 bits 3e-4 is better."""
+    """AdamW's learning rate at the start; falls to 0 along a cosine. At 8 bits more moves the model further than
+    rounding does (nano-ar, signal to noise of the logits: 3e-4 10 dB, 1e-4 18 dB, 3e-5 20 dB); at 4 bits 3e-4 is
+    better."""
     distillation: float = 10.0
     """Weight of the divergence from the float model's probabilities, beside the cross-entropy's 1 (nano-ar: with
     weight 1 20 dB, with 10 25 dB)."""
     flip: bool = False
     """Mirror half of the images; in two epochs it cost accuracy (nano-ar at 4 bits: 71 % instead of 75 %)."""
     bits: int = 8
-    """Of weights and activations."""
+    """Bits of weights and activations."""
     calibration_images: int = 256
     """Training images whose extremes are the activations' ranges, measured again after each epoch."""
     float_modules: tuple[str, ...] = ()
@@ -146,7 +147,7 @@ def layers_of_nodes(deployed: nn.Module, nodes: Iterable[str], size: int) -> tup
     image is run to see which convolution each BatchNorm reads.
     """
     made: dict[int, tuple[str, Tensor]] = {}
-    """By the identity of a tensor; the tensor is kept, or another could get its identity."""
+    """Layer name and tensor by the tensor's ``id``; the tensor is kept, or another could get its ``id``."""
     owner: dict[str, str] = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

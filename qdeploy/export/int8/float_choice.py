@@ -1,4 +1,4 @@
-"""What the search for float layers is given, what it measures of each part, and what it finds."""
+"""Types of the float search: its configuration, its measurements of each part, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ too uncertain to decide what comes first."""
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How hard the search tries, and what it finds worth the while."""
+    """The configuration of the float search: its effort, and the saving that counts."""
 
     seconds: float = 120.0
     """After so much time the best choice so far is taken."""
@@ -27,7 +27,7 @@ class SearchConfig:
     worth: float = 0.02
     """Share of the whole time that leaving a part in float must save."""
     repeats: int = 6
-    """Candidates are opened and timed at most twice so often: until the noise is half of ``worth``, and it is clear
+    """Choices are opened and timed at most twice so often: until the noise is half of ``worth``, and it is clear
     whether the best of them saves more than that."""
     modules: int = MAX_MODULES
     """Modules that are tried, at most."""
@@ -60,17 +60,17 @@ class FloatChoice:
     float_units: tuple[str, ...]
     sqnr_db: float
     val_drop: float
-    """Points of validation top-1 that it costs."""
+    """Points of validation top-1 that the choice costs against fp32."""
     val_margin: float
-    """Half width of the 95 % interval of that."""
+    """Half width of the 95 % interval of ``val_drop``, in points."""
     times_fp32_speed: float | None
-    """By interleaved runs; None if it was not timed."""
+    """Speed of the choice divided by fp32's, from interleaved runs; None if it was not timed."""
     chosen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the search found."""
+    """The result of the float search."""
 
     float_units: tuple[str, ...]
     float_nodes: tuple[str, ...]
@@ -84,12 +84,12 @@ class Tried:
     """A choice that was made and measured on all validation images."""
 
     names: tuple[str, ...]
-    """Of the parts in float."""
+    """Names of the parts in float."""
     nodes: FloatNodes
     sqnr: float
     difference: PairedDifference
     speed: float | None = None
-    """Times fp32's; None until it is timed."""
+    """Speed divided by fp32's; None until it is timed."""
 
     def report(self, chosen: bool) -> FloatChoice:
         """Return what the export's report says of it."""
@@ -112,7 +112,7 @@ class Survey:
     noise: float = 0.0
     """Squared error of the logits with everything in INT8."""
     errors: dict[str, float] = field(default_factory=dict)
-    """The same with one part in float."""
+    """Squared error of the logits with one part in float, by the part's name."""
     gains: dict[str, float] = field(default_factory=dict)
     """Share of the time that a part's integers save; empty if nothing is timed."""
 

@@ -44,7 +44,7 @@ TOGETHER = 10
 SIDE_BY_SIDE = 4
 """Parts that are tried beside what is in float already, in each step."""
 OPENINGS = 2
-"""Times that each candidate of a step is opened anew."""
+"""Times that each choice of a step is opened anew."""
 HARDLY_FASTER = 1.05
 """Times fp32's speed; below it the search also begins from float."""
 STEP_OPENINGS = 30
@@ -57,7 +57,7 @@ class _OutOfTimeError(Exception):
 
 @dataclass(frozen=True)
 class _Way:
-    """Where parts are moved to, one by one."""
+    """Direction of the search: parts are moved one by one to float, or to INT8."""
 
     join: Callable[[FloatNodes, FloatNodes], FloatNodes]
     """Returns what is in float once a part has been moved."""
@@ -75,15 +75,15 @@ class FloatSearch:
     model: onnx.ModelProto
     """The float graph."""
     card: Card
-    """That the choices are opened with."""
+    """Card with which the choices are opened."""
     encoding: Encoding
     ranges: Mapping[str, Range]
     biases: Mapping[str, Floats]
-    """Of layers whose bias expects rounded weights."""
+    """Corrected biases of the layers whose bias expects rounded weights, by name."""
     images: Split
     """Validation images that the choice is made on."""
     before: Floats
-    """What the float graph gives for them."""
+    """Logits of the float graph for ``images``, ``[N, K]``."""
     budget: AccuracyBudget
     clock: Clock | None
     """None if this machine's speed says nothing about the target."""
@@ -131,7 +131,7 @@ class FloatSearch:
 
         Args:
             nodes: What stays in float.
-            names: The same as the user named it.
+            names: The parts that stay in float, as the user named them.
         """
         self._best = self._try(names, nodes)
         return self._found()
@@ -172,7 +172,7 @@ class FloatSearch:
 
         Args:
             current: Where to begin.
-            gains: Of each part, the time that is lost by moving it, the others being where they are at the beginning.
+            gains: Share of the time that is lost by moving each part, the others being where they are at the beginning.
             way: Where they are moved to.
         """
         worth = self.config.worth

@@ -1,4 +1,4 @@
-"""What a tensor's values look like, collected batch by batch in constant memory.
+"""The histogram of a tensor's values, collected batch by batch in constant memory.
 
 The extremes are those of every value. The histogram takes at most ``SAMPLE`` values of a batch, evenly spread over it
 from a place that moves: a hundred images give some hundred thousand of each tensor, and counting all of them would
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 4096
-"""Of equal width over [-limit, limit]: at least four for each of 256 levels, however lopsided the values are."""
+"""Bins of equal width over [-limit, limit]: at least four per level of 256, however lopsided the values are."""
 SAMPLE = 16_384
 Counts = NDArray[np.int64]
 

@@ -25,7 +25,7 @@ class LayerRow:
     precision: str
     """int8 or fp32."""
     sqnr_db: float | None
-    """Of its output on validation images, in decibels: the errors of all layers before it included. None if exact."""
+    """SQNR in decibels of the layer's output on validation images, earlier layers' errors included; None if exact."""
 
 
 def layer_table(fp32: onnx.ModelProto, int8: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> tuple[LayerRow, ...]:

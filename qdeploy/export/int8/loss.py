@@ -1,4 +1,4 @@
-"""What an INT8 file loses: which images choose it, which judge it, and what they say."""
+"""The accuracy that an INT8 file loses: which images choose its layers, which judge it, and what these show."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Judges:
 
         Args:
             session: The INT8 file, opened.
-            test_flips: Those of the test split.
+            test_flips: Flips on the test split.
             budget: What may be lost.
         """
         judging = self._halves[1]

@@ -1,4 +1,4 @@
-"""What stays in float because the user says so: named parts, or what another INT8 file leaves in float."""
+"""Float layers that the user gave instead of a search: named parts, or those of another INT8 file."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ GELU_LOW = -0.164
 """Least value of x sigmoid(1.702 x)."""
 INT32_LIMIT = 2**31 / 1.0001
 FAMILIAR = ("Reshape", "Transpose", "Split")
-"""They move integers about: their outputs have the scale of their input."""
+"""Operators that only move values: their outputs have the scale of their input."""
 ABSORBED = ("Relu", "Clip")
-"""What they cut off, an asymmetric range cuts off as well: behind an integer operator they vanish."""
+"""Operators that clip as an asymmetric range does: behind an integer operator they are removed."""
 
 
 def quantize(
@@ -128,7 +128,7 @@ class _Writer:
                 self._readers.setdefault(name, []).append(node)
 
     def write(self) -> None:
-        """Do it."""
+        """Rewrite the graph in place: mark what becomes INT8, then insert Q/DQ pairs, weights and biases."""
         for node in self.graph.node:
             if node.op_type in self.encoding.operators and node.name not in self.stay:
                 self._mark_node(node)

@@ -1,4 +1,4 @@
-"""From a tensor's histogram to the range that its integers cover, by four methods.
+"""The range that a tensor's integers cover, from its histogram, by four methods.
 
 A range is clipped where the few values beyond it cost less than the coarser steps they would force on all others.
 Every range contains zero, which must stay exact: padding and ReLU make many zeros.
@@ -18,9 +18,9 @@ Range = tuple[float, float]
 METHODS = ("minmax", "percentile", "entropy", "mse")
 LEVELS = 256
 PERCENT = 99.99
-"""Of the values lie inside the range by percentile."""
+"""Percent of the values that lie inside the range of the method percentile."""
 SHRINKS = tuple(np.linspace(1.0, 0.2, 33))
-"""Candidate ends, as shares of the extreme."""
+"""Ends of a range that are tried, as shares of the extreme."""
 ROUNDS = 2
 """Searches of the upper end, then of the lower, each with the other fixed."""
 
@@ -31,7 +31,7 @@ def range_of(histogram: Histogram, method: str, symmetric: bool = False) -> Rang
     """Return the range of a tensor.
 
     Args:
-        histogram: Of its values on real images.
+        histogram: Histogram of the tensor's values on real images.
         method: One of ``METHODS``: minmax, percentile, entropy (Kullback-Leibler divergence, as TensorRT's former
             calibrator) or mse (mean squared error).
         symmetric: Whether the integers are symmetric about zero.

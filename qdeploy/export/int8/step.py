@@ -32,9 +32,10 @@ from qdeploy.export.verdict import Loss
 
 CALIBRATION_SEED = 0
 INT8_GOLDEN_DB = 35.0
-"""Other CPUs reach 42 dB and more, kernels that saturate 15 to 30 (benchmarks/other_cpus.py)."""
+"""Least SQNR of an INT8 file's goldens, in decibels: other CPUs reach 42 and more, kernels that saturate 15 to 30
+(benchmarks/other_cpus.py)."""
 PICKING_GOLDEN_DB = 20.0
-"""The same of graphs that pick their largest values: rounding may pick another one where two are nearly equal."""
+"""Least SQNR for graphs with ``TopK``, in decibels: where two values are nearly equal, rounding may pick another."""
 WAY_IMAGES = 128
 """Validation images that the ways to calibrate are judged on."""
 SMALL_CHANNELS = 16
@@ -56,12 +57,12 @@ class Int8Report:
     float_units: tuple[str, ...]
     units: tuple[UnitCost, ...]
     choices: tuple[FloatChoice, ...]
-    """Of float layers that were measured whole."""
+    """Choices of float layers whose whole graph was measured."""
     loss: Loss
-    """On images that chose nothing."""
+    """Loss of accuracy on images that took no part in any choice."""
     budget: AccuracyBudget
     qat_epochs: int
-    """Of the fine-tune that its weights come from; 0 if none was needed."""
+    """Epochs of the fine-tune that the weights come from; 0 if none was needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) 
     Args:
         work: The export.
         fp32: What INT8 is judged against.
-        finetuned: The same graph with weights that expect INT8, to make it from.
+        finetuned: The float graph with fine-tuned weights, which expect INT8; by default the fp32 file's.
 
     Raises:
         VerdictError: If one of them is broken.

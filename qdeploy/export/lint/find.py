@@ -1,4 +1,4 @@
-"""The searches of the lint rules: each gives the names of the places in a graph where its rule applies."""
+"""The searches of the lint rules: each returns the names of the nodes in a graph to which its rule applies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules: what each runtime refuses, computes wrongly or runs slowly, why, and what to do about it.
+"""The lint rules: what each runtime refuses, computes wrongly or runs slowly, why, and what to do about it.
 
 Most were seen in ONNX Runtime 1.31, OpenVINO 2026.4 and TensorRT-RTX 1.7, whose parser is TensorRT's.
 """
@@ -30,7 +30,7 @@ class Rule:
     """refused, wrong, slow, or note, which changes nothing."""
     runtimes: tuple[str, ...]
     find: Callable[[Graph], Iterable[str]]
-    """Gives the names of the places."""
+    """Returns the names of the nodes to which the rule applies."""
     why: str
     fix: str
 

@@ -1,1 +1,1 @@
-"""What an export says of itself: its record and its page."""
+"""The report of an export: its record and its page."""

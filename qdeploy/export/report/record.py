@@ -1,4 +1,4 @@
-"""What an export gives back: ``report.json`` as dataclasses."""
+"""The report of an export, ``report.json``, as dataclasses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ArtifactReport:
     size_bytes: int
     sha256: str
     parity: Parity
-    """Against the step before."""
+    """Agreement of the file's logits with those of the step before."""
     accuracy: Accuracy
     latency_ms: dict[str, float | None]
     float_layers: str
@@ -76,11 +76,11 @@ class ExportReport:
     """Parity of every step, those of files that were not kept included."""
     int8: tuple[Int8Report, ...]
     layers: tuple[LayerRow, ...]
-    """Of the first INT8 file."""
+    """Layers of the first INT8 file: precision and error of each."""
     engines: tuple[EngineReport, ...] = ()
     origin: Origin
     calibration: CalibrationRecord | None
-    """Of the first INT8 file."""
+    """Calibration of the first INT8 file; None if there is none."""
     environment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Source(ABC):
 
     model: ModelInfo
     training: dict[str, Any]
-    """Its training's configuration, without paths of this machine; empty for a model from elsewhere."""
+    """Configuration of the training, without paths of this machine; empty for a model from elsewhere."""
     created: str
     """When it was trained or, if that is unknown, exported; ISO 8601."""
     git: dict[str, str | bool] | None

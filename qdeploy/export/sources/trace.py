@@ -1,4 +1,4 @@
-"""From a trained model to a float ONNX graph: folded, readable, reproducible, free of local paths."""
+"""Tracing of a trained model to a float ONNX graph: folded, readable, reproducible, free of local paths."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def trace_once(model: nn.Module, size: int, identity: str) -> onnx.ModelProto:
 
     Args:
         model: In its inference form.
-        size: Of its images.
+        size: Height and width of the model's images.
         identity: What tells it from every other model: its configuration and the hash of its weights.
     """
     ours = [Path(__file__), Path(entrance.__file__), *sorted(Path(qdeploy.models.__path__[0]).glob("*.py"))]

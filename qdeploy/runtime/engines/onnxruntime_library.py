@@ -25,9 +25,9 @@ from qdeploy.runtime.engines.onnxruntime_options import SILENT, OnnxRuntimeError
 
 PACKAGE = "onnxruntime"
 LIBRARIES = ("libonnxruntime.so*", "libonnxruntime.*dylib", "onnxruntime.dll")
-"""As the wheels for Linux, macOS and Windows name it; own builds of the package may have the binding only."""
+"""Names of the library in the wheels for Linux, macOS and Windows; other builds may have the Python binding only."""
 API_VERSION = 20
-"""Of ONNX Runtime 1.20, the oldest that pyproject.toml allows; later ones have it, too."""
+"""Version of the C API: that of ONNX Runtime 1.20, the oldest that pyproject.toml allows; later ones have it, too."""
 
 FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "CreateEnv": (3, (c_int, c_char_p, c_void_p)),
@@ -41,10 +41,10 @@ FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "CreateCpuMemoryInfo": (69, (c_int, c_int, c_void_p)),
     "AddSessionConfigEntry": (130, (c_void_p, c_char_p, c_char_p)),
 }
-"""Place in the table and arguments; each gives a status, null if it succeeded."""
+"""Index in the API's table and argument types of each function; each returns a status, null if it succeeded."""
 GET_ERROR_MESSAGE = 2
 RELEASES = {"ReleaseStatus": 93, "ReleaseSession": 95, "ReleaseValue": 96, "ReleaseSessionOptions": 100}
-"""Places of those that free an object and give nothing."""
+"""Index in the API's table of each function that frees an object; they return nothing."""
 
 _DEVICE_ALLOCATOR, _DEFAULT_MEMORY = 0, 0
 _FLOAT, _UINT8 = 1, 2  # element types of tensors
@@ -167,9 +167,9 @@ class Model:
 
         Args:
             images: The uint8 values: bytes, or the address of contiguous memory.
-            shape: Of the images, ``B, S, S, 3``; so many bytes are read.
+            shape: Shape of the images, ``B, S, S, 3``; so many bytes are read.
             logits: Where B x classes float32 are written: a ctypes array, or an address.
-            probabilities: The same.
+            probabilities: Where B x classes float32 are written, as for ``logits``.
             classes: Values of each image.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a session of ONNX Runtime is opened with, by its C library and by its Python binding, and what it is called."""
+"""Session options and names of ONNX Runtime on the CPU, for its C library and its Python binding alike."""
 
 from __future__ import annotations
 

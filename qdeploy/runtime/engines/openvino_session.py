@@ -82,7 +82,7 @@ class OpenVinoSession(Session):
 
 
 class OpenVinoBf16Session(OpenVinoSession):
-    """The same in bfloat16, which needs no calibration and a CPU that computes in it."""
+    """A session of OpenVINO in bfloat16, which needs no calibration, but a CPU that computes in bfloat16."""
 
     precision = "bf16"
 

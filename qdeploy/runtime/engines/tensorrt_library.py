@@ -1,4 +1,4 @@
-"""What building and running engines share: the package, its messages, and the GPU of this machine."""
+"""Access to TensorRT for building and for running engines: the package, its messages, and this machine's GPU."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-"""By the name of the Python package."""
+"""Name of each engine by its Python package."""
 
 
 class TensorRtSession(Session):
@@ -157,7 +157,7 @@ def _misfit(artifact: Artifact, header: EngineHeader, here: str) -> ArtifactErro
 
 
 def _free(parts: list[Any], cuda: Any, memory: dict[str, int], stream: Any) -> None:
-    """Return back what a session took; a process that is ending may have lost the device already."""
+    """Free what a session took; a process that is ending may have lost the device already."""
     while parts:
         del parts[0]  # the context before its engine, and that before its runtime
     for pointer in memory.values():
