@@ -68,7 +68,7 @@ def test_a_quiet_minute_is_valid() -> None:
     ("watch", "samples", "config", "reason"),
     [
         (Watch(wall_s=30, own_cpu_s=30), STEADY, BenchConfig(), "measured for 30 s, 60 needed"),
-        (Watch(wall_s=61, own_cpu_s=60.5), STEADY, BenchConfig(quick=True), "--quick"),
+        (Watch(wall_s=61, own_cpu_s=60.5), STEADY, BenchConfig(quick=True), "a quick look"),
         (Watch(wall_s=61, own_cpu_s=60.5), {"model": [1.0] * 300}, BenchConfig(), "300 queries, 662 needed"),
         (Watch(wall_s=61, own_cpu_s=60.5, stolen_s=9), STEADY, BenchConfig(), "other guests"),
         (Watch(wall_s=61, own_cpu_s=60.5, busy_s=80), STEADY, BenchConfig(), "other processes used 0.3"),

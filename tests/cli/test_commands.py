@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from qdeploy.cli.main import run
-from qdeploy.core.intervals import PairedDifference
 from qdeploy.export.report.record import ExportReport
 from qdeploy.training.learner import Learner
 from tests.conftest import MakeImages
@@ -272,7 +271,7 @@ BAD = [
     (["train", "--set", "swa"], "field=value"),
     (["train", "--set", "mixupp=on"], "did you mean 'mixup'"),
     (["train", "--set", "augmentation=huge"], "augmentation must be none, shift, crop, low, mid or high"),
-    (["train", "--resume", "nowhere"], "is not a run"),
+    (["train", "--resume", "nowhere"], "nowhere does not exist; give a folder below ./runs"),
     (["train", "--resume"], "is complete (3 epochs)"),
     (["train", "--resume", "--epochs", "9"], "--resume takes everything from the run"),
     (["train", "--dry-run", "--model", "micrro"], "did you mean 'micro'"),
@@ -340,16 +339,12 @@ def test_a_verdict_is_exit_code_1(
     assert sorted((workplace / "exports").rglob("*")) == before
 
 
-def test_rejected_int8_is_exit_code_1_and_fp32_is_kept(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from qdeploy.export.int8 import float_search
-
-    loss = PairedDifference(points=-9.0, margin95=0.5, n=500)
-    monkeypatch.setattr(float_search, "paired_difference", lambda *_: loss)
-    assert run(["export", "--int8", "--calibration", "minmax", "--out", "exports/coarse"]) == 1
+def test_rejected_int8_is_exit_code_1_and_fp32_is_kept(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--int8", "--calibration", "minmax", "--max-drop", "0", "--strict", "--search-seconds", "2"]
+    assert run(["export", *words, "--out", "exports/coarse"]) == 1
     out = capsys.readouterr().out
-    assert "INT8 REJECTED: it costs 9.00 +- 0.50 points" in out
+    assert "INT8 REJECTED: " in out
+    assert "keep INT8 with --allow-drop" in out
     assert "model.fp32.onnx: top-1" in out
     assert sorted(p.name for p in Path("exports/coarse").glob("*.onnx")) == ["model.fp32.onnx"]
     shutil.rmtree("exports/coarse")

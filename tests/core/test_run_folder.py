@@ -88,7 +88,7 @@ def test_what_is_not_there_yet_is_left_out(tmp_path: Path) -> None:
     new.save(tmp_path / "run")
     assert set(EARLIER) - set(new.to_dict()) == {"results", "weights", "weights_sha256"}
     assert read_record(tmp_path / "run") == new
-    with pytest.raises(InputError, match="has no weights yet; go on with `qdeploy train --resume"):
+    with pytest.raises(InputError, match="has no weights yet; go on with its training by `resume`"):
         read_run(tmp_path / "run")
 
 
