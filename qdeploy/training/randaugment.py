@@ -65,11 +65,11 @@ def rand_augment(image_BCHW: Tensor, uniform_BN2: Tensor, magnitude: int) -> Ten
         op_B = (uniform_B2[:, 0] * len(OPS)).long()
         negative_B = (uniform_B2[:, 1] < 0.5) & signed_O[op_B]
         amount_B = torch.where(negative_B, -amount_O[op_B], amount_O[op_B])
-        _apply_round(image_BCHW, op_B, amount_B)
+        apply_round(image_BCHW, op_B, amount_B)
     return image_BCHW
 
 
-def _apply_round(image_BCHW: Tensor, op_B: Tensor, amount_B: Tensor) -> None:
+def apply_round(image_BCHW: Tensor, op_B: Tensor, amount_B: Tensor) -> None:
     """Apply to each image its one operation; all grouping is done on the CPU, so that no device is waited for."""
     group_B = _GROUP_OF_OP[op_B]
     order_B = group_B.argsort(stable=True)

@@ -105,7 +105,7 @@ def test_operations_follow_each_other() -> None:
 
 def test_operations_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr(randaugment, "_apply_round", lambda image, op, amount: seen.append(torch.stack([op, amount])))
+    monkeypatch.setattr(randaugment, "apply_round", lambda image, op, amount: seen.append(torch.stack([op, amount])))
     draws = torch.rand(14_000, 2, 2, generator=torch.Generator().manual_seed(1))
     rand_augment(torch.zeros(1, 3, 64, 64), draws, 9)
     ops, amounts = torch.cat(seen, dim=1)
