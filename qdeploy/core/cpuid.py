@@ -79,7 +79,7 @@ def _functions() -> tuple[Cpuid, Callable[[], int]]:
     Raises:
         OSError: If the system refuses.
     """
-    address = executable_page((_WINDOWS if sys.platform == "win32" else _SYSTEM_V).ljust(_XGETBV_AT, b"\xcc") + _XGETBV)
+    address = _page((_WINDOWS if sys.platform == "win32" else _SYSTEM_V).ljust(_XGETBV_AT, b"\xcc") + _XGETBV)
     code = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)(address)
     xgetbv = ctypes.CFUNCTYPE(ctypes.c_uint32)(address + _XGETBV_AT)
 
@@ -92,7 +92,7 @@ def _functions() -> tuple[Cpuid, Callable[[], int]]:
     return cpuid, xgetbv
 
 
-def executable_page(code: bytes) -> int:
+def _page(code: bytes) -> int:
     """Return the address of a page of memory that holds code; it is never writable and executable at once."""
     if sys.platform == "win32":
         return _windows_page(code)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qdeploy.core import cpuid, machine
+from qdeploy.core import machine
 from qdeploy.core.cpuid import flags_of, x86_flags
 from qdeploy.core.machine import SPEED_FLAGS, cpu_flags, native_target, saturates
 from qdeploy.runtime.engines.onnxruntime_options import EXACT_PRODUCTS, WAITING, cpu_engine, cpu_note, session_entries
@@ -74,11 +74,11 @@ def test_it_agrees_with_linux() -> None:
 @x86_linux
 @undisguised
 def test_where_no_page_can_become_code_linux_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_: bytes) -> int:
+    def refused(*_: object) -> None:
         raise OSError("operation not permitted")
 
     before = cpu_flags()
-    monkeypatch.setattr(cpuid, "executable_page", refused)
+    monkeypatch.setattr("mmap.mmap", refused)
     for function in (x86_flags, cpu_flags):
         function.cache_clear()
     try:

@@ -219,12 +219,12 @@ class StandInConfig:
 def test_timings_of_an_earlier_build_are_given_and_others_refused(tmp_path: Path) -> None:
     path = tmp_path / "timings"
     config = StandInConfig(accepts=True)
-    engines._read_timings(config, path)
+    engines.read_timings(config, path)
     assert config.given == b""
     path.write_bytes(b"earlier")
-    engines._read_timings(config, path)
+    engines.read_timings(config, path)
     assert config.given == b"earlier"
     with pytest.raises(InputError, match="is of another GPU or TensorRT, or damaged; delete it"):
-        engines._read_timings(StandInConfig(accepts=False), path)
+        engines.read_timings(StandInConfig(accepts=False), path)
     with pytest.raises(InputError, match="cannot be read"):
-        engines._read_timings(config, tmp_path)
+        engines.read_timings(config, tmp_path)

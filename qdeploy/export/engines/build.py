@@ -116,7 +116,7 @@ def _plan(package: Any, header: EngineHeader, onnx_file: bytes, size: int, timin
     profile.set_shape("image", *((batch, size, size, 3) for batch in batches))
     config.add_optimization_profile(profile)
     if timing_cache:
-        _read_timings(config, timing_cache)
+        read_timings(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise VerdictError(f"{_named(header)} cannot build the graph: {first_error(header.builder)}", fix=_REMEDY)
@@ -150,8 +150,8 @@ def _named(header: EngineHeader) -> str:
     return f"{header.builder} {header.builder_version}"
 
 
-def _read_timings(config: Any, path: Path) -> None:
-    """Return the builder the timings of an earlier build; none yet is an empty cache."""
+def read_timings(config: Any, path: Path) -> None:
+    """Hand the timings of an earlier build to the builder; none yet is an empty cache."""
     try:
         earlier = path.read_bytes() if path.exists() else b""
     except OSError as error:
