@@ -144,7 +144,7 @@ def _mean_error(error_OI: NDArray[np.float64], means_C: Floats, groups: int, lay
 
 
 def _set_bias(graph: onnx.GraphProto, node: onnx.NodeProto, bias_O: Floats) -> None:
-    """Return a node a bias of its own, which no other node reads."""
+    """Set a bias of its own for a node, one that no other node reads."""
     taken = {i.name for i in graph.initializer} | {name for n in graph.node for name in (*n.input, *n.output)}
     old = node.input[2] if len(node.input) > 2 else ""
     name = f"{node.input[1]}.corrected_bias"
