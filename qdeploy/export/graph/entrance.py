@@ -43,7 +43,7 @@ class _Entrance:
 
     @property
     def steps(self) -> list[onnx.NodeProto]:
-        """The entrance's steps in the order of the graph."""
+        """Nodes of the entrance in the order in which they are written."""
         return [n for n in (self.cast, self.sub, self.mul, self.transpose) if n is not None]
 
 
