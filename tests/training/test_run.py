@@ -182,7 +182,9 @@ def test_without_a_compiler_one_line_says_so(
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(Learner, "step", step)
-    with pytest.raises(MissingDependencyError, match=r"compile: torch.compile failed .*No working C\+\+ compiler.*leave compile out"):
+    with pytest.raises(
+        MissingDependencyError, match=r"compile: torch.compile failed .*No working C\+\+ compiler.*leave compile out"
+    ):
         train(config_from_recipe("small", **quick), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
