@@ -27,7 +27,7 @@ BAD = [
     (["--models", "nano", "--recipe", "smal"], "did you mean 'small'"),
     (["--models", "nano", "--device", "gpu"], "--device must be"),
     (["--models", "nano", "--set", "mixupp=on"], "did you mean 'mixup'"),
-    (["--models", "nano", "--set", "epochs=3"], "--set cannot change 'epochs'"),
+    (["--models", "nano", "--set", "epochs=3"], "of a sweep cannot change 'epochs'"),
     (["nowhere", "--models", "nano"], "no data folder or data set named"),
     (["{empty}", "--models", "nano"], "no sub-folders"),
     (["--models", "nano", "--out", "{full}"], "already holds files"),

@@ -66,7 +66,7 @@ def test_an_unknown_name_is_told_with_the_nearest(fp32: onnx.ModelProto) -> None
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"float_layers": ()}, "--float-layers names nothing"),
+        ({"float_layers": ()}, "`float_layers` names nothing"),
         ({"float_layers": ("stem",), "like": Path("x")}, "give one of them"),
     ],
 )
