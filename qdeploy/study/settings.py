@@ -57,9 +57,7 @@ class SweepConfig:
             )
         for name in self.settings:
             if name in OWN_OPTIONS:
-                raise InputError(
-                    f"the settings of a sweep cannot change '{name}'", fix="see `qdeploy sweep` for what does"
-                )
+                raise InputError(f"the settings of a sweep cannot change '{name}'", fix="give it outside of them")
 
     @property
     def threads(self) -> int:
