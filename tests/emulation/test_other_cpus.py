@@ -75,7 +75,7 @@ def test_shipped_and_fresh_files_are_right(cpu: str, made: ExportReport, disguis
         exact = cpu in OLD and target not in ("float", "x86-avx2")
         assert ("exact products" in engine) is exact, name
         assert (note is not None) is (exact and cpu in NO_VNNI), name
-        assert note is None or "--target x86-avx2" in note
+        assert note is None or "`target=x86-avx2`" in note
 
 
 @pytest.mark.slow
@@ -173,4 +173,4 @@ for file in map(Path, sys.argv[1:]):
     assert float(answers["float"]) >= LEAST_DB
     assert float(answers["x86-avx2"]) >= 30
     assert "OpenVINO computes it wrongly on this CPU" in answers["x86"]
-    assert "--engine ort, or a file exported with --target x86-avx2" in answers["x86"]
+    assert "`engine=ort`, or a file exported with `target=x86-avx2`" in answers["x86"]

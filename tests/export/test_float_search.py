@@ -25,6 +25,7 @@ from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.export.int8.float_search import FloatSearch
 from qdeploy.export.int8.units import MAX_MODULES, MAX_ROLES, disjoint, nodes_of, quantizable, units_of
+from qdeploy.runtime.session import open_session
 
 X86 = encoding_for("x86")
 MakeSearch = Callable[..., FloatSearch]
@@ -69,6 +70,15 @@ def make(fp32_file: Path) -> MakeSearch:
 def told(cost: Callable[[FloatNodes | None], float]) -> Clock:
     """Return a clock that says what each choice costs."""
     return lambda choices, sessions, runs, seconds: [cost(nodes) for nodes in choices]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 1e-9])
+def test_a_clock_without_time_runs_the_fewest_rounds(fp32_file: Path, seconds: float) -> None:
+    artifact = read_artifact(fp32_file)
+    with open_session(artifact, threads=1) as session:
+        clock = real_clock(sample_images(artifact.card.preprocessing))
+        (ms,) = clock([None], [session], 35, seconds)
+    assert 0 < ms < 1000
 
 
 def test_units_are_modules_from_the_outside_in_and_roles(fp32: onnx.ModelProto) -> None:

@@ -58,7 +58,7 @@ def test_timm_by_name() -> None:
     [
         ("torchvision/resnet81", 0, r"torchvision has no model 'resnet81' \(did you mean 'resnet18'"),
         ("torchvision/fcn_resnet50", 0, "is no image classifier; give one such as torchvision/resnet18"),
-        ("torchvision/inception_v3", 0, "cannot take 64x64 images .*; give another size with --set input_size"),
+        ("torchvision/inception_v3", 0, "cannot take 64x64 images .*; give another input_size"),
         ("torchvision/vit_b_16", 65, "vit_b_16 cannot take 65x65 images .Input shape indivisible"),
         ("keras/resnet", 0, "there is no model named 'keras/resnet'.* torchvision/NAME and timm/NAME work too"),
     ],

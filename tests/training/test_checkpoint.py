@@ -85,7 +85,7 @@ def test_the_first_checkpoint_that_fails_promises_no_other(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(InputError, match="there is none before it: make room"):
+    with pytest.raises(InputError, match="there is none before it; make room"):
         save_checkpoint(tmp_path, made(1))
 
 

@@ -16,6 +16,8 @@ WARMUP = 5
 """Runs of each session before it is timed; of the timed ones the quickest count."""
 TIMING_SECONDS = 15.0
 """Time limit in seconds for all the runs of one timing: slow models get fewer runs."""
+LEAST_SECONDS = 0.001
+"""The same where the search has no time left: the fewest rounds are run."""
 
 FloatNodes = frozenset[str]
 """Names of the nodes that are left in float."""
@@ -40,7 +42,7 @@ def real_clock(images_NSSC: NDArray[np.uint8]) -> Clock:
     def clock(_: Sequence[FloatNodes | None], sessions: Sequence[Session], runs: int, seconds: float) -> list[float]:
         queries = [queries_of(session, images_NSSC, 1, 1) for session in sessions]
         warm_s = sum(time_ms(query(number)) for number in range(WARMUP) for query in queries) / 1e3
-        limit = max(0.0, min(seconds, TIMING_SECONDS))
+        limit = min(max(seconds, LEAST_SECONDS), TIMING_SECONDS)
         block = int(limit / LEAST_ROUNDS / (warm_s / WARMUP))
         return times_of(time_queries(queries, runs, limit, block=max(1, min(block, BLOCK))))
 
