@@ -123,6 +123,8 @@ def test_a_float_file_of_qdeploy_says_itself_how_it_is_fed(fp32_file: Path, tmp_
     assert after.preprocessing == before.preprocessing
     assert after.accuracy == before.accuracy
     assert after.model == before.model
+    same = [onnx.load(str(f)).graph for f in (fp32_file, report.artifacts[0].path)]
+    assert same[0].SerializeToString(deterministic=True) == same[1].SerializeToString(deterministic=True)
     assert after.origin.training == before.origin.training
     assert after.origin.parent_sha256 == read_artifact(fp32_file).sha256
     assert report.artifacts[1].parity.sqnr_db > 15

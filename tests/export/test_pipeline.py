@@ -197,14 +197,14 @@ def test_int8_whose_loss_too_few_images_show_is_kept_with_a_warning_or_rejected(
     strict = export(Path(trained.run), replace(config, strict=True), tmp_path / "strict")
     assert not strict.accepted
     assert re.search(
-        r"INT8 REJECTED: .* points on 250 validation images, \d+ of \d+ predictions changed", strict.verdict
+        r"INT8 REJECTED: .* points on 333 validation images, \d+ of \d+ predictions changed", strict.verdict
     )
     assert [a.precision for a in strict.artifacts] == ["fp32"]
     assert sorted(p.name for p in (tmp_path / "strict").glob("*.onnx")) == ["model.fp32.onnx"]
     assert strict.recommended == "model.fp32.onnx"
     loss = strict.int8[0].loss
     assert loss.flips is not None
-    assert loss.flips.n == 2000 - 256 + 250 + 1000  # training without calibration, half of validation, test
+    assert loss.flips.n == 2000 - 256 + 333 + 1000  # training without calibration, two thirds of validation, test
     relative = export(Path(trained.run), replace(config, max_drop_relative=9.0, strict=True), tmp_path / "relative")
     assert relative.accepted  # 9 % of some 70 points are more than six
     assert relative.int8[0].budget.points == pytest.approx(0.09 * relative.artifacts[0].accuracy.top1)

@@ -23,15 +23,16 @@ FLIP_IMAGES = 5000
 SEED = 0
 
 
-def halves(val: Split) -> tuple[Split, Split]:
-    """Cut validation images into those that choose and those that judge.
+def choosing_and_judging(val: Split) -> tuple[Split, Split]:
+    """Cut validation images into a third that chooses and two thirds that judge, both evenly over the classes.
 
-    Every class of two images or more is in both, in a seeded order; of a single image both get that one.
+    The order is seeded. Of a single image both get that one.
     """
     rng = np.random.default_rng(SEED)
     shuffled = rng.permutation(len(val))
     by_class = shuffled[np.argsort(val.labels[shuffled], kind="stable")]
-    choosing, judging = rng.permutation(by_class[::2]), rng.permutation(by_class[1::2])
+    chooses = np.arange(len(val)) % 3 == 0
+    choosing, judging = rng.permutation(by_class[chooses]), rng.permutation(by_class[~chooses])
     return val.take(choosing[:CHOOSING_IMAGES]), val.take((judging if len(judging) else choosing)[:JUDGING_IMAGES])
 
 
@@ -45,13 +46,13 @@ class Judges:
     """Hashes of the calibration images."""
 
     @cached_property
-    def _halves(self) -> tuple[Split, Split]:
-        return halves(self.dataset.splits["val"])
+    def _parts(self) -> tuple[Split, Split]:
+        return choosing_and_judging(self.dataset.splits["val"])
 
     @property
     def choosing(self) -> Split:
         """Validation images that ranges and float layers are chosen on."""
-        return self._halves[0]
+        return self._parts[0]
 
     @cached_property
     def choosing_logits(self) -> Floats:
@@ -69,7 +70,7 @@ class Judges:
             test_flips: Flips on the test split.
             budget: What may be lost.
         """
-        judging = self._halves[1]
+        judging = self._parts[1]
         after = run_session(session, judging.pixels)
         difference = paired_difference(after, self._judging_logits, judging.labels)
         if budget.judge(difference) is not Shown.NOT_SHOWN:
@@ -82,7 +83,7 @@ class Judges:
 
     @cached_property
     def _judging_logits(self) -> Floats:
-        return run_session(self.fp32, self._halves[1].pixels)
+        return run_session(self.fp32, self._parts[1].pixels)
 
     @cached_property
     def _training(self) -> NDArray[np.uint8]:

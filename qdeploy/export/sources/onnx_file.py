@@ -58,6 +58,7 @@ def onnx_source(
         model, training, created, git = card.model, card.origin.training, card.origin.created, card.origin.git
     else:
         rules = Preprocessing(size=_size(original, file), mean=mean, std=std)
+        name_nodes_apart(original.graph)
         graph = adopted(original, rules, file)
         model = ModelInfo(
             name=file.stem,
@@ -237,7 +238,6 @@ def _read(file: Path) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
             raise InputError(f"the weights '{tensor.name}' of {file} hold values that are not finite; export it again")
-    name_nodes_apart(model.graph)
     return model
 
 
