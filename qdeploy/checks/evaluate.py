@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import read_artifact
+from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.card import Card
 from qdeploy.core.errors import DataError, InputError
-from qdeploy.core.intervals import wilson_interval
+from qdeploy.core.intervals import PairedDifference, paired_counts, wilson_interval
 from qdeploy.core.metrics import Floats, label_ranks
 from qdeploy.core.progress import Progress
 from qdeploy.data.embedded import NAME as EMBEDDED
@@ -41,10 +43,17 @@ class EvalConfig:
     engine: str = "ort"
     threads: int | None = None
     """Threads of one inference; by default 1 for small models, else the usable cores."""
+    against: Path | None = None
+    """Another model file, the fp32 one say, that the accuracy is compared with image by image."""
+    max_drop: float = 1.0
+    """Points of top-1 that may be lost against it."""
+    strict: bool = False
+    """Accept only a loss that is shown to be within ``max_drop``."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= 4096:
             raise InputError("`batch_size` must be between 1 and 4096", found=self.batch_size)
+        AccuracyBudget(points=self.max_drop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,28 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Against:
+    """What an artifact loses against another on the same images."""
+
+    path: str
+    difference: PairedDifference
+    flips: Flips
+    budget: AccuracyBudget
+    shown: Shown
+    accepted: bool
+
+    def words(self) -> str:
+        """Return the answer as a sentence."""
+        lost, margin, most = -self.difference.points, self.difference.margin95, self.budget.points
+        needed = self.budget.images_needed(self.difference) if self.shown is Shown.NOT_SHOWN else None
+        more = f"; about {needed} images would show it" if needed else ""
+        return (
+            f"against {self.path}: loses {lost:.2f} +- {margin:.2f} points, {self.flips.flips} answers differ; "
+            f"{self.shown.value}: at most {most:g} allowed{more}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The whole result; top-1, top-5 and their 95 % Wilson intervals are in percent."""
 
@@ -103,6 +134,8 @@ class Evaluation:
     """Images per second of inference alone, without decoding."""
     card_accuracy: dict[str, Any]
     """Accuracy as the artifact's card states it."""
+    against: Against | None = None
+    """None if no other file was given."""
     notes: tuple[str, ...]
     """What a reader of the numbers has to know."""
     problems: tuple[str, ...]
@@ -131,6 +164,7 @@ def evaluate(
         each: Called with every image's answer.
 
     Raises:
+        InputError: If the file to compare with has other labels or another preprocessing.
         DataError: If the data set has no usable image, or a class that the artifact has not.
     """
     config = config or EvalConfig()
@@ -138,9 +172,14 @@ def evaluate(
     card = artifact.card
     images = labelled_images(config.data, config.split, card.preprocessing, card.labels, progress)
     tally = _Tally(card.labels, frozenset(card.calibration.images if card.calibration else ()))
-    with open_session(artifact, config.engine, config.threads) as session:
+    pairs = _Pairs()
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(artifact, config.engine, config.threads))
+        other = stack.enter_context(_other(config, card)) if config.against else None
         for batch, logits, probabilities, seconds in _inferred(session, images.batches(config.batch_size)):
             tally.add(batch, logits, seconds)
+            if other:
+                pairs.add(logits.argmax(1), other.infer(batch.pixels)[0].argmax(1), batch.labels)
             if each:
                 for answer in _scored(batch, logits, probabilities, card.labels):
                     each(answer)
@@ -168,6 +207,7 @@ def evaluate(
         classes=_class_scores(card.labels, tally.confusion),
         images_per_s=tally.n / tally.seconds,
         card_accuracy=card.accuracy.to_dict() if card.accuracy else {},
+        against=pairs.against(config) if config.against else None,
         notes=(*images.notes, *_lineage_notes(card, images, tally.calibrated)),
         problems=tuple(images.problems),
     )
@@ -192,6 +232,44 @@ class _Tally:
         self.n += len(ranks)
         self.seconds += seconds
         self.calibrated += sum(h in self._calibration for h in batch.hashes)
+
+
+class _Pairs:
+    """What is counted of two artifacts' answers to the same images."""
+
+    def __init__(self) -> None:
+        self.lost = self.gained = self.flips = self.n = 0
+
+    def add(self, new_B: Integers, old_B: Integers, labels_B: Integers) -> None:
+        right, before = new_B == labels_B, old_B == labels_B
+        self.lost += int((before & ~right).sum())
+        self.gained += int((right & ~before).sum())
+        self.flips += int((new_B != old_B).sum())
+        self.n += len(labels_B)
+
+    def against(self, config: EvalConfig) -> Against:
+        difference = paired_counts(self.lost, self.gained, self.n)
+        budget, flips = AccuracyBudget(points=config.max_drop), Flips(flips=self.flips, n=self.n)
+        return Against(
+            path=str(config.against),
+            difference=difference,
+            flips=flips,
+            budget=budget,
+            shown=budget.judge(difference, flips),
+            accepted=budget.tolerates(difference, flips, strict=config.strict),
+        )
+
+
+def _other(config: EvalConfig, card: Card) -> Session:
+    """Open the file to compare with."""
+    assert config.against is not None
+    other = read_artifact(config.against)
+    if other.card.labels != card.labels or other.card.preprocessing != card.preprocessing:
+        raise InputError(
+            f"{config.against} has other labels or another preprocessing",
+            fix="compare files of one model, or use `qdeploy diff`",
+        )
+    return open_session(other, config.engine, config.threads)
 
 
 def _inferred(session: Session, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Floats, Floats, float]]:

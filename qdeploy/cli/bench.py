@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qdeploy.cli.options import OUTPUT, Json, Verbose
 from qdeploy.cli.output import Bar, emit_json, note
-from qdeploy.cli.tables import show_table, table
+from qdeploy.cli.tables import WIDTH, show_table, table
 
 if TYPE_CHECKING:
     from qdeploy.bench import BenchReport, BenchResult
@@ -144,6 +145,9 @@ def show(report: BenchReport, verbose: bool) -> None:
     if verbose:
         show_table(table(_PERCENTILES, map(_percentiles, report.results), title="latency of a query, ms"))
         show_table(table(_START, map(_start, report.results), title="file and start"))
+    for engine in dict.fromkeys(r.engine for r in report.results):
+        names = ", ".join(r.name for r in report.results if r.engine == engine)
+        print(fill(f"{engine}: {names}", WIDTH, subsequent_indent="  "))
     if config.details:
         show_table(table(_PHASES, map(_phases, report.results), title="p50 of one image's phases, ms"))
         title = "peak memory of a fresh process, MB"

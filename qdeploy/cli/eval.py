@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from qdeploy.checks.evaluate import ClassScore, Evaluation, Scored
 
+BUDGET = "Accuracy budget"
+
 
 def eval_command(
     artifact: Annotated[
@@ -45,15 +47,25 @@ def eval_command(
         int | None,
         typer.Option(help="Threads of one inference. Default: 1 for small models, else all cores.", show_default=False),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Compare with this file image by image, fp32 say.", rich_help_panel=BUDGET),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="Points of top-1 that may be lost against it.", rich_help_panel=BUDGET)
+    ] = 1.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Too few images to tell is a loss, too.", rich_help_panel=BUDGET)
+    ] = False,
     csv_file: Annotated[
         Path | None,
         typer.Option("--csv", help="Write every image's answer to this file.", rich_help_panel=OUTPUT),
     ] = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Measure the accuracy of a model file on a data set.
 
-    A single argument that is no model is DATA.
+    A single argument that is no model is DATA. With --against, the exit code is 1 if more is lost than --max-drop.
     """
     from qdeploy.checks.evaluate import EvalConfig, evaluate
     from qdeploy.data.catalog import READERS
@@ -63,7 +75,16 @@ def eval_command(
     if artifact is not None and data is None and (artifact in READERS or _is_plain_folder(Path(artifact))):
         artifact, data = None, artifact
     path = find_artifact(Path(artifact) if artifact else None)
-    config = EvalConfig(data=data or EMBEDDED, split=split, batch_size=batch_size, engine=engine, threads=threads)
+    config = EvalConfig(
+        data=data or EMBEDDED,
+        split=split,
+        batch_size=batch_size,
+        engine=engine,
+        threads=threads,
+        against=against,
+        max_drop=max_drop,
+        strict=strict,
+    )
     note(f"model: {path}, data: {config.data}, split: {split}")
     with Bar("evaluating") as bar, _rows(csv_file) as each:
         result = evaluate(path, config, bar.update, each)
@@ -73,6 +94,7 @@ def eval_command(
         emit_json(result.to_dict())
     else:
         show(result)
+    return int(result.against is not None and not result.against.accepted)
 
 
 def _is_plain_folder(path: Path) -> bool:
@@ -117,6 +139,8 @@ def show(result: Evaluation) -> None:
         print(
             f"the card says {card['top1']} % top-1 on {card['n']} {card['split']} images of the data it was made with"
         )
+    if result.against:
+        print(result.against.words())
     print(f"{result.images_per_s:.0f} images/s, inference alone")
     for text in result.notes:
         hint(f"note: {text}")

@@ -191,7 +191,8 @@ def show(result: SweepResult, verbose: bool) -> None:
         print(f"front of accuracy against {axis}: {', '.join(names) or 'none'}")
     if len({t.rung for t in result.trials if t.rung}) > 1:
         print("rungs differ in epochs: a model of an earlier rung might do better if trained as long")
-    print(f"report: {result.out}/sweep.html, sweep.csv, pareto.png")
+    made = [name for name in ("sweep.html", "sweep.csv", "pareto.png") if (Path(result.out) / name).is_file()]
+    print(f"report: {result.out}/{', '.join(made)}")
 
 
 _HEAD = ("model", "fp32 %", "int8 %", "int8 ms", "int8 kB", "fronts")

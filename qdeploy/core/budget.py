@@ -61,6 +61,17 @@ class AccuracyBudget:
         """Tell whether the estimate itself fits the budget, shown or not."""
         return -difference.points <= self.points
 
+    def tolerates(self, difference: PairedDifference, flips: Flips | None = None, *, strict: bool = False) -> bool:
+        """Tell whether a loss is acceptable: within the budget, or by the estimate where that is not shown.
+
+        Args:
+            difference: Accuracy of the new model minus that of the old one.
+            flips: As in ``judge``.
+            strict: Accept only what is shown to be within the budget.
+        """
+        shown = self.judge(difference, flips)
+        return shown is Shown.WITHIN or (shown is Shown.NOT_SHOWN and self.allows(difference) and not strict)
+
     def images_needed(self, difference: PairedDifference) -> int | None:
         """Return about how many images would show a loss of this size to be within the budget; None if none would."""
         room = self.points + difference.points

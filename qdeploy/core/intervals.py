@@ -24,6 +24,20 @@ class PairedDifference:
     n: int
 
 
+def paired_counts(lost: int, gained: int, n: int) -> PairedDifference:
+    """Return the difference of two models that disagree about so many samples.
+
+    Args:
+        lost: Samples that only the old model gets right.
+        gained: Samples that only the new one gets right.
+        n: All samples.
+    """
+    discordant, net = lost + gained, gained - lost
+    # Agresti and Min: half a pair more in each cell, so that no discordant pair does not mean no doubt
+    margin = 1.959964 * math.sqrt(discordant + 1 - net**2 / (n + 2)) / (n + 2)
+    return PairedDifference(points=100 * net / n, margin95=100 * margin, n=n)
+
+
 def mcnemar_p(lost: int, gained: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 

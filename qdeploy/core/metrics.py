@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core.intervals import PairedDifference
+from qdeploy.core.intervals import PairedDifference, paired_counts
 
 Floats = NDArray[np.float32]
 
@@ -99,9 +99,5 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 def paired_difference(new_NK: Floats, old_NK: Floats, labels_N: NDArray[np.int64]) -> PairedDifference:
     """Compare two models' predictions sample by sample."""
-    n = len(labels_N)
-    delta = (new_NK.argmax(1) == labels_N).astype(np.int64) - (old_NK.argmax(1) == labels_N)
-    discordant, net = int((delta != 0).sum()), int(delta.sum())
-    # Agresti and Min: half a pair more in each cell, so that no discordant pair does not mean no doubt
-    margin = 1.959964 * math.sqrt(discordant + 1 - net**2 / (n + 2)) / (n + 2)
-    return PairedDifference(points=100 * net / n, margin95=100 * margin, n=n)
+    new, old = new_NK.argmax(1) == labels_N, old_NK.argmax(1) == labels_N
+    return paired_counts(int((old & ~new).sum()), int((new & ~old).sum()), len(labels_N))

@@ -15,7 +15,6 @@ import onnx
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.budget import Shown
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json, write_rendered
 from qdeploy.core.metrics import measure
@@ -156,18 +155,13 @@ def _half_step(work: Work, fp32: Made) -> Made:
 def _int8(work: Work, source: Source, fp32: Made) -> tuple[list[Int8Made], Calibration]:
     """Quantize, and where that misses the budget and a fine-tune is wanted, fine-tune and quantize again."""
     made = int8_step(work, fp32)
-    if work.config.qat_epochs and not all(_tolerable(i) for i in made[0]):
+    losses = [(i.report.budget, i.report.loss) for i in made[0]]
+    if work.config.qat_epochs and not all(b.tolerates(loss.difference, loss.flips) for b, loss in losses):
         finetuned = source.finetuned(work.dataset, work.config.qat_epochs, work.note)
         if finetuned is not None:
             return int8_step(work, fp32, finetuned)
         work.note("a graph without its model cannot be fine-tuned, and is not")
     return made
-
-
-def _tolerable(item: Int8Made) -> bool:
-    budget, loss = item.report.budget, item.report.loss
-    shown = budget.judge(loss.difference, loss.flips)
-    return shown is Shown.WITHIN or (shown is Shown.NOT_SHOWN and budget.allows(loss.difference))
 
 
 def _calibration_record(calibration: Calibration, int8: list[Int8Made]) -> dict[str, Any]:

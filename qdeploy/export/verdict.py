@@ -87,9 +87,7 @@ def decide(loss: Loss, speed: Comparison | None, budget: AccuracyBudget, policy:
         reasons.append(Reason.LOSS_OVER)
     elif shown is Shown.NOT_SHOWN:
         reasons.append(Reason.LOSS_NOT_SHOWN)
-    tolerable = shown is Shown.WITHIN or (
-        shown is Shown.NOT_SHOWN and budget.allows(loss.difference) and not policy.strict
-    )
+    tolerable = budget.tolerates(loss.difference, loss.flips, strict=policy.strict)
     slower = speed is not None and speed.finding is not Speed.FASTER
     if slower:
         reasons.append(Reason.NOT_FASTER)

@@ -7,12 +7,14 @@ import pytest
 from PIL import Image
 
 from qdeploy.checks.evaluate import EvalConfig, Scored, evaluate
+from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED, read_artifact
-from qdeploy.core.errors import DataError
+from qdeploy.core.budget import Shown
+from qdeploy.core.errors import DataError, InputError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.labelled import labelled_images
-from tests.resealed import with_reversed_labels
+from tests.resealed import with_noise, with_reversed_labels
 
 INT8, FP32 = SHIPPED / "model.int8.onnx", SHIPPED / "model.fp32.onnx"
 
@@ -111,3 +113,29 @@ def test_a_class_that_the_model_does_not_know_is_named(boots: Path, tmp_path: Pa
     (tmp_path / "other" / "Sandals").rename(tmp_path / "other" / "Sandal")
     with pytest.raises(DataError, match="no usable image"):
         evaluate(FP32, EvalConfig(data=str(tmp_path / "other"), split="all"))
+
+
+def test_what_is_lost_against_another_file_is_judged_image_by_image(tmp_path: Path) -> None:
+    same = evaluate(INT8, EvalConfig(against=FP32)).against
+    assert same is not None
+    assert same.shown is Shown.WITHIN
+    assert same.accepted
+    assert same.difference.n == same.flips.n == 1000
+    noisy = with_noise(FP32, tmp_path / "noisy.onnx")
+    worse = evaluate(noisy, EvalConfig(against=FP32)).against
+    assert worse is not None
+    assert worse.shown is Shown.OVER
+    assert not worse.accepted
+    lost = evaluate(FP32).top1 - evaluate(noisy).top1
+    assert -worse.difference.points == pytest.approx(lost)
+    few = evaluate(INT8, EvalConfig(against=FP32, max_drop=0.01)).against
+    assert few is not None
+    assert few.shown is Shown.NOT_SHOWN
+    with pytest.raises(InputError, match="has other labels or another preprocessing; compare files of one model"):
+        evaluate(INT8, EvalConfig(against=with_reversed_labels(FP32, tmp_path / "reversed.onnx")))
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--max-drop", "0.01", "--strict"], 1)])
+def test_its_exit_code_is_the_answer(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(INT8), "--against", str(FP32), *words]) == code
+    assert "answers differ; within" in capsys.readouterr().out or code == 1
