@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core.artifact import read_artifact
+from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.card import Card
 from qdeploy.core.errors import DataError, InputError
@@ -171,21 +171,7 @@ def evaluate(
     artifact = read_artifact(path)
     card = artifact.card
     images = labelled_images(config.data, config.split, card.preprocessing, card.labels, progress)
-    tally = _Tally(card.labels, frozenset(card.calibration.images if card.calibration else ()))
-    pairs = _Pairs()
-    with ExitStack() as stack:
-        session = stack.enter_context(open_session(artifact, config.engine, config.threads))
-        other = stack.enter_context(_other(config, card)) if config.against else None
-        for batch, logits, probabilities, seconds in _inferred(session, images.batches(config.batch_size)):
-            tally.add(batch, logits, seconds)
-            if other:
-                pairs.add(logits.argmax(1), other.infer(batch.pixels)[0].argmax(1), batch.labels)
-            if each:
-                for answer in _scored(batch, logits, probabilities, card.labels):
-                    each(answer)
-            if progress:
-                progress(tally.n, images.count)
-        engine = session.engine
+    tally, pairs, engine = _counted(artifact, config, images, progress, each)
     if tally.n == 0:
         raise DataError(f"{images.name} has no usable image in {images.split}")
     top1, ci95 = _share(tally.within[0], tally.n)
@@ -211,6 +197,32 @@ def evaluate(
         notes=(*images.notes, *_lineage_notes(card, images, tally.calibrated)),
         problems=tuple(images.problems),
     )
+
+
+def _counted(
+    artifact: Artifact,
+    config: EvalConfig,
+    images: LabelledImages,
+    progress: Progress | None,
+    each: Callable[[Scored], None] | None,
+) -> tuple[_Tally, _Pairs, str]:
+    """Run all images; return what was counted, and what ran them."""
+    card = artifact.card
+    tally = _Tally(card.labels, frozenset(card.calibration.images if card.calibration else ()))
+    pairs = _Pairs()
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(artifact, config.engine, config.threads))
+        other = stack.enter_context(_other(config, card)) if config.against else None
+        for batch, logits, probabilities, seconds in _inferred(session, images.batches(config.batch_size)):
+            tally.add(batch, logits, seconds)
+            if other:
+                pairs.add(logits.argmax(1), other.infer(batch.pixels)[0].argmax(1), batch.labels)
+            if each:
+                for answer in _scored(batch, logits, probabilities, card.labels):
+                    each(answer)
+            if progress:
+                progress(tally.n, images.count)
+        return tally, pairs, session.engine
 
 
 class _Tally:

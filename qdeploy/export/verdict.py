@@ -115,11 +115,10 @@ def in_words(
         accuracy = f"{test.points:+.2f} +- {test.margin95:.2f} points of top-1 on {test.n} test images"
         doubt = f"; NOT SHOWN: {_not_shown_words(verdict)}" if verdict.outcome is Outcome.NOT_SHOWN else ""
         return f"{what} accepted: {accuracy}, {speed}{doubt}"
-    tolerable = verdict.shown is Shown.WITHIN or policy.allow_drop
-    if tolerable or (verdict.budget.allows(verdict.loss.difference) and not policy.strict):
+    loss, flips = verdict.loss.difference, verdict.loss.flips
+    if policy.allow_drop or verdict.budget.tolerates(loss, flips, strict=policy.strict):
         return f"{what} REJECTED: not faster on this device, {speed}; kept {kept}; keep INT8 with `allow_slower`"
     hint = "" if finetuned else "try `qat_epochs=2` when exporting a run, or "
-    loss = verdict.loss.difference
     cost = (
         f"it costs {-loss.points:.2f} +- {loss.margin95:.2f} points of top-1 on {loss.n} validation images, at most "
         f"{verdict.budget.points:.3g} allowed"

@@ -39,7 +39,7 @@ def test_it_is_small_and_has_no_torch(python: Path) -> None:
     brought_by_venv = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
     own = [p for p in packages.iterdir() if not p.name.startswith(brought_by_venv)]
     files = [f for p in own for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file()]
-    assert sum(f.stat().st_size for f in files) <= 205e6  # ONNX Runtime 80, numpy 72, Pillow 22
+    assert sum(f.stat().st_size for f in files) <= 200e6
 
 
 def test_predict_runs_the_shipped_model_in_little_memory(python: Path, tmp_path: Path) -> None:

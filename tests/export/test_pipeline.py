@@ -14,6 +14,7 @@ import pytest
 from qdeploy.bench import Comparison, Speed
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError
+from qdeploy.core.machine import saturates
 from qdeploy.core.metrics import agreement, sqnr_db, topk_percent
 from qdeploy.core.progress import no_progress
 from qdeploy.data.catalog import load_dataset
@@ -240,9 +241,11 @@ def test_several_targets_come_from_one_calibration(trained: TrainResult, tmp_pat
     portable = next(a for a in report.artifacts if a.target == "portable")
     rewritten = int8_of_portable(onnx.load(portable.path))
     pixels = load_dataset().splits["val"].pixels
-    session = plain_session(rewritten.SerializeToString())
-    found, expected = session.run(["logits"], {"image": pixels})[0], logits_of(Path(portable.path), pixels)
+    both = (rewritten.SerializeToString(), portable.path)
+    found, expected = (plain_session(f, threads=1).run(["logits"], {"image": pixels})[0] for f in both)
     assert sqnr_db(expected, found) > 40
+    if not saturates("portable"):  # a float is rounded otherwise now and then: on 1 or 2 of these 500 images
+        assert (found != expected).any(axis=1).mean() <= 0.01
 
 
 def test_calibration_on_noise_is_stamped_and_few_images_of_a_class_are_told(
