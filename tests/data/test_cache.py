@@ -230,14 +230,14 @@ def test_a_full_disk_is_noted_and_nothing_is_left(
     dataset = load_dataset(root)
     assert same(dataset, expected)
     assert "No space left on device" in dataset.notes[0]
-    assert [p.suffix for p in decoded.iterdir()] == [".lock"]
+    assert {p.suffix for p in decoded.iterdir()} <= {".lock"}  # some releases of filelock leave it
 
 
 def test_bad_data_leaves_nothing(image_folder: MakeImages, decoded: Path) -> None:
     root = image_folder(count=2)
     with pytest.raises(DataError, match="too few images"):
         load_dataset(str(root))
-    assert [p.suffix for p in decoded.iterdir()] == [".lock"]
+    assert {p.suffix for p in decoded.iterdir()} <= {".lock"}
 
 
 SLOW = """
