@@ -120,8 +120,9 @@ def check_document(output: str, folder: Path) -> None:
         assert t["epoch_s"] > 0
     assert {p["axis"] for p in document["pareto"]} == {"latency", "size", "params"}
     assert set(document["pareto"][0]) == {"axis", "name", "precision", "rung", "epochs", "top1", "cost"}
-    assert {p.name for p in folder.iterdir()} == {
-        "sweep.json", "sweep.csv", "sweep.html", "pareto.png", "trials", ".lock",
+    # some releases of filelock leave their file
+    assert {p.name for p in folder.iterdir()} - {".lock"} == {
+        "sweep.json", "sweep.csv", "sweep.html", "pareto.png", "trials",
     }  # fmt: skip
 
 
