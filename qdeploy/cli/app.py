@@ -20,6 +20,7 @@ VERBS = {
     "quantize": "Make an INT8 model of a float ONNX file from elsewhere.",
     "predict": "Classify images.",
     "bench": "Measure latency, throughput, memory and start-up.",
+    "serve": "Answer over HTTP, with a page to try and figures while it runs.",
     "eval": "Measure the accuracy of a model file on a data set.",
     "tune": "Find the fastest way to run a model on this machine.",
     "sweep": "Train, export and measure many models.",

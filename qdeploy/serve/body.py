@@ -1,0 +1,63 @@
+"""The body of a request: its size before and after decompression, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any, NoReturn
+
+from qdeploy.serve.refusal import RefusedError
+
+Header = dict[bytes, bytes]
+"""Headers by their names in lower case."""
+_WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+
+
+def too_large(most: int) -> RefusedError:
+    """Return the refusal of a body above the limit."""
+    what = f"the body has more than {most / 2**20:.4g} MiB, before or after decompression"
+    return RefusedError(413, "too-large", what, ((b"connection", b"close"),))
+
+
+def decompressed(body: bytes, headers: Header, most: int) -> bytes:
+    """Undo a body's Content-Encoding, and never make more bytes than are allowed.
+
+    Raises:
+        RefusedError: 415 for an unknown encoding, 413 for too many bytes, 400 for damaged ones.
+    """
+    encoding = headers.get(b"content-encoding", b"").strip().lower()
+    if encoding in (b"", b"identity"):
+        return body
+    if encoding not in _WINDOW:
+        name = encoding[:40].decode("latin-1")
+        raise RefusedError(415, "unsupported-encoding", f"Content-Encoding '{name}' is not known; use gzip or deflate")
+    try:
+        worker = zlib.decompressobj(_WINDOW[encoding])
+        plain = worker.decompress(body, most + 1)
+    except zlib.error as error:
+        raise RefusedError(400, "bad-encoding", f"the body is not valid {encoding.decode()}: {error}") from error
+    if len(plain) > most:
+        raise too_large(most)
+    if not worker.eof or worker.unused_data:
+        raise RefusedError(400, "bad-encoding", f"the {encoding.decode()} body is cut off or followed by other bytes")
+    return plain
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        RefusedError: 400 if it is none, holds NaN or infinity, or is nested too deeply.
+    """
+    try:
+        value = json.loads(text, parse_constant=_not_json)
+    except (ValueError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RefusedError(400, "bad-json", f"the request is not JSON: {what[:200]}") from error
+    if not isinstance(value, dict):
+        raise RefusedError(400, "bad-json", f"the request must be a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,104 @@
+"""The configuration of a server."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.machine import usable_cores
+
+MOST_CONNECTIONS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Where a server listens, how much work it takes, and how long it waits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; only this machine reaches the default."""
+    port: int = 8000
+    """TCP port; 0 takes a free one."""
+    token: str | None = None
+    """Secret that clients send as ``Authorization: Bearer``; needed where other machines reach the address."""
+    engine: str | None = None
+    """Inference engine; by default what ``qdeploy tune`` chose on this machine, else ``ort``."""
+    threads: int | None = None
+    """Threads of one inference; by default as tuned, else 1 for small models and the process's share of the cores for
+    others."""
+    workers: int = 1
+    """Processes that serve, on one port."""
+    queue: int = 64
+    """Requests that may wait for a free core; one more is refused with status 503."""
+    deadline_s: float = 10.0
+    """Longest that a request waits for its answer; then it gets status 504."""
+    max_batch: int = 1
+    """Images of waiting requests that one inference answers; above 1 pays on GPUs, hardly on CPUs."""
+    max_images: int = 64
+    """Most images of one request."""
+    max_body_bytes: int = 32 * 2**20
+    """Largest body of a request, before and after it is decompressed."""
+    header_timeout_s: float = 10.0
+    """Longest that a client may take to send a request's headers."""
+    body_timeout_s: float = 20.0
+    """Longest that a client may take to send a request's body."""
+    idle_timeout_s: float = 30.0
+    """How long a connection may be idle between requests."""
+    drain_delay_s: float = 0.0
+    """How long a server that is told to stop still takes requests, so that a load balancer notices first."""
+    drain_s: float = 30.0
+    """Longest that a server that stops waits for its last answers."""
+    poll_s: float = 1.0
+    """How often the model files are looked at for changes; 0 never."""
+    selftest: bool = True
+    """Whether a model's goldens are checked before it serves."""
+    log_requests: bool = False
+    """Whether every request is logged, or failures only."""
+    report: Path | None = None
+    """File that gets the report when the server stops."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("port", 0, 65535),
+            ("workers", 1, 256),
+            ("queue", 1, 100_000),
+            ("max_batch", 1, 1024),
+            ("max_images", 1, 1024),
+            ("deadline_s", 0.01, 3600),
+            ("header_timeout_s", 0.1, 3600),
+            ("body_timeout_s", 0.1, 3600),
+            ("idle_timeout_s", 0.1, 3600),
+            ("drain_delay_s", 0, 3600),
+            ("drain_s", 0, 3600),
+            ("poll_s", 0, 3600),
+            ("max_body_bytes", 1024, 2**31),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"`{name}` must be between {low} and {high}", found=getattr(self, name))
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise InputError("`threads` must be between 1 and 1024", found=self.threads)
+        cores = usable_cores()
+        if self.workers * (self.threads or 1) > cores:
+            raise InputError(
+                f"`workers` times `threads` must not exceed the {cores} cores that this process may use",
+                found=self.workers * (self.threads or 1),
+                fix="more only make requests wait for each other",
+            )
+        if self.token is not None and (
+            len(self.token) < 16 or not self.token.isascii() or not self.token.isprintable()
+        ):
+            raise InputError("`token` must have at least 16 printable ASCII characters", found=f"{len(self.token)}")
+        if not self.local and self.token is None:
+            raise InputError(
+                f"other machines reach {self.host}, and everybody there could use the server",
+                fix="give a `token`, and put a proxy with TLS in front",
+            )
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches the address."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

@@ -1,0 +1,50 @@
+"""The log: one JSON document a line on standard error, never with the content of an image."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from threading import Lock
+from typing import Any, TextIO
+
+MOST_PER_SECOND = 50
+"""Lines of one kind and status in a second; what is left out is counted in the next line."""
+
+
+class Log:
+    """Writes events. Safe to use from several threads; a full disk or a closed stream stops nothing."""
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._lock = Lock()
+        self._second = 0
+        self._lines: dict[Any, int] = {}
+
+    def __call__(self, event: str, level: str = "info", **details: Any) -> None:
+        """Write an event with its details."""
+        if self._quiet and level == "info":
+            return
+        with self._lock:
+            left_out = self._budget((event, details.get("status")))
+            if left_out is None:
+                return
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            entry = {"time": now, "level": level, "event": event, **details}
+            if left_out:
+                entry["left_out"] = left_out
+            with suppress(OSError, ValueError):
+                print(json.dumps(entry), file=self._stream, flush=True)
+
+    def _budget(self, kind: Any) -> int | None:
+        """Return how many lines were left out in the second before; None if this one is to be left out."""
+        second = int(time.monotonic())
+        left_out = 0
+        if second != self._second:
+            left_out = sum(max(0, n - MOST_PER_SECOND) for n in self._lines.values())
+            self._second, self._lines = second, {}
+        self._lines[kind] = self._lines.get(kind, 0) + 1
+        return left_out if self._lines[kind] <= MOST_PER_SECOND else None

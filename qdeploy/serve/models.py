@@ -1,0 +1,313 @@
+"""The served models: opened, checked and warm, by name and version; swapped when their files change."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from qdeploy.core.artifact import read_artifact
+from qdeploy.core.card import Card
+from qdeploy.core.errors import InputError, QdeployError, near_miss
+from qdeploy.core.machine import resident_bytes, usable_cores
+from qdeploy.runtime.classifier import find_setup
+from qdeploy.runtime.device import DEVICE_FILE
+from qdeploy.runtime.session import SMALL_MACS, Session, open_session
+from qdeploy.serve.config import ServeConfig
+from qdeploy.serve.refusal import RefusedError
+
+WARM_UP_RUNS = 3
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+Event = Callable[..., None]
+"""Called with what happened and its details; see ``qdeploy.serve.logs``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model that answers."""
+
+    path: Path
+    card: Card = field(repr=False)
+    """What the file says of itself."""
+    sha256: str
+    size_bytes: int
+    platform: str
+    """Triton's word for the kind of file."""
+    session: Session = field(repr=False)
+    engine: str
+    """A key of ``ENGINES``."""
+    threads: int
+    note: str | None
+    """What the user should know of how it runs here."""
+    load_ms: float
+    """Milliseconds to read, check and warm it."""
+    memory_bytes: int
+    """Growth of the process's resident size meanwhile."""
+
+
+_PARTS = ("queue", "compute_input", "compute_infer", "compute_output", "success")
+
+
+@dataclass
+class Counters:
+    """What the statistics extension reports of a model: counts and nanoseconds."""
+
+    inferences: int = 0
+    executions: int = 0
+    last_ms: int = 0
+    """Time of the last inference, in milliseconds since 1970."""
+    counts: dict[str, int] = field(default_factory=dict)
+    ns: dict[str, int] = field(default_factory=dict)
+
+    def succeed(self, times_ms: Sequence[float], images: int, runs: int) -> None:
+        """Count an answer by the milliseconds of its phases, in the order of ``qdeploy.serve.stats.PHASES``."""
+        self.inferences += images
+        self.executions += runs
+        self.last_ms = time.time_ns() // 1_000_000
+        for part, ms in zip(_PARTS, times_ms, strict=True):
+            self._add(part, int(ms * 1e6))
+
+    def fail(self, arrived_ns: int) -> None:
+        """Count a request that got no answer, by the time at which it arrived."""
+        self._add("fail", time.perf_counter_ns() - arrived_ns)
+
+    def _add(self, part: str, ns: int) -> None:
+        self.counts[part] = self.counts.get(part, 0) + 1
+        self.ns[part] = self.ns.get(part, 0) + ns
+
+
+class Served:
+    """One version of a model under its name, whether opened or not."""
+
+    def __init__(self, name: str, version: int, given: Path | None) -> None:
+        self.name = name
+        self.version = version
+        self.given = given
+        """What the user named: a file or an export's folder; None stands for the newest export."""
+        self.opened: Opened | None = None
+        self.problem: str | None = None
+        """Why the file as it is now does not serve; an older state of it may."""
+        self.swaps = 0
+        """Times that a changed file took the place of the former."""
+        self.counters = Counters()
+        self.path: Path | None = None
+        self.stamp: Any = None
+        """Sizes and times of the files when they were read."""
+        self.seen: Any = None
+        """The same when they were last looked at."""
+
+    @property
+    def state(self) -> str:
+        """READY or UNAVAILABLE, the words of the repository extension."""
+        return "READY" if self.opened else "UNAVAILABLE"
+
+    def stamps(self) -> Any:
+        """Return the sizes and times of all files that decide what is served."""
+        if self.path is None:
+            return None
+        folder = self.path.parent
+        return tuple(_stamp(p) for p in (self.path, folder / "report.json", folder / DEVICE_FILE))
+
+
+class Models:
+    """All served models. Lookups never wait for a load."""
+
+    def __init__(self, given: Sequence[str], config: ServeConfig, event: Event) -> None:
+        self._config = config
+        self._event = event
+        self._loading = Lock()
+        self.served: dict[str, dict[int, Served]] = {}
+        self._order: list[Served] = []
+        for word in given or [""]:
+            self._add(word)
+
+    @property
+    def all(self) -> list[Served]:
+        """Every version of every model in the order given."""
+        return list(self._order)
+
+    @property
+    def lanes(self) -> int:
+        """How many inferences may run at a time without more threads than this process's share of the cores."""
+        threads = max((s.opened.threads for s in self._order if s.opened), default=1)
+        return max(1, usable_cores() // self._config.workers // threads)
+
+    def get(self, name: str | None, version: str | None = None) -> tuple[Served, Opened]:
+        """Return a model by name, by default the first, and its version, by default the latest.
+
+        Raises:
+            RefusedError: 404 if there is no such model or version, 503 if it is not loaded.
+        """
+        served = self.find(name, version)
+        opened = served.opened  # another thread may swap it meanwhile
+        if opened is None:
+            raise RefusedError(503, "not-ready", f"the model '{served.name}' is not loaded")
+        return served, opened
+
+    def find(self, name: str | None, version: str | None = None) -> Served:
+        """Return a model by name and version, loaded or not.
+
+        Raises:
+            RefusedError: 404 if there is none.
+        """
+        if name is None:
+            name = self._order[0].name
+        versions = self.versions(name)
+        if version is None:
+            loaded = [v for v in versions if versions[v].opened]
+            return versions[max(loaded or versions)]
+        number = int(version) if version.isdecimal() and len(version) < 10 else 0
+        if number not in versions:
+            known = ", ".join(map(str, versions))
+            raise RefusedError(
+                404, "unknown-version", f"the model '{name}' has no version '{version[:40]}'; it has: {known}"
+            )
+        return versions[number]
+
+    def versions(self, name: str) -> dict[int, Served]:
+        """Return all versions of a model.
+
+        Raises:
+            RefusedError: 404 if there is no such model.
+        """
+        if name not in self.served:
+            close = near_miss(name[:128], self.served)
+            what = f"there is no model '{name[:128]}'{close}; there are: {', '.join(self.served)}"
+            raise RefusedError(404, "unknown-model", what)
+        return self.served[name]
+
+    def open_all(self) -> None:
+        """Open every model.
+
+        Raises:
+            QdeployError: If one cannot be opened.
+        """
+        for served in self._order:
+            self.load(served)
+
+    def load(self, served: Served) -> None:
+        """Read, check and warm a model's file, and let it take the place of the former.
+
+        Raises:
+            QdeployError: If it cannot; the former goes on serving.
+        """
+        with self._loading:
+            stamp = served.stamps()
+            try:
+                opened = self._open(served.given)
+            except QdeployError as error:
+                served.problem = str(error)
+                raise
+            if served.path != opened.path:
+                served.path = opened.path
+                stamp = served.stamps()
+            served.stamp = served.seen = stamp
+            former, served.opened, served.problem = served.opened, opened, None
+            self._event("model-loaded", model=served.name, version=served.version, **_told(opened))
+        if former is not None:
+            served.swaps += 1
+            former.session.close()  # what it holds is freed when its last request is answered
+
+    def unload(self, served: Served) -> None:
+        """Let a model go; requests for it are refused until it is loaded again."""
+        with self._loading:
+            former, served.opened = served.opened, None
+        if former is not None:
+            former.session.close()
+            self._event("model-unloaded", model=served.name, version=served.version)
+
+    def look(self) -> None:
+        """Load the models whose files have changed and are still since the last look; a bad file leaves the old one."""
+        for served in self._order:
+            now = served.stamps()
+            settled, served.seen = now == served.seen, now
+            if served.opened is None or now == served.stamp or not settled:
+                continue
+            try:
+                self.load(served)
+            except QdeployError as error:
+                served.stamp = now  # one message for one change
+                self._event("model-refused", level="error", model=served.name, version=served.version, why=str(error))
+
+    def close(self) -> None:
+        """Let all models go."""
+        for served in self._order:
+            self.unload(served)
+
+    def _add(self, word: str) -> None:
+        name, given = _name_and_path(word)
+        setup = find_setup(given, self._config.engine, self._config.threads)
+        if name is None:
+            card = read_artifact(setup.path).card
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{card.name}-{card.precision}").lstrip("._-")[:128] or "model"
+        versions = self.served.setdefault(name, {})
+        served = Served(name, len(versions) + 1, given)
+        versions[served.version] = served
+        self._order.append(served)
+
+    def _open(self, given: Path | None) -> Opened:
+        begin, before = time.perf_counter(), resident_bytes()
+        setup = find_setup(given, self._config.engine, self._config.threads)
+        artifact = read_artifact(setup.path)
+        share = max(1, usable_cores() // self._config.workers)
+        threads = setup.threads or (1 if artifact.card.model.macs < SMALL_MACS else share)
+        note = setup.note
+        if threads > share:
+            note = "; ".join(filter(None, (note, f"{share} threads instead of {threads}, this process's share")))
+            threads = share
+        session = open_session(artifact, setup.engine, threads, self._config.selftest)
+        _warm(session, self._config.max_batch)
+        return Opened(
+            path=artifact.path,
+            card=artifact.card,
+            sha256=artifact.sha256,
+            size_bytes=len(artifact.data),
+            platform="onnxruntime_onnx" if artifact.engine is None else "tensorrt_plan",
+            session=session,
+            engine=setup.engine,
+            threads=threads,
+            note="; ".join(filter(None, (note, session.note))) or None,
+            load_ms=(time.perf_counter() - begin) * 1e3,
+            memory_bytes=max(0, resident_bytes() - before),
+        )
+
+
+def _warm(session: Session, most: int) -> None:
+    """Run every batch size that will be asked for most, so that the first client does not pay for it."""
+    image = bytes(session.size * session.size * 3)
+    for count in {1, most}:
+        for _ in range(WARM_UP_RUNS):
+            session.infer_bytes(image * count, count)
+
+
+def _name_and_path(word: str) -> tuple[str | None, Path | None]:
+    """Split ``NAME=PATH``; a path that holds an equals sign and exists is a path."""
+    name, equals, path = word.partition("=")
+    if not equals or os.path.exists(word):
+        return None, Path(word) if word else None
+    if not NAME.fullmatch(name):
+        raise InputError(f"'{name}' cannot be a model's name", fix="use letters, digits, '.', '_' and '-', at most 128")
+    return name, Path(path)
+
+
+def _told(opened: Opened) -> dict[str, Any]:
+    return {
+        "file": str(opened.path),
+        "engine": opened.session.engine,
+        "threads": opened.threads,
+        "load_ms": round(opened.load_ms, 1),
+        **({"note": opened.note} if opened.note else {}),
+    }
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,53 @@
+"""A request that is refused: the status, a code for programs, and a text for people."""
+
+from __future__ import annotations
+
+import json
+
+from qdeploy.core.errors import ImageError, QdeployError
+
+_IMAGE_STATUS = {"too-large": 413, "too-many-pixels": 413, "unsupported-format": 415}
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class RefusedError(QdeployError):
+    """What a client is told instead of an answer.
+
+    Args:
+        status: HTTP status: 4xx if the client can mend it, 503 if the server is busy or not ready, 504 if it was late.
+        reason: Code for programs, such as ``bad-json``; docs/serve.md lists them.
+        what: What happened, and what to do about it.
+        headers: Further headers of the answer.
+    """
+
+    def __init__(self, status: int, reason: str, what: str, headers: Headers = ()) -> None:
+        super().__init__(what)
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+
+    @property
+    def body(self) -> bytes:
+        """The answer's JSON document."""
+        return json.dumps({"error": str(self), "reason": self.reason}).encode()
+
+
+def refused_image(error: ImageError) -> RefusedError:
+    """Return the refusal of something that is not an image that can be classified."""
+    return RefusedError(_IMAGE_STATUS.get(error.reason, 400), error.reason, f"image: {error}")
+
+
+def busy(waiting: int) -> RefusedError:
+    """Return the refusal of a request for which there is no place in the queue."""
+    what = f"{waiting} requests are waiting already; try again in a second"
+    return RefusedError(503, "busy", what, ((b"retry-after", b"1"),))
+
+
+def late(deadline_s: float) -> RefusedError:
+    """Return the refusal of a request that waited too long."""
+    return RefusedError(504, "deadline", f"there was no answer within {deadline_s:g} s")
+
+
+def draining() -> RefusedError:
+    """Return the refusal of a request to a server that stops."""
+    return RefusedError(503, "draining", "the server is stopping", ((b"retry-after", b"5"), (b"connection", b"close")))
