@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from asyncio import TimerHandle
-from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -25,7 +24,7 @@ class Connections:
         self.most = most
         self.idle: dict[GuardedProtocol, None] = {}
 
-    def protocol(self) -> Callable[..., GuardedProtocol]:
+    def protocol(self) -> type[GuardedProtocol]:
         """Return a class of connections for uvicorn, all of which belong together."""
         return type("OurProtocol", (GuardedProtocol,), {"together": self})
 

@@ -130,7 +130,8 @@ class Server:
             access_log=False,
             server_header=False,
             date_header=False,
-            timeout_keep_alive=c.idle_timeout_s,  # type: ignore[arg-type]
+            proxy_headers=False,
+            timeout_keep_alive=max(1, round(c.idle_timeout_s)),
             timeout_graceful_shutdown=max(1, round(c.drain_s)),
         )
 
