@@ -38,6 +38,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 OPEN_TO_ALL = ("/", "/v2/health/live", "/v2/health/ready", "/page/")
 """Paths that need no token: the page asks for it, and load balancers have none."""
 DEFECT = b'{"error": "this is a defect of the server; its log has more", "reason": "defect"}'
+CHEAP_BYTES = 256 * 1024
+"""Requests below may be parsed and decoded between two events of the loop."""
 REQUEST_ID = b"x-request-id"
 GET, POST = ("GET", "HEAD"), ("POST",)
 
@@ -67,7 +69,7 @@ class Application:
             answer, status = await self._answer(scope, headers, receive), 200
             body, more = answer.body, answer.headers
         except RefusedError as refusal:
-            status, body, more = refusal.status, refusal.body, (*JSON_HEADERS, *refusal.headers)
+            status, body, more = refusal.status, _json(refusal.document).body, (*JSON_HEADERS, *refusal.headers)
             if scope["method"] == "POST":
                 self._service.stats.record(status)
             self._log(scope, identity, status, begin, str(refusal))
@@ -142,7 +144,7 @@ class Application:
             body = await self._body(headers, receive)
             c = self._config
             served, opened = self._service.models.get(name, version)
-            return await self._work(InferTask(served, opened, headers, body, c.max_body_bytes, c.max_images))
+            return await self._work(InferTask(served, opened, headers, body, c.max_body_bytes, c.max_images), len(body))
         if action not in ("", "ready", "config", "stats"):
             raise RefusedError(404, "unknown-path", f"there is nothing at {path[:80]}; see /openapi.json")
         _allow(method, GET)
@@ -189,7 +191,9 @@ class Application:
         body = await self._body(headers, receive)
         served, opened = self._service.models.get(model, version)
         c = self._config
-        return await self._work(PredictTask(served, opened, headers, body, c.max_body_bytes, c.max_images, top))
+        return await self._work(
+            PredictTask(served, opened, headers, body, c.max_body_bytes, c.max_images, top), len(body)
+        )
 
     async def _body(self, headers: Header, receive: Receive) -> bytes:
         most = self._config.max_body_bytes
@@ -209,8 +213,8 @@ class Application:
             raise RefusedError(400, "bad-request", "the client went away before its request was complete")
         return bytes(body)
 
-    async def _work(self, task: Task[Answer]) -> Answer:
-        """Send a task through the queue and wait for its answer."""
+    async def _work(self, task: Task[Answer], size: int) -> Answer:
+        """Send a task whose request has so many bytes through the queue and wait for its answer."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         task.done = self._end
@@ -218,7 +222,12 @@ class Application:
             if self._service.draining:
                 raise draining()
             self._futures[task] = future
-            self._service.lanes.submit(task)
+            lanes = self._service.lanes
+            if lanes.count == 1 and size < CHEAP_BYTES and task.opened.cheap:
+                task.done = lambda _: _finish(future)
+                lanes.submit_cheap(task, loop)
+            else:
+                lanes.submit(task)
             timer = loop.call_later(self._config.deadline_s, self._late, task)
             await future
             timer.cancel()
@@ -245,8 +254,8 @@ class Application:
         self._told = False
         while self._finished:
             future = self._futures.get(self._finished.popleft())
-            if future is not None and not future.done():
-                future.set_result(None)
+            if future is not None:
+                _finish(future)
 
     def _late(self, task: Task[Answer]) -> None:
         future = self._futures.get(task)
@@ -272,8 +281,13 @@ class Application:
         )
 
 
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _json(document: Any) -> Answer:
-    return Answer(body=json.dumps(document, allow_nan=False).encode(), headers=JSON_HEADERS)
+    return Answer(json.dumps(document, allow_nan=False).encode(), JSON_HEADERS)
 
 
 def _allow(method: str, allowed: tuple[str, ...]) -> None:

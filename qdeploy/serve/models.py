@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -22,6 +23,7 @@ from qdeploy.serve.config import ServeConfig
 from qdeploy.serve.refusal import RefusedError
 
 WARM_UP_RUNS = 3
+CHEAP_MS = 5.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 Event = Callable[..., None]
 """Called with what happened and its details; see ``qdeploy.serve.logs``."""
@@ -39,15 +41,24 @@ class Opened:
     platform: str
     """Triton's word for the kind of file."""
     session: Session = field(repr=False)
+    quoted_labels: tuple[str, ...] = field(repr=False)
+    """The labels as JSON texts."""
     engine: str
     """A key of ``ENGINES``."""
     threads: int
+    run_ms: float
+    """Milliseconds of one inference, the least of the warm-up."""
     note: str | None
     """What the user should know of how it runs here."""
     load_ms: float
     """Milliseconds to read, check and warm it."""
     memory_bytes: int
     """Growth of the process's resident size meanwhile."""
+
+    @property
+    def cheap(self) -> bool:
+        """Whether an inference is so short that whatever else a server does may wait for it."""
+        return self.run_ms < CHEAP_MS
 
 
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output", "success")
@@ -261,7 +272,7 @@ class Models:
             note = "; ".join(filter(None, (note, f"{share} threads instead of {threads}, this process's share")))
             threads = share
         session = open_session(artifact, setup.engine, threads, self._config.selftest)
-        _warm(session, self._config.max_batch)
+        run_ms = _warm(session, self._config.max_batch)
         return Opened(
             path=artifact.path,
             card=artifact.card,
@@ -269,20 +280,30 @@ class Models:
             size_bytes=len(artifact.data),
             platform="onnxruntime_onnx" if artifact.engine is None else "tensorrt_plan",
             session=session,
+            quoted_labels=tuple(json.dumps(label) for label in artifact.card.labels),
             engine=setup.engine,
             threads=threads,
+            run_ms=run_ms,
             note="; ".join(filter(None, (note, session.note))) or None,
             load_ms=(time.perf_counter() - begin) * 1e3,
             memory_bytes=max(0, resident_bytes() - before),
         )
 
 
-def _warm(session: Session, most: int) -> None:
-    """Run every batch size that will be asked for most, so that the first client does not pay for it."""
+def _warm(session: Session, most: int) -> float:
+    """Run the smallest and the largest batch, so that the first client does not pay for it.
+
+    Returns:
+        The least time of the smallest in milliseconds.
+    """
     image = bytes(session.size * session.size * 3)
-    for count in {1, most}:
+    times = []
+    for count in (most, 1):
         for _ in range(WARM_UP_RUNS):
+            begin = time.perf_counter()
             session.infer_bytes(image * count, count)
+            times.append((time.perf_counter() - begin) * 1e3)
+    return min(times[-WARM_UP_RUNS:])
 
 
 def _name_and_path(word: str) -> tuple[str | None, Path | None]:

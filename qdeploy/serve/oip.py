@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from qdeploy.core.errors import ImageError
 from qdeploy.runtime.session import Rows
@@ -52,8 +52,7 @@ class WantedOutput:
     """Classes to return as text, by the classification extension; None for the whole tensor."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """A body and its headers."""
 
     body: bytes
@@ -110,9 +109,9 @@ class InferTask(Task[Answer]):
             answer = {"id": self._id, **answer}
         text = json.dumps(answer).encode()
         if not blobs:
-            return Answer(body=text, headers=JSON_HEADERS)
+            return Answer(text, JSON_HEADERS)
         headers = ((b"content-type", b"application/octet-stream"), (JSON_LENGTH, str(len(text)).encode()))
-        return Answer(body=b"".join((text, *blobs)), headers=headers)
+        return Answer(b"".join((text, *blobs)), headers)
 
     def _output(self, wanted: WantedOutput, rows: Rows) -> tuple[dict[str, Any], Any]:
         classes = len(self.opened.card.labels)

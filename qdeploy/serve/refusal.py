@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from qdeploy.core.errors import ImageError, QdeployError
 
 _IMAGE_STATUS = {"too-large": 413, "too-many-pixels": 413, "unsupported-format": 415}
@@ -27,9 +25,9 @@ class RefusedError(QdeployError):
         self.headers = headers
 
     @property
-    def body(self) -> bytes:
-        """The answer's JSON document."""
-        return json.dumps({"error": str(self), "reason": self.reason}).encode()
+    def document(self) -> dict[str, str]:
+        """The answer, as JSON-ready values."""
+        return {"error": str(self), "reason": self.reason}
 
 
 def refused_image(error: ImageError) -> RefusedError:

@@ -122,7 +122,7 @@ class Server:
     def _uvicorn_config(self, connections: int) -> uvicorn.Config:
         c = self.config
         return uvicorn.Config(
-            Application(self.service),  # type: ignore[arg-type]
+            Application(self.service),
             http=Connections(c, connections).protocol(),
             ws="none",
             lifespan="off",
