@@ -12,8 +12,9 @@ from qdeploy.core.telemetry import switch_off
 
 if TYPE_CHECKING:
     from qdeploy.runtime.classifier import Classifier, Prediction, load
+    from qdeploy.serve.client import Client
 
-__all__ = ["Classifier", "Prediction", "__version__", "load"]
+__all__ = ["Classifier", "Client", "Prediction", "__version__", "load"]
 __version__ = "0.1.0"
 
 switch_off()
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from qdeploy.runtime import classifier
 
         return getattr(classifier, name)
+    if name == "Client":
+        from qdeploy.serve.client import Client
+
+        return Client
     raise AttributeError(f"module 'qdeploy' has no attribute '{name}'")

@@ -81,7 +81,6 @@ def serve_command(
     """
     with extra_needed():
         from qdeploy.serve import ServeConfig, serve
-        from qdeploy.serve.logs import Log
 
     config = ServeConfig(
         host=host,
@@ -101,7 +100,7 @@ def serve_command(
     )
     if not config.local:
         hint(f"{host} is reached without encryption: put a proxy with TLS in front of it")
-    serve(artifacts or (), config, Log(quiet=quiet()), started=lambda url: print(f"serving on {url}", flush=True))
+    serve(artifacts or (), config, quiet=quiet(), started=lambda url: print(f"serving on {url}", flush=True))
     return 0
 
 

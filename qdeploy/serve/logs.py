@@ -17,9 +17,10 @@ MOST_PER_SECOND = 50
 class Log:
     """Writes events. Safe to use from several threads; a full disk or a closed stream stops nothing."""
 
-    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False, worker: int | None = None) -> None:
         self._stream = stream or sys.stderr
         self._quiet = quiet
+        self._more = {} if worker is None else {"worker": worker}
         self._lock = Lock()
         self._second = 0
         self._lines: dict[Any, int] = {}
@@ -33,7 +34,7 @@ class Log:
             if left_out is None:
                 return
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            entry = {"time": now, "level": level, "event": event, **details}
+            entry = {"time": now, "level": level, "event": event, **self._more, **details}
             if left_out:
                 entry["left_out"] = left_out
             with suppress(OSError, ValueError):

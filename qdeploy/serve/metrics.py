@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from qdeploy import __version__
 from qdeploy.core.machine import resident_bytes
+from qdeploy.serve.report import since_start
 from qdeploy.serve.service import Service
 from qdeploy.serve.stats import Times
 
@@ -30,7 +31,7 @@ class _Counts:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        whole = self._service.stats.since_start()
+        whole = since_start(self._service)
         requests = CounterMetricFamily("qdeploy_requests", "Answered requests by HTTP status.", labels=["code"])
         for status, n in sorted(whole.statuses.items()):
             requests.add_metric([str(status)], n)
@@ -40,7 +41,7 @@ class _Counts:
         yield CounterMetricFamily("qdeploy_images", "Images classified.", value=whole.images)
         yield CounterMetricFamily("qdeploy_inferences", "Inferences.", value=whole.runs)
         yield CounterMetricFamily("qdeploy_cpu_seconds", "CPU time of the process.", value=whole.cpu_s)
-        yield GaugeMetricFamily("qdeploy_queue_requests", "Waiting requests.", value=self._service.lanes.waiting)
+        yield GaugeMetricFamily("qdeploy_queue_requests", "Waiting requests.", value=self._service.waiting)
         yield GaugeMetricFamily("qdeploy_resident_memory_bytes", "Resident memory.", value=resident_bytes())
         yield GaugeMetricFamily("qdeploy_ready", "Whether the server is ready.", value=int(self._service.ready))
         yield self._models()

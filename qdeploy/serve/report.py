@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from qdeploy import __version__
 from qdeploy.core.machine import environment
 from qdeploy.serve.models import Opened, Served
 from qdeploy.serve.service import Service
-from qdeploy.serve.stats import Slot
+from qdeploy.serve.stats import Slot, merged
+
+Document = dict[str, Any]
 
 
-def report(service: Service) -> dict[str, Any]:
-    """Return the report as JSON-ready values."""
-    machine = environment("qdeploy", "onnxruntime", "pillow", "uvicorn")
+def report(service: Service) -> Document:
+    """Return the report of all workers."""
+    return compose([snapshot(service), *service.others()])
+
+
+def since_start(service: Service) -> Slot:
+    """Return the counts of all workers."""
+    return merged([service.stats.since_start(), *(Slot.from_dict(o["since_start"]) for o in service.others())])
+
+
+def snapshot(service: Service) -> Document:
+    """Return what one process knows, as JSON-ready values for ``compose``."""
     c = service.config
     return {
         "server": {
@@ -22,20 +35,46 @@ def report(service: Service) -> dict[str, Any]:
             "ready": service.ready,
             "uptime_s": round(time.monotonic() - service.stats.started, 1),
             "workers": c.workers,
-            "lanes": service.lanes.count,
-            "queue": {"waiting": service.lanes.waiting, "capacity": c.queue},
+            "lanes": service.models.lanes,
+            "queue": {"waiting": service.waiting, "capacity": c.queue},
             "max_batch": c.max_batch,
             "deadline_s": c.deadline_s,
         },
-        "machine": machine,
+        "machine": _machine(),
         "models": [_model(s) for s in service.models.all],
-        "last_minutes": _stretch(service.stats.recent()),
-        "since_start": _stretch(service.stats.since_start()),
+        "last_minutes": service.stats.recent().to_dict(),
+        "since_start": service.stats.since_start().to_dict(),
         "memory": service.memory.to_dict(),
     }
 
 
-def _stretch(slot: Slot) -> dict[str, Any]:
+def compose(snapshots: Sequence[Document]) -> Document:
+    """Return one report of the snapshots of all workers; the first is the one that was asked."""
+    first = snapshots[0]
+    models = [
+        {**model, "images": sum(s["models"][i]["images"] for s in snapshots)} for i, model in enumerate(first["models"])
+    ]
+    memory = first["memory"]
+    if len(snapshots) > 1:
+        totals = {key: sum(s["memory"][key] for s in snapshots) for key in ("resident_bytes", "peak_bytes")}
+        memory = {**memory, "all_workers": totals}
+    return {
+        **{key: first[key] for key in ("server", "machine")},
+        "models": models,
+        **{
+            name: _stretch(merged(Slot.from_dict(s[name]) for s in snapshots))
+            for name in ("last_minutes", "since_start")
+        },
+        "memory": memory,
+    }
+
+
+@cache  # versions take a tenth of a second to look up
+def _machine() -> Document:
+    return environment("qdeploy", "onnxruntime", "pillow", "uvicorn")
+
+
+def _stretch(slot: Slot) -> Document:
     """Sum up a stretch of time."""
     seconds = max(time.monotonic() - slot.begin, 1e-3)
     requests = sum(slot.statuses.values())
@@ -54,7 +93,7 @@ def _stretch(slot: Slot) -> dict[str, Any]:
     }
 
 
-def _model(served: Served) -> dict[str, Any]:
+def _model(served: Served) -> Document:
     opened: Opened | None = served.opened
     head = {
         "name": served.name,

@@ -70,8 +70,7 @@ class Server:
     @property
     def url(self) -> str:
         """Address of the server."""
-        host, port = self._listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(self._listener)
 
     def run(self) -> None:
         """Serve until SIGTERM, SIGINT or ``stop``; then answer what is in flight and write the report."""
@@ -99,7 +98,7 @@ class Server:
             self._event("ready", url=url)
             self._started(self.service, url)
             await serving
-            if self.config.report is not None:
+            if self.config.report is not None and self.config.workers == 1:
                 write_json(self.config.report, report(self.service))
         finally:
             self._uvicorn.should_exit = True
@@ -156,6 +155,12 @@ def bound(config: ServeConfig) -> socket.socket:
         ) from error
     listener.setblocking(False)
     return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address of a socket as a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

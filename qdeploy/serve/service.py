@@ -50,6 +50,8 @@ class Service:
         """Whether the server was told to stop, and still takes requests."""
         self.draining = False
         """Whether new requests are refused."""
+        self.others: Callable[[], list[dict[str, Any]]] = list
+        """Snapshots of the other workers; see ``qdeploy.serve.report``."""
         self._lanes: Lanes | None = None
         self._stop = Flag()
         self._look_after = Thread(target=self._look, name="look-after", daemon=True)
@@ -72,6 +74,11 @@ class Service:
     def ready(self) -> bool:
         """Whether all models are opened and warm, and the server is not stopping."""
         return self._lanes is not None and not self.leaving and all(s.opened for s in self.models.all)
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait."""
+        return 0 if self._lanes is None else self._lanes.waiting
 
     @property
     def lanes(self) -> Lanes:
