@@ -31,7 +31,7 @@ def predict_command(
         Path | None,
         typer.Option(
             help="A model file or an export's folder. Default: the newest export below ./exports, else the model that "
-            "ships in the package."
+            "ships in the package. With --url: the name of one of the server's models."
         ),
     ] = None,
     selftest: Annotated[bool, typer.Option(help="Check the model's golden inputs first.")] = True,
@@ -66,6 +66,12 @@ def predict_command(
         ),
     ] = False,
     ray_address: Annotated[str | None, typer.Option(help="The Ray cluster to use.", rich_help_panel=WHERE)] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Let the `qdeploy serve` at this address classify.", rich_help_panel=WHERE)
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="QDEPLOY_TOKEN", help="The server's token.", rich_help_panel=WHERE)
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels per image.", rich_help_panel=OUTPUT)] = 3,
     csv: Annotated[
         Path | None,
@@ -79,6 +85,8 @@ def predict_command(
 
     The exit code is 2 if an image cannot be read; the others are classified.
     """
+    if url is not None:
+        return _by_server(images, url, token, model, workers, top, json, csv)
     if engine in (None, "ort"):
         start_onnxruntime()
     from qdeploy.runtime.classifier import find_setup
@@ -115,6 +123,31 @@ def predict_command(
         else:
             answers = predict_files(classifier, chain(two, found), batch_size, workers)
         watch = stack.enter_context(_watch(images, file is None)) if many else None
+        return _emit(answers, top, json, file, watch)
+
+
+def _by_server(
+    images: list[str],
+    url: str,
+    token: str | None,
+    model: Path | None,
+    workers: int | None,
+    top: int,
+    json: bool,
+    csv: Path | None,
+) -> int:
+    """Let a server classify; ``model`` is the name of one of its models."""
+    from qdeploy.runtime.inputs import expand
+    from qdeploy.serve.client import Client
+    from qdeploy.serve.remote import predict_remote
+
+    found = expand(images)
+    two = list(islice(found, 2))
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(url, token=token, model=None if model is None else str(model)))
+        file = stack.enter_context(_csv_file(csv)) if csv else None
+        answers = predict_remote(client, chain(two, found), workers)
+        watch = stack.enter_context(_watch(images, file is None)) if len(two) == 2 else None
         return _emit(answers, top, json, file, watch)
 
 

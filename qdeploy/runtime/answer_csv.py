@@ -41,7 +41,8 @@ class AnswerCsv:
         best = answer.prediction
         row: tuple[object, ...] = ("", "", "", "", "", "", answer.error, answer.reason)
         if best is not None:
-            times = (f"{answer.latency_ms[phase]:.4f}" for phase in ("decode", "preprocess", "infer"))
+            ms = answer.latency_ms  # a server's decode includes the preprocessing
+            times = (f"{ms[phase]:.4f}" if phase in ms else "" for phase in ("decode", "preprocess", "infer"))
             row = (best.label, best.index, f"{best.probability:.6f}", *times, "", "")
         self._writer.writerow((answer.image, *row))
         self.rows += 1

@@ -38,6 +38,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 OPEN_TO_ALL = ("/", "/v2/health/live", "/v2/health/ready", "/page/")
 """Paths that need no token: the page asks for it, and load balancers have none."""
 DEFECT = b'{"error": "this is a defect of the server; its log has more", "reason": "defect"}'
+DROPPED = 4
+"""Up to so many times the largest body is read before it is refused."""
 CHEAP_BYTES = 256 * 1024
 """Requests below may be parsed and decoded between two events of the loop."""
 REQUEST_ID = b"x-request-id"
@@ -196,22 +198,39 @@ class Application:
         )
 
     async def _body(self, headers: Header, receive: Receive) -> bytes:
+        """Return a request's body.
+
+        Of one that is somewhat too large the rest is read and dropped: a client that is still sending when the
+        connection is closed does not see the answer.
+        """
         most = self._config.max_body_bytes
-        if int(headers.get(b"content-length", b"0")) > most:
+        if int(headers.get(b"content-length", b"0")) > DROPPED * most:
             raise too_large(most)
         message = await receive()
-        body = message.get("body", b"")
-        if message.get("more_body"):
-            body = bytearray(body)
-            while message.get("more_body"):
-                message = await receive()
-                body += message.get("body", b"")
-                if len(body) > most:
+        if not message.get("more_body"):
+            body = message.get("body", b"")
+        else:
+            parts, size = [], 0
+            while True:
+                part = message.get("body", b"")
+                size += len(part)
+                if size > DROPPED * most:
                     raise too_large(most)
-            body = bytes(body)
+                if size <= most:
+                    parts.append(part)
+                else:
+                    parts.clear()
+                if not message.get("more_body"):
+                    break
+                message = await receive()
+            body = b"".join(parts)
+            if size > most:
+                raise too_large(most)
         if message["type"] == "http.disconnect":
             raise RefusedError(400, "bad-request", "the client went away before its request was complete")
-        return bytes(body)
+        if len(body) > most:
+            raise too_large(most)
+        return body
 
     async def _work(self, task: Task[Answer], size: int) -> Answer:
         """Send a task whose request has so many bytes through the queue and wait for its answer."""

@@ -66,6 +66,7 @@ class Client:
         self._timeout_s = timeout_s
         self._model = model
         self._mine = local()
+        self._all: list[HTTPConnection] = []
 
     @overload
     def __call__(self, image: Image) -> Prediction: ...
@@ -127,9 +128,8 @@ class Client:
         return found
 
     def close(self) -> None:
-        """Close this thread's connection; the next call opens another."""
-        connection = getattr(self._mine, "connection", None)
-        if connection is not None:
+        """Close all connections; a call opens another."""
+        for connection in self._all:
             connection.close()
 
     def __enter__(self) -> Client:
@@ -160,6 +160,7 @@ class Client:
             kind = HTTPSConnection if self._secure else HTTPConnection
             assert self._host is not None
             kept = self._mine.connection = kind(self._host, self._port, timeout=self._timeout_s)
+            self._all.append(kept)
         try:
             kept.request(method, self._path + path, body, self._headers)
             response = kept.getresponse()

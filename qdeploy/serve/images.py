@@ -110,9 +110,8 @@ def form_files(content_type: bytes, body: bytes, most: int) -> list[Part]:
     Raises:
         RefusedError: If the form is damaged, holds no file, or more than ``most``.
     """
-    from python_multipart import MultipartParser
     from python_multipart.exceptions import FormParserError
-    from python_multipart.multipart import parse_options_header
+    from python_multipart.multipart import MultipartParser, parse_options_header
 
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
