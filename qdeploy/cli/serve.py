@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qdeploy.cli.options import OUTPUT, SPEED
-from qdeploy.cli.output import extra_needed, hint, quiet
+from qdeploy.cli.output import extra_needed, note, quiet
 from qdeploy.core.errors import InputError
 
 ADDRESS = "Address"
@@ -99,7 +99,7 @@ def serve_command(
         report=report,
     )
     if not config.local:
-        hint(f"{host} is reached without encryption: put a proxy with TLS in front of it")
+        note(f"{host} is reached without encryption: put a proxy with TLS in front of it")
     serve(artifacts or (), config, quiet=quiet(), started=lambda url: print(f"serving on {url}", flush=True))
     return 0
 

@@ -85,10 +85,8 @@ class ServeConfig:
                 found=self.workers * (self.threads or 1),
                 fix="more only make requests wait for each other",
             )
-        if self.token is not None and (
-            len(self.token) < 16 or not self.token.isascii() or not self.token.isprintable()
-        ):
-            raise InputError("`token` must have at least 16 printable ASCII characters", found=f"{len(self.token)}")
+        if self.token is not None and not _is_secret(self.token):
+            raise InputError("`token` must have at least 16 printable ASCII characters and no space")
         if not self.local and self.token is None:
             raise InputError(
                 f"other machines reach {self.host}, and everybody there could use the server",
@@ -102,3 +100,7 @@ class ServeConfig:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def _is_secret(token: str) -> bool:
+    return len(token) >= 16 and token.isascii() and token.isprintable() and " " not in token

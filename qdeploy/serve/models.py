@@ -221,15 +221,13 @@ class Models:
             former, served.opened, served.problem = served.opened, opened, None
             self._event("model-loaded", model=served.name, version=served.version, **_told(opened))
         if former is not None:
-            served.swaps += 1
-            former.session.close()  # what it holds is freed when its last request is answered
+            served.swaps += 1  # the former is freed with the last request that was given to it
 
     def unload(self, served: Served) -> None:
         """Let a model go; requests for it are refused until it is loaded again."""
         with self._loading:
             former, served.opened = served.opened, None
-        if former is not None:
-            former.session.close()
+        if former is not None:  # it is freed with the last request that was given to it
             self._event("model-unloaded", model=served.name, version=served.version)
 
     def look(self) -> None:

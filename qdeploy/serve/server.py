@@ -61,8 +61,8 @@ class Server:
         self.config = config or ServeConfig()
         self._event = event or Log()
         self._started = started or (lambda service, url: None)
-        self._listener = listener or bound(self.config)
         self.service = Service(given, self.config, self._event)
+        self._listener = listener or bound(self.config)
         most = min(raised_file_limit() - SPARE_FILES, MOST_CONNECTIONS)
         self._uvicorn = _Uvicorn(self._uvicorn_config(max(most, 16)))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,8 +107,8 @@ class Server:
             self._event("stopped")
 
     def _stop(self) -> None:
-        if self._uvicorn.should_exit:
-            self._uvicorn.force_exit = True
+        if self.service.leaving:
+            self._uvicorn.should_exit = self._uvicorn.force_exit = True
             return
         self._event("stopping")
         self.service.leaving = True
@@ -141,6 +141,7 @@ def bound(config: ServeConfig) -> socket.socket:
     Raises:
         InputError: If the address is taken, not this machine's, or not allowed.
     """
+    listener = None
     try:
         infos = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = infos[0]
@@ -149,6 +150,8 @@ def bound(config: ServeConfig) -> socket.socket:
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         why = error.strerror or str(error)
         raise InputError(
             f"cannot listen on {config.host}, port {config.port}: {why}", fix="give another `port` or `host`"
