@@ -4,11 +4,12 @@ BIN := .venv/bin
 
 .PHONY: demo test test-slow test-arm lint clean
 
-demo: .venv/train.done
+demo: .venv/train,serve.done
 	$(BIN)/qdeploy train
 	$(BIN)/qdeploy export --int8
 	$(BIN)/qdeploy predict examples/*.png
 	$(BIN)/qdeploy bench
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/ask_a_server.sh examples/bag.png
 
 # slow is what takes long and proves more than the main paths: whole sweeps, resumed trainings, other CPUs, Ray;
 # a worker that is free takes the next test, and an xdist_group's tests, which share something costly, together

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def commands(text: str) -> Iterator[str]:
     for line in text.splitlines():
         command = line.partition("  #")[0].strip()
         if not command.startswith(NOT_HERE):
-            assert command.startswith("qdeploy "), command
+            assert command.startswith(("qdeploy ", "curl ")), command
             yield command
 
 
@@ -70,31 +71,93 @@ def ready_made(exported: ExportReport, shared: Path) -> Path:
     return once(shared, "ready-made", make)
 
 
-def execute(place: Path, *, shell: str | None = None, python: str | None = None) -> None:
-    """Run a command or a block of Python, with an empty home folder and, where the kernel lets us, without network."""
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def execute(place: Path, *, shell: str | None = None, python: str | None = None, alone: bool = True) -> None:
+    """Run a command or a block of Python, with an empty home folder and, where the kernel lets us, without network.
+
+    Args:
+        place: The working folder.
+        shell: The command.
+        python: The block.
+        alone: Whether it talks to no other process; those of Ray do, and clients of a server.
+    """
     command = ["bash", "-ec", shell] if shell else [sys.executable, "-c", python or ""]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     home = place / "home" / "user"
-    if namespace() is None or "--ray" in (shell or ""):  # the parts of Ray talk to each other
-        environment = {**quiet_environment(home), "PATH": path}
+    if namespace() is None or not alone or "--ray" in (shell or ""):
+        environment = {**quiet_environment(home), "PATH": PATH}
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
     else:
-        done, sent = run_quietly(command, home, place, {"PATH": path})
+        done, sent = run_quietly(command, home, place, {"PATH": PATH})
         assert sent == {}, shell or python
     assert done.returncode == 0, f"{shell or python}\n{done.stdout}\n{done.stderr}"
     assert strange_files(home) == [], shell or python
 
 
+class Servers:
+    """The servers that a document starts with ``qdeploy serve ... &``, on ports that are free."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._ports: dict[str, str] = {}
+        self._running: list[subprocess.Popen[str]] = []
+
+    def here(self, text: str) -> str:
+        """Return a text with this machine's ports in place of the document's."""
+        for port, free in self._ports.items():
+            text = re.sub(rf"(?<=[: ]){port}\b", free, text)
+        return text
+
+    def start(self, command: str) -> None:
+        """Start a server and wait until it is ready."""
+        command = command.removesuffix("&").rstrip()
+        port = (re.findall(r"--port (\d+)", command) or ["8000"])[0]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._ports[port] = str(free.getsockname()[1])
+        if "--port" not in command:
+            command += f" --port {port}"
+        environment = {**quiet_environment(self._place / "home" / "user"), "PATH": PATH}
+        log = (self._place / f"server-{port}.log").open("w")
+        server = subprocess.Popen(
+            ["bash", "-c", f"exec {self.here(command)}"],
+            cwd=self._place,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        log.close()
+        self._running.append(server)
+        assert server.stdout is not None
+        assert "serving on" in server.stdout.readline(), command
+
+    def stop(self) -> None:
+        """Stop all, each with exit code 0."""
+        for server in self._running:
+            server.terminate()
+            assert server.stdout is not None
+            server.stdout.close()
+            assert server.wait(60) == 0
+
+
 def execute_blocks(document: Path, place: Path, *, known: frozenset[str] = frozenset()) -> set[str]:
     """Run the blocks of a document in order, but for known commands; return the commands in them."""
     found: set[str] = set()
-    for language, text in blocks(document):
-        if language == "python":
-            execute(place, python=text)
-        for command in commands(text) if language == "bash" else ():
-            found.add(command)
-            if command not in known:
-                execute(place, shell=SHORTER.get(command, command))
+    servers = Servers(place)
+    alone = "qdeploy serve" not in document.read_text()
+    try:
+        for language, text in blocks(document):
+            if language == "python":
+                execute(place, python=servers.here(text), alone=alone)
+            for command in commands(text) if language == "bash" else ():
+                found.add(command)
+                if command.endswith("&"):
+                    servers.start(command)
+                elif command not in known and (shutil.which("curl") or not command.startswith("curl ")):
+                    execute(place, shell=servers.here(SHORTER.get(command, command)), alone=alone)
+    finally:
+        servers.stop()
     return found
 
 

@@ -127,10 +127,14 @@ def in_thread(given: Sequence[object] = (INT8,), **settings: Any) -> Iterator[Ru
 class Process:
     """``qdeploy serve`` in a process of its own."""
 
-    def __init__(self, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: object, cwd: Path, env: dict[str, str] | None = None, files: int | None = None
+    ) -> None:
         self.log = cwd / "serve.log"
         self._out = self.log.open("w")
         command = [sys.executable, "-m", "qdeploy", "serve", "--port", "0", *map(str, arguments)]
+        if files is not None:
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
         begin = time.perf_counter()
         self.process = subprocess.Popen(
             command, cwd=cwd, stdout=subprocess.PIPE, stderr=self._out, text=True, env={**os.environ, **(env or {})}
@@ -161,9 +165,11 @@ class Process:
 
 
 @contextmanager
-def in_process(*arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Iterator[Process]:
-    """Serve in a process of its own."""
-    process = Process(*arguments, cwd=cwd, env=env)
+def in_process(
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None, files: int | None = None
+) -> Iterator[Process]:
+    """Serve in a process of its own, which may have so many files open."""
+    process = Process(*arguments, cwd=cwd, env=env, files=files)
     try:
         yield process
     finally:
