@@ -29,7 +29,7 @@ from qdeploy.export.graph.ties import without_ties
 from qdeploy.export.int8.calibrate import Calibration
 from qdeploy.export.int8.pinned import int8_artifact
 from qdeploy.export.int8.step import Int8Made, int8_step
-from qdeploy.export.kits.table import is_own_kit, write_kits
+from qdeploy.export.kits.table import is_own_kit, require_kits, write_kits
 from qdeploy.export.measure import measure_and_judge
 from qdeploy.export.report.page import html_report
 from qdeploy.export.report.record import ExportReport, Step
@@ -71,6 +71,7 @@ def export_source(
         int8_artifact(config.like)
     for builder in config.builders:
         require_builder(builder)
+    require_kits(config.kits)
     with folder_made_whole(out) as folder, ExitStack() as stack:
         dataset = read()
         for text in dataset.notes:

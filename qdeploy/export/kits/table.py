@@ -11,6 +11,8 @@ from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.files import read_json
 from qdeploy.export.kits.c import write_c_kit
 from qdeploy.export.kits.folder import is_unchanged_kit, kit_made_whole
+from qdeploy.export.kits.web import write_web_kit
+from qdeploy.export.kits.web_runtime import web_runtime
 
 PREFIX = "kit-"
 
@@ -23,10 +25,13 @@ class Kit:
     """Writes the files into an empty folder; takes the files of an export and the name of the recommended one."""
     line: str
     """What it is, on one line."""
+    require: Callable[[], object] | None = None
+    """Fetches what the kit needs from elsewhere, or raises: called before an export's minutes."""
 
 
 KITS = {
     "c": Kit(write=write_c_kit, line="a C program with these models"),
+    "web": Kit(write=write_web_kit, line="a page that classifies in the browser itself", require=web_runtime),
 }
 
 
@@ -49,6 +54,17 @@ def kit_folders(place: Path, names: Sequence[str]) -> dict[str, Path]:
     return {name: place / f"{PREFIX}{name}" for name in names}
 
 
+def require_kits(names: Sequence[str]) -> None:
+    """Check that the kits can be written.
+
+    Raises:
+        MissingDependencyError: If something that one of them needs is missing.
+    """
+    for name in names:
+        if require := KITS[name].require:
+            require()
+
+
 def write_kits(export: Path, names: Sequence[str], out: Path | None = None) -> dict[str, Path]:
     """Make kits of an export's files.
 
@@ -62,7 +78,9 @@ def write_kits(export: Path, names: Sequence[str], out: Path | None = None) -> d
 
     Raises:
         InputError: If the export is damaged, or a kit's folder holds anything else.
+        MissingDependencyError: If something that a kit needs is missing; nothing is written then.
     """
+    require_kits(names)
     artifacts, recommended = _files(export)
     folders = kit_folders(out or export, names)
     for name, folder in folders.items():

@@ -122,7 +122,7 @@ function drawLatency(now = performance.now()) {
   page("speed").replaceChildren(...PHASES.map(latencyRow));
   const last = latency.summary("infer");
   page("speed-note").textContent = last
-    ? `ms, the last ${last.count} images; one thread. Browsers round their clocks to 0.1 or 1 ms.`
+    ? `In ms, over the last ${last.count} runs, on one thread. Browsers round their clocks to 0.1 or 1 ms.`
     : "Nothing measured yet.";
 }
 
@@ -246,8 +246,9 @@ function describe({ card, entry }) {
 async function use(entry) {
   say(`Loading ${entry.file}...`);
   const next = await Model.open(entry);
-  await model?.close();
+  const before = model;
   model = next;
+  await before?.close(); // what it has begun it ends
   latency = new Latency();
   drawLatency(Infinity);
   describe(model);

@@ -2,8 +2,8 @@
 
 import { sha256 } from "./sha256.js";
 
-const RUNTIME = "./ort.wasm.bundle.min.mjs";
-const WASM = "ort-wasm-simd-threaded.wasm.gz";
+const RUNTIME = "./onnxruntime-web.js";
+const WASM = "onnxruntime-web.wasm.gz";
 
 let runtime; // a promise: WebAssembly is fetched and compiled once
 
