@@ -252,9 +252,11 @@ async function use(entry) {
   latency = new Latency();
   drawLatency(Infinity);
   describe(model);
-  const { count, db, least } = model.selfTest;
+  const { count, db, least, exact } = model.selfTest;
   const agreement = db === Infinity ? "exactly" : `with ${db.toFixed(1)} dB of agreement; ${least} are needed`;
-  say(`Ready. Self-test passed: ${count} stored images give the stored answers, ${agreement}.`, "good");
+  const passed = `Ready. Self-test passed: ${count} stored images give the stored answers, ${agreement}.`;
+  if (exact) say(passed, "good");
+  else say(`${passed} But this browser alters the pixels that pages read, against tracking: answers may differ.`, "warn");
 }
 
 function listen() {
