@@ -11,6 +11,7 @@ from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.files import read_json
 from qdeploy.export.kits.c import write_c_kit
 from qdeploy.export.kits.folder import is_unchanged_kit, kit_made_whole
+from qdeploy.export.kits.triton import write_triton_kit
 
 PREFIX = "kit-"
 
@@ -27,6 +28,7 @@ class Kit:
 
 KITS = {
     "c": Kit(write=write_c_kit, line="a C program with these models"),
+    "triton": Kit(write=write_triton_kit, line="a model repository for Triton"),
 }
 
 
