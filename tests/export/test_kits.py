@@ -43,7 +43,7 @@ def test_an_export_with_kits_is_replaced_unless_a_kit_was_changed(trained: Train
     ("names", "said"),
     [
         ("rust", "no kit 'rust'; known: c"),
-        ("c,cc", "no kit 'cc' .did you mean 'c'"),
+        ("c,tritn", "did you mean 'triton'"),
         ("", "no kit ''"),
         ("c,", "no kit ''"),
     ],

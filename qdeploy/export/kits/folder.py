@@ -43,13 +43,16 @@ def is_unchanged_kit(folder: Path) -> bool:
         return False
 
 
+def filled(template: Path, words: Mapping[str, object]) -> bytes:
+    """Return a template's text with words in place of their names."""
+    return Template(template.read_text()).substitute(words).encode()
+
+
 def fill_templates(templates: Path, folder: Path, words: Mapping[str, object]) -> None:
-    """Copy the files of a folder; in those that end in ``.in``, words take the place of their names."""
-    for template in templates.iterdir():
-        text = template.read_text()
-        if template.suffix == ".in":
-            text = Template(text).substitute(words)
-        write_bytes(folder / template.name.removesuffix(".in"), text.encode())
+    """Copy the files of a folder; those that end in ``.in`` are templates."""
+    for template in filter(Path.is_file, templates.iterdir()):  # Python may have left a cache there
+        data = filled(template, words) if template.suffix == ".in" else template.read_bytes()
+        write_bytes(folder / template.name.removesuffix(".in"), data)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -10,7 +10,11 @@ from qdeploy.core.artifact import Artifact, model_files, read_artifact
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.files import read_json
 from qdeploy.export.kits.c import write_c_kit
+from qdeploy.export.kits.docker import write_docker_kit
 from qdeploy.export.kits.folder import is_unchanged_kit, kit_made_whole
+from qdeploy.export.kits.kserve import write_kserve_kit
+from qdeploy.export.kits.ray import write_ray_kit
+from qdeploy.export.kits.triton import write_triton_kit
 from qdeploy.export.kits.web import write_web_kit
 from qdeploy.export.kits.web_runtime import web_runtime
 
@@ -31,6 +35,10 @@ class Kit:
 
 KITS = {
     "c": Kit(write=write_c_kit, line="a C program with these models"),
+    "triton": Kit(write=write_triton_kit, line="a model repository for Triton"),
+    "kserve": Kit(write=write_kserve_kit, line="services for KServe"),
+    "ray": Kit(write=write_ray_kit, line="an application for Ray Serve"),
+    "docker": Kit(write=write_docker_kit, line="a container image with the recommended model"),
     "web": Kit(write=write_web_kit, line="a page that classifies in the browser itself", require=web_runtime),
 }
 
