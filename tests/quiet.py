@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 COUNTERS = ("IpOutRequests", "IpOutNoRoutes", "TcpActiveOpens", "UdpOutDatagrams", "Ip6OutRequests", "Ip6OutNoRoutes")
-_KEPT = ("PATH", "LANG", "LC_", "TMPDIR", "PYTHON", "OMP_", "LD_", "QDEPLOY_TEST_CPU", "VIRTUAL_ENV")
+_KEPT = ("PATH", "LANG", "LC_", "TMPDIR", "PYTHON", "OMP_", "LD_", "QDEPLOY_TEST_CPU", "QDEPLOY_ORT_WEB", "VIRTUAL_ENV")
 """What of the environment a user's shell would have too; under ``CI``, say, ONNX Runtime sends nothing in any case."""
 REPORTS = (Path("/proc/net/snmp"), Path("/proc/net/snmp6"))
 SCRIPT = f'report=$1; shift; "$@"; code=$?; cat {REPORTS[0]} {REPORTS[1]} > "$report"; exit $code'

@@ -18,6 +18,7 @@ VERBS = {
     "train": "Train a model and keep its best weights, log and curves.",
     "export": "Export a run to ONNX and INT8, checked after every step.",
     "quantize": "Make an INT8 model of a float ONNX file from elsewhere.",
+    "kit": "Make folders with which other programs run an export.",
     "predict": "Classify images.",
     "bench": "Measure latency, throughput, memory and start-up.",
     "serve": "Answer over HTTP, with a page to try and figures while it runs.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from qdeploy.cli.options import Json
 from qdeploy.cli.output import Bar, emit_json, extra_needed, hint
 from qdeploy.core.errors import for_command_line
 from qdeploy.core.progress import StepProgress
+from qdeploy.export.kits.table import KITS, kit_folders
 
 if TYPE_CHECKING:
     from qdeploy.export.report.record import ExportReport
@@ -44,7 +46,7 @@ def export_command(
     with Bar("exporting") as bar:
         bar.line(f"exporting {run}")
         report = export(run, config, options.out, bar.line, steps(bar))
-    return show(report, json, config.kit)
+    return show(report, json, config.kits)
 
 
 def steps(bar: Bar) -> StepProgress:
@@ -52,7 +54,7 @@ def steps(bar: Bar) -> StepProgress:
     return lambda name: lambda done, total: bar.update(done, total, name)
 
 
-def show(report: ExportReport, json: bool, kit: str | None) -> int:
+def show(report: ExportReport, json: bool, kits: tuple[str, ...]) -> int:
     """Print a report and return the exit code: 1 if INT8 was rejected."""
     if json:
         emit_json(report.to_dict())
@@ -65,8 +67,13 @@ def show(report: ExportReport, json: bool, kit: str | None) -> int:
     for e in report.engines:
         checked = "run and compared" if e.ran else "not run here"
         print(f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {checked}")
-    if kit:
-        print(f"{report.out}/kit-c: a C program with these models; its README.md says how to build it")
+    show_kits(kit_folders(Path(report.out), kits))
     print(for_command_line(report.verdict))
     hint(f"report: {report.out}/report.html; next: qdeploy predict IMAGE, qdeploy bench")
     return int(not report.accepted)
+
+
+def show_kits(folders: Mapping[str, Path]) -> None:
+    """Print where each kit is, and what."""
+    for name, folder in folders.items():
+        print(f"{folder}: {KITS[name].line}; its README.md says how to use it")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from qdeploy.export.kits.table import KITS
 
 if TYPE_CHECKING:
     from qdeploy.export import ExportConfig
@@ -99,8 +101,8 @@ class Int8Options:
         ),
     ] = False
     kit: Annotated[
-        Literal["c"] | None,
-        typer.Option(help="Also write a C program for devices without Python.", rich_help_panel=FILES),
+        str | None,
+        typer.Option(help=f"Also write kits, between commas: {', '.join(KITS)}.", rich_help_panel=FILES),
     ] = None
     out: Annotated[
         Path | None,

@@ -61,7 +61,7 @@ def quantize_command(
     with Bar("quantizing") as bar:
         out = options.out or EXPORTS / file.stem
         report = export_onnx(file, data, out, mean=means, std=stds, config=config, note=bar.line, progress=steps(bar))
-    return show(report, json, config.kit)
+    return show(report, json, config.kits)
 
 
 def channels(option: str, text: str | None, default: tuple[float, float, float]) -> tuple[float, float, float]:

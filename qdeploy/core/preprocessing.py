@@ -86,11 +86,17 @@ class Preprocessing:
         width, height = image.size
         if width == height == self.size:
             return image
-        side = min(width, height)
+        size, side = self.size, min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
         how = _images().Image.Resampling[self.interpolation.upper()]
-        return image.resize((self.size, self.size), how, box=box)
+        if height > width:
+            # Pillow rounds after each direction; since 13 it begins with the columns of many tall images, which gives
+            # other pixels than before and than on devices: so the rows have a call of their own
+            margin = 2 * max(1.0, side / size) + 1  # as far as the wider filter reaches
+            first, last = max(0, int(top - margin)), min(height, int(top + side + margin) + 1)
+            image = image.resize((size, last - first), how, box=(0, first, side, last))
+            return image.resize((size, size), how, box=(0, top - first, size, top + side - first))
+        return image.resize((size, size), how, box=(left, top, left + side, top + side))
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Do as ``fit`` does, and give uint8 ``[size, size, 3]``."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qdeploy.export.api import export, export_module, export_onnx
     from qdeploy.export.config import ExportConfig
     from qdeploy.export.int8.float_choice import SearchConfig
+    from qdeploy.export.kits.table import write_kits
     from qdeploy.export.lint.report import LintReport, lint_file
     from qdeploy.export.report.record import ExportReport
 
@@ -24,6 +25,7 @@ __all__ = [
     "export_module",
     "export_onnx",
     "lint_file",
+    "write_kits",
 ]
 _HOMES = {
     "ExportConfig": "config",
@@ -34,6 +36,7 @@ _HOMES = {
     "export_module": "api",
     "export_onnx": "api",
     "lint_file": "lint.report",
+    "write_kits": "kits.table",
 }
 
 

@@ -10,6 +10,7 @@ from qdeploy.core.machine import native_target
 from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.export.int8.ranges import METHODS
+from qdeploy.export.kits.table import kit_names
 from qdeploy.export.verdict import Policy
 
 
@@ -45,7 +46,7 @@ class ExportConfig:
     tensorrt_rtx: bool = False
     """Also build TensorRT-RTX engines, which needs no GPU."""
     kit: str | None = None
-    """Also write a folder for devices without Python: ``c``, a C program against ONNX Runtime."""
+    """Folders for other programs to write, too: keys of ``KITS`` between commas."""
     float_layers: tuple[str, ...] | None = None
     """Leave these in float instead of searching: parts as the report names them, modules, nodes; ``none``: nothing."""
     like: Path | None = None
@@ -62,6 +63,11 @@ class ExportConfig:
         return tuple(dict.fromkeys(names))
 
     @property
+    def kits(self) -> tuple[str, ...]:
+        """Names of the kits to write."""
+        return () if self.kit is None else kit_names(self.kit)
+
+    @property
     def policy(self) -> Policy:
         """What the verdict on an INT8 file allows."""
         return Policy(strict=self.strict, allow_drop=self.allow_drop, allow_slower=self.allow_slower)
@@ -74,8 +80,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         for target in self.targets:
             encoding_for(target)
-        if self.kit not in (None, "c"):
-            raise InputError(f"there is no kit '{self.kit}'; known: c")
+        if self.kit is not None:
+            kit_names(self.kit)
         known = (*METHODS, "mixed", "auto")
         if self.calibration not in known:
             raise InputError(

@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json, write_rendered
 from qdeploy.core.metrics import measure
@@ -30,7 +29,7 @@ from qdeploy.export.graph.ties import without_ties
 from qdeploy.export.int8.calibrate import Calibration
 from qdeploy.export.int8.pinned import int8_artifact
 from qdeploy.export.int8.step import Int8Made, int8_step
-from qdeploy.export.kits.c import FOLDER, is_unchanged_kit, write_c_kit
+from qdeploy.export.kits.table import is_own_kit, require_kits, write_kits
 from qdeploy.export.measure import measure_and_judge
 from qdeploy.export.report.page import html_report
 from qdeploy.export.report.record import ExportReport, Step
@@ -72,6 +71,7 @@ def export_source(
         int8_artifact(config.like)
     for builder in config.builders:
         require_builder(builder)
+    require_kits(config.kits)
     with folder_made_whole(out) as folder, ExitStack() as stack:
         dataset = read()
         for text in dataset.notes:
@@ -93,9 +93,7 @@ def export_source(
         report = replace(judged.report, engines=build_engines(work, judged.kept, folder, out))
         write_json(folder / "report.json", report.to_dict())
         write_rendered(folder / "report.html", lambda: html_report(report.to_dict(), judged.flips).encode(), note)
-        if config.kit:
-            kept = [Artifact(Path(m.file), m.data, m.card) for m in judged.kept]
-            write_c_kit(folder / FOLDER, kept, report.recommended)
+        write_kits(folder, config.kits)
     return report
 
 
@@ -121,9 +119,7 @@ def _require_own(out: Path) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    if path.name == FOLDER:
-        return is_unchanged_kit(path)
-    return path.is_file() and OWN_FILES.fullmatch(path.name) is not None
+    return (path.is_file() and OWN_FILES.fullmatch(path.name) is not None) or is_own_kit(path)
 
 
 def _float_step(work: Work, source: Source) -> tuple[Made, list[Step]]:

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from qdeploy.core.errors import ImageError, InputError
@@ -86,3 +87,34 @@ def test_the_rules_survive_json_and_a_changed_rule_is_refused() -> None:
         Preprocessing.from_dict({**fields, "size": 33})
     with pytest.raises(InputError, match="incomplete"):
         Preprocessing.from_dict({"size": 32})
+
+
+def weights_of(length: int, begin: float, side: float, size: int, interpolation: str) -> NDArray[np.int64]:
+    """How much of each input pixel is in each output pixel, in fixed point: Pillow's formulas."""
+    bilinear = interpolation == "bilinear"
+    scale = side / size
+    stretch = max(1.0, scale)
+    reach = (1 if bilinear else 2) * stretch
+    found = np.zeros((size, length), np.int64)
+    for i in range(size):
+        centre = begin + (i + 0.5) * scale
+        first, last = max(0, int(centre - reach + 0.5)), min(length, int(centre + reach + 0.5))
+        x = np.abs((np.arange(first, last) - centre + 0.5) / stretch)
+        near, far = (1.5 * x - 2.5) * x * x + 1, -0.5 * (((x - 5) * x + 8) * x - 4)
+        row = np.maximum(0, 1 - x) if bilinear else np.where(x < 1, near, np.where(x < 2, far, 0))
+        scaled = row / (row.sum() or 1) * 2**22
+        found[i, first:last] = np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5))
+    return found
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(75, 100), (100, 75), (2000, 37), (66, 63), (129, 128), (3, 2), (20, 20), (64, 90)])
+def test_rows_are_resized_before_columns_with_every_pillow(shape: tuple[int, int], interpolation: str) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    height, width = shape
+    side = min(shape)
+    across = weights_of(width, (width - side) / 2, side, 64, interpolation)
+    down = weights_of(height, (height - side) / 2, side, 64, interpolation)
+    rows = np.clip((np.einsum("ow,hwc->hoc", across, pixels.astype(np.int64)) + 2**21) >> 22, 0, 255)
+    expected = np.clip((np.einsum("oh,hwc->owc", down, rows) + 2**21) >> 22, 0, 255)
+    assert np.array_equal(Preprocessing(interpolation=interpolation)(pixels), expected)

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qdeploy.export.kits.web_runtime import VARIABLE
 from qdeploy.export.report.record import ExportReport
 from tests.conftest import once
+from tests.ort_web import web_runtime_folder
 from tests.quiet import namespace, quiet_environment, run_quietly, strange_files
 
 ROOT = Path(__file__).parents[2]
@@ -182,8 +184,12 @@ def test_the_readme_s_commands_run_and_the_first_export_pays(tmp_path: Path) -> 
     [d for d in DOCUMENTS[1:] if any(language in ("bash", "python") for language, _ in blocks(d))],
     ids=lambda document: document.stem,
 )
-def test_a_document_s_commands_run(document: Path, ready_made: Path, tmp_path: Path) -> None:
+def test_a_document_s_commands_run(
+    document: Path, ready_made: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a copy of the ready-made folder; what the README has, too, is run for the README."""
+    if document.stem == "web_kit":
+        monkeypatch.setenv(VARIABLE, str(web_runtime_folder(shared)))
     place = shutil.copytree(ready_made, tmp_path / "place", symlinks=True)
     known = frozenset(c for language, text in blocks(README) if language == "bash" for c in commands(text))
     execute_blocks(document, place, known=known)

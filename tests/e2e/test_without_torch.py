@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qdeploy.core.artifact import SHIPPED
+from qdeploy.export import write_kits
+
 pytestmark = pytest.mark.xdist_group("base install")
 ROOT = Path(__file__).parents[2]
 PEAK = (
@@ -69,6 +72,16 @@ def test_eval_verify_diff_and_doctor_run(python: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert isinstance(json.loads(done.stdout), dict)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_kits_are_made(python: Path, tmp_path: Path) -> None:
+    """As this checkout makes them: a file that the package lacks would be missing."""
+    names = ["c", "triton", "kserve", "ray", "docker"]
+    done = call(python, tmp_path, "kit", ",".join(names), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["kits"]
+    for name, folder in write_kits(SHIPPED, names, tmp_path / "here").items():
+        assert (tmp_path / found[name] / "SHA256SUMS").read_text() == (folder / "SHA256SUMS").read_text()
 
 
 @pytest.mark.parametrize("verb", ["train", "export", "models", "sweep"])

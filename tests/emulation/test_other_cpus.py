@@ -111,13 +111,12 @@ def test_the_file_for_the_cpu_is_taken_with_a_note(cpu: str, made: ExportReport,
 @pytest.mark.slow
 @pytest.mark.parametrize("cpu", playable("haswell", "icelake"))
 def test_the_c_kit_is_right(cpu: str, made: ExportReport, disguises: Path, tmp_path: Path) -> None:
-    from qdeploy.core.artifact import read_artifact
-    from qdeploy.export.kits.c import write_c_kit
+    from qdeploy.export import write_kits
 
     home = runtime_folder(tmp_path / "onnxruntime")
-    write_c_kit(tmp_path / "kit", [read_artifact(SHIPPED / "model.int8.onnx")], "model.int8.onnx")
-    subprocess.run(["make", f"ORT_HOME={home}"], cwd=tmp_path / "kit", check=True, capture_output=True)
-    disguise_program(tmp_path / "kit" / "classify")
+    kit = write_kits(SHIPPED, ["c"], tmp_path)["c"]
+    subprocess.run(["make", f"ORT_HOME={home}"], cwd=kit, check=True, capture_output=True)
+    disguise_program(kit / "classify")
     variables = disguise(cpu, disguises)
     copy = variables.get("PYTHONPATH", "").split(os.pathsep)[0]
     if copy:  # the rewritten library in place of the one that it was linked with
@@ -125,7 +124,7 @@ def test_the_c_kit_is_right(cpu: str, made: ExportReport, disguises: Path, tmp_p
             link.unlink()
             link.symlink_to(next(Path(copy).glob("onnxruntime/capi/libonnxruntime.so.*")))
     command = ["./classify", "--selftest", "model.int8.onnx", "model.int8.goldens"]
-    done = subprocess.run(command, cwd=tmp_path / "kit", env=os.environ | variables, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=kit, env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("passed, ")[1].split(" dB")[0]) >= LEAST_DB, done.stdout
 

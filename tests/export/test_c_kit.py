@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 import qdeploy
-from qdeploy.core.artifact import read_artifact
-from qdeploy.core.errors import InputError
-from qdeploy.export import ExportConfig, export
-from qdeploy.export.kits.c import c_string, is_unchanged_kit, write_c_kit
-from qdeploy.training import TrainResult
+from qdeploy.export import write_kits
+from qdeploy.export.kits.c import c_string
+from qdeploy.export.report.record import ExportReport
 from tests.ort_header import runtime_folder
 
 pytestmark = pytest.mark.xdist_group("C kit")
@@ -26,10 +24,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kit(fp32_file: Path, int8_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("kit") / "kit-c"
-    write_c_kit(out, [read_artifact(fp32_file), read_artifact(int8_file)], int8_file.name)
-    return out
+def kit(exported: ExportReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kits(Path(exported.out), ["c"], tmp_path_factory.mktemp("kit"))["c"]
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +98,3 @@ def test_labels_survive_c(label: str) -> None:
     assert ast.literal_eval(f"b{literal}").decode() == label
     assert "??" not in literal
     assert literal.isascii()
-
-
-def test_an_export_with_a_kit_is_replaced_unless_the_kit_was_changed(trained: TrainResult, tmp_path: Path) -> None:
-    out = tmp_path / "with-kit"
-    for _ in range(2):
-        export(Path(trained.run), ExportConfig(kit="c"), out)
-        assert is_unchanged_kit(out / "kit-c")
-    assert (out / "kit-c" / "model.fp32.onnx").read_bytes() == (out / "model.fp32.onnx").read_bytes()
-    (out / "kit-c" / "main.c").write_text("mine")
-    with pytest.raises(InputError, match="kit-c"):
-        export(Path(trained.run), ExportConfig(kit="c"), out)
-    assert (out / "kit-c" / "main.c").read_text() == "mine"
-    with pytest.raises(InputError, match="no kit 'rust'"):
-        ExportConfig(kit="rust")

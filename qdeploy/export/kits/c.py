@@ -7,61 +7,30 @@ from __future__ import annotations
 
 import string
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.card import Goldens
-from qdeploy.core.errors import InputError
-from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json
+from qdeploy.core.files import write_bytes, write_json
+from qdeploy.export.kits.folder import fill_templates
 
 TEMPLATES = Path(__file__).parent / "c_runtime"
-FOLDER = "kit-c"
-SUMS = "SHA256SUMS"
 GOLDENS_MAGIC = b"QDGOLD1\0"
 PLAIN = set(string.printable) - set(string.whitespace) - set('"?\\') | {" "}
 """What a C string holds as it is; a question mark could begin a trigraph."""
 
 
-def write_c_kit(out: Path, artifacts: list[Artifact], recommended: str) -> None:
-    """Write the kit.
-
-    Args:
-        out: The kit's folder; replaced if it is an unchanged kit.
-        artifacts: ONNX files of one export.
-        recommended: Name of the file that the README runs.
-
-    Raises:
-        InputError: If ``out`` holds anything else.
-    """
-    if out.exists() and not is_unchanged_kit(out):
-        raise InputError(f"{out} is no kit, or was changed, and would be replaced; move it away first")
-    with folder_made_whole(out) as folder:
-        for artifact in artifacts:
-            name = Path(artifact.path.name)
-            write_bytes(folder / name, artifact.data)
-            write_json(folder / name.with_suffix(".card.json"), artifact.card.to_dict())
-            write_bytes(folder / name.with_suffix(".goldens"), goldens_bytes(artifact.card.goldens))
-        write_bytes(folder / "example.ppm", _ppm(artifacts[0].card.goldens))
-        words = _words(artifacts, recommended)
-        for template in TEMPLATES.iterdir():
-            text = template.read_text()
-            if template.suffix == ".in":
-                text = Template(text).substitute(words)
-            write_bytes(folder / template.name.removesuffix(".in"), text.encode())
-        sums = {p.name: sha256_of(p.read_bytes()) for p in sorted(folder.iterdir())}
-        write_bytes(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode())
-
-
-def is_unchanged_kit(folder: Path) -> bool:
-    """Tell whether a folder holds a kit as it was written, and nothing else."""
-    try:
-        lines = (line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines())
-        listed = {name: digest for digest, name in lines}
-        files = {p.name: sha256_of(p.read_bytes()) for p in folder.iterdir() if p.name != SUMS}
-    except (OSError, ValueError):
-        return False
-    return files == listed
+def write_c_kit(folder: Path, artifacts: Sequence[Artifact], recommended: str) -> None:
+    """Write the kit's files; it takes the ONNX files, and the README runs the recommended one."""
+    models = [a for a in artifacts if a.engine is None]
+    for artifact in models:
+        name = Path(artifact.path.name)
+        write_bytes(folder / name, artifact.data)
+        write_json(folder / name.with_suffix(".card.json"), artifact.card.to_dict())
+        write_bytes(folder / name.with_suffix(".goldens"), goldens_bytes(artifact.card.goldens))
+    write_bytes(folder / "example.ppm", _ppm(models[0].card.goldens))
+    fill_templates(TEMPLATES, folder, _words(models, recommended))
 
 
 def goldens_bytes(goldens: Goldens) -> bytes:
