@@ -23,7 +23,7 @@ from tests.serve.test_images import EXAMPLES, form
 
 ROUNDS = 1500
 SIZE = 64 * 64 * 3
-ODD: list[Any] = [None, True, -1, 0, 1, 2**31, 2**63, 1e308, "", "image", "é", [], {}, [[]], [None], {"a": []}, "x" * 5000]
+ODD: list[Any] = [None, True, 0, 1, 2**31, 2**63, 1e308, "", "image", "é", [], {}, [[]], [None], {"a": []}, "x" * 5000]
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ KITS = {
     "triton": Kit(write=write_triton_kit, line="a model repository for Triton"),
     "kserve": Kit(write=write_kserve_kit, line="services for KServe"),
     "ray": Kit(write=write_ray_kit, line="an application for Ray Serve"),
-    "docker": Kit(write=write_docker_kit, line="a container image with the recommended model"),
+    "docker": Kit(write=write_docker_kit, line="a Dockerfile for an image that serves the recommended model"),
     "web": Kit(write=write_web_kit, line="a page that classifies in the browser itself", require=web_runtime),
 }
 
