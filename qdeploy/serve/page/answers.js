@@ -1,11 +1,17 @@
 // The images that were given, one card each with its answers.
 
-import { make, note, page, say } from "./dom.js";
+import { make, note, page, pause, say } from "./dom.js";
 import { listed, median, ms, percent, several } from "./format.js";
 import { agree, best, classify, outcomeView, passing, problemView } from "./outcome.js";
+import { Away } from "./server.js";
 
 const MOST = 200; // cards that are kept, and files that are taken at a time
+const TRIES = 3; // of an image, where the server is busy or away
+const LARGE_BYTES = 8e6;
 const THUMBNAIL = 176;
+const COMPARABLE = 20; // images from which on a ratio of medians means something
+
+const BROKE = "The connection broke while the file was sent. It may be larger than the server takes.";
 
 export class Answers {
   /** Takes a function that returns the models to ask, and one that is told of failures. */
@@ -32,16 +38,18 @@ export class Answers {
   /** Ask again for all images, as another model was chosen. */
   again() {
     this.waiting = [];
+    for (const item of this.items) item.tries = 0;
     this.ask(this.items);
   }
 
   /** Ask again for the images that failed because the server did not answer or asked for a token. */
   retry() {
-    this.ask(this.items.filter((item) => item.error && passing(item.error)));
+    this.ask(this.items.filter((item) => item.error && passing(item.error) && item.tries < TRIES));
   }
 
   clear() {
-    this.items = this.waiting = [];
+    this.items = [];
+    this.waiting = [];
     page("list").replaceChildren();
     page("answers").hidden = true;
     page("files").focus();
@@ -57,7 +65,7 @@ export class Answers {
       const item = this.waiting.shift();
       note(page("progress"), this.waiting.length ? `${several(this.waiting.length + 1, "image")} to go` : "");
       await this.answer(item);
-      done.push(item);
+      if (!this.waiting.includes(item)) done.push(item);
     }
     this.busy = false;
     done = done.filter((item) => this.items.includes(item));
@@ -66,14 +74,20 @@ export class Answers {
 
   async answer(item) {
     item.error = item.outcomes = undefined;
+    item.tries += 1;
     try {
       const data = await contents(item);
       item.outcomes = await classify(data, this.chosen(), item.number % 2 === 1);
       item.body.replaceChildren(...outcomeView(item.outcomes));
     } catch (error) {
-      item.error = error;
-      item.body.replaceChildren(...problemView(error));
+      item.error = error instanceof Away && item.file.size > LARGE_BYTES ? new Away(BROKE) : error;
+      item.body.replaceChildren(...problemView(item.error));
       this.failed(error);
+      if (error.status === 503 && item.tries < TRIES) {
+        await pause(1000 * error.retryAfterS);
+        this.waiting.unshift(item);
+        return;
+      }
     }
     item.card.classList.toggle("failed", Boolean(item.error));
     item.card.removeAttribute("aria-busy");
@@ -95,7 +109,7 @@ function newItem(file) {
   const name = file.name || "pasted image";
   const heading = make("h3", "", name);
   const card = make("article", "panel answer", thumbnail, make("div", "answer-side", heading, body));
-  return { file, name, body, card, thumbnail, drawn: false, number: number++ };
+  return { file, name, body, card, thumbnail, drawn: false, tries: 0, number: number++ };
 }
 
 /** Return a file's bytes; draws its thumbnail the first time. */
@@ -138,9 +152,9 @@ function spoken(items) {
 function summary(pairs) {
   const same = pairs.filter(agree).length;
   const [fp32, int8] = [0, 1].map((i) => median(pairs.map((outcomes) => outcomes[i].answer.latency_ms.infer)));
-  const faster = fp32 >= int8 ? `INT8 ${(fp32 / int8).toFixed(1)} times as fast` : `fp32 ${(int8 / fp32).toFixed(1)} times as fast`;
+  const faster = fp32 >= int8 ? `INT8 is ${(fp32 / int8).toFixed(1)} times as fast` : `fp32 is ${(int8 / fp32).toFixed(1)} times as fast`;
   return (
-    `Same answer for ${same} of ${several(pairs.length, "image")}. ` +
-    `Median inference ${ms(fp32)} ms in fp32 and ${ms(int8)} ms in INT8: ${faster}.`
+    `Same answer for ${same} of ${several(pairs.length, "image")}. Median inference ${ms(fp32)} ms in fp32, ${ms(int8)} ms in INT8: ` +
+    (pairs.length < COMPARABLE ? `give it ${COMPARABLE} images to see which is faster.` : `${faster}.`)
   );
 }

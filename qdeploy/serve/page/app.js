@@ -61,8 +61,8 @@ function unanswered(error) {
     return 0;
   }
   away = true;
-  if (error instanceof Away || error instanceof Refused) state("bad", error instanceof Away ? "the server does not answer" : error.message);
-  else throw error;
+  state("bad", error instanceof Away ? "the server does not answer" : error.message);
+  if (!(error instanceof Away || error instanceof Refused)) console.error(error); // a defect of this page
   return AWAY_EVERY_MS;
 }
 

@@ -1,6 +1,6 @@
 // The camera: a live loop of frames to the server, and pictures taken.
 
-import { make, note, page, say } from "./dom.js";
+import { make, note, page, pause, say } from "./dom.js";
 import { rate } from "./format.js";
 import { agree, best, classify, outcomeView, problemView } from "./outcome.js";
 import { Refused } from "./server.js";
@@ -35,7 +35,7 @@ export class Camera {
     note(page("camera-note"), "");
     if (!navigator.mediaDevices?.getUserMedia) return note(page("camera-note"), INSECURE);
     this.end();
-    page("camera").disabled = true;
+    page("camera").hidden = true;
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ video: which });
       page("video").srcObject = this.stream;
@@ -55,7 +55,7 @@ export class Camera {
     const focused = page("live").contains(document.activeElement);
     this.end();
     page("live").hidden = true;
-    page("camera").disabled = false;
+    page("camera").hidden = false;
     if (focused) page("camera").focus();
   }
 
@@ -81,7 +81,7 @@ export class Camera {
   /** Ask for frame after frame, one at a time. */
   async loop(mine) {
     const ends = [];
-    const turn = { number: 0, spokenAt: 0, spoken: "" };
+    const turn = { number: 0, spokenAt: -Infinity, spoken: "" };
     while (this.stream === mine && mine.active) {
       await nextFrame(page("video"));
       if (this.paused || document.hidden) {
@@ -91,7 +91,7 @@ export class Camera {
       }
       const wait = await this.frame(mine, turn);
       if (this.stream !== mine) return;
-      showRate(ends);
+      if (!this.paused) showRate(ends);
       if (wait) await pause(wait);
     }
     if (this.stream === mine) {
@@ -102,13 +102,9 @@ export class Camera {
 
   /** Ask for one frame; returns how many milliseconds to wait before the next. */
   async frame(mine, turn) {
-    const models = this.chosen();
-    const video = page("video");
-    const side = Math.min(video.videoWidth, video.videoHeight);
-    const square = [(video.videoWidth - side) / 2, (video.videoHeight - side) / 2, side, side];
-    const size = Math.min(side, SHARPER * models[0].input_size);
     try {
-      const blob = await jpeg(video, square, size, size, FRAME_QUALITY);
+      const models = this.chosen();
+      const blob = await squareFrame(page("video"), SHARPER * models[0].input_size);
       const outcomes = await classify(blob, models, turn.number++ % 2 === 1);
       if (this.stream !== mine || this.paused) return 0;
       page("live-answer").replaceChildren(...outcomeView(outcomes));
@@ -135,13 +131,19 @@ export class Camera {
   }
 }
 
-const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
-
 function nextFrame(video) {
   return new Promise((resolve) => {
     video.requestVideoFrameCallback?.(resolve);
     setTimeout(resolve, video.requestVideoFrameCallback ? 1000 : 30); // a camera that was unplugged sends none
   });
+}
+
+/** Encode the centre square, which is all that the model looks at. */
+function squareFrame(video, most) {
+  const side = Math.min(video.videoWidth, video.videoHeight);
+  const square = [(video.videoWidth - side) / 2, (video.videoHeight - side) / 2, side, side];
+  const size = Math.min(side, most);
+  return jpeg(video, square, size, size, FRAME_QUALITY);
 }
 
 /** Encode a rectangle of the video as a JPEG file. */

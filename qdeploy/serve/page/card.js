@@ -5,13 +5,15 @@ import { bytes, count, listed } from "./format.js";
 import { precisionName } from "./models.js";
 
 const LABELS = 16; // shown; the others on demand
+const THIN = "\u202f"; // keeps a number and its sign on one line
 const PRECISIONS = {
   fp32: "32-bit floating point, as trained",
-  fp16: "16-bit floating point: half the size",
-  int8: "8-bit whole numbers: a quarter of the size",
+  fp16: "16-bit floating point",
+  int8: "mostly 8-bit whole numbers",
 };
 
 export function showCard(models, all) {
+  page("model-title").textContent = models[0].name;
   page("about").textContent = about(models);
   page("labels").replaceChildren(...labels(models[0].labels));
   page("card").replaceChildren(table(models));
@@ -21,8 +23,8 @@ export function showCard(models, all) {
 function about(models) {
   const [{ model, params, labels: names, input_size: size, dataset }] = models;
   return (
-    `${models[0].name} tells ${count(names.length)} kinds of images apart. It looks at the centre square, at ${size} x ${size} pixels. ` +
-    `It is a “${model}” network of ${count(params)} parameters, trained on ${dataset}. ${right(models)}`
+    `Tells ${count(names.length)} kinds of images apart, by their centre square at ${size} x ${size} pixels. ` +
+    `A “${model}” network of ${count(params)} parameters, trained on ${dataset}. ${right(models)}`
   );
 }
 
@@ -30,12 +32,11 @@ function right(models) {
   const measured = models.filter((m) => m.accuracy);
   if (!measured.length) return "Its accuracy was not measured.";
   const same = new Set(measured.map(({ accuracy: a }) => [a.top1, a.n, ...a.ci95].join())).size === 1;
-  const parts = (same ? measured.slice(0, 1) : measured).map(({ accuracy: a, precision }) => {
-    const who = same && measured.length > 1 ? "in either precision" : models.length > 1 ? `in ${precisionName({ precision })}` : "";
-    return `${who} ${a.top1.toFixed(1)} % (95 % interval ${a.ci95.map((p) => p.toFixed(1)).join(" to ")} %)`.trim();
+  const parts = (same ? measured.slice(0, 1) : measured).map((m) => {
+    const where = models.length === 1 ? "" : same && measured.length > 1 ? " in either precision" : ` in ${precisionName(m)}`;
+    return `${m.accuracy.top1.toFixed(1)}${THIN}%${where} (95${THIN}% interval ${interval(m.accuracy, 1)})`;
   });
-  const [{ accuracy }] = measured;
-  return `Of ${count(accuracy.n)} images that it never saw, its first answer was right for ${listed(parts)}.`;
+  return `Of ${count(measured[0].accuracy.n)} images that it never saw, its first answer was right for ${listed(parts)}.`;
 }
 
 function labels(names) {
@@ -50,26 +51,31 @@ function labels(names) {
   return [...shown, item];
 }
 
+const COUNTED = "Images so far"; // each model its own, even if they are equal
 const ROWS = [
   ["Precision", (m) => PRECISIONS[m.precision] ?? m.precision],
   ["First answer right", (m) => m.accuracy && `${m.accuracy.top1.toFixed(2)} %`],
-  ["95 % interval", (m) => m.accuracy && `${m.accuracy.ci95.map((p) => p.toFixed(2)).join(" to ")} %`],
+  ["95 % interval", (m) => m.accuracy && interval(m.accuracy, 2)],
   ["Right among five", (m) => m.accuracy && `${m.accuracy.top5.toFixed(2)} %`],
   ["Measured on", (m) => m.accuracy && `${count(m.accuracy.n)} ${m.accuracy.split} images`],
   ["Against fp32", (m) => m.accuracy?.against_fp32 && difference(m.accuracy.against_fp32)],
-  ["Images so far", (m) => count(m.images)],
+  [COUNTED, (m) => count(m.images)],
   ["Engine", (m) => m.engine],
   ["Threads", (m) => String(m.threads)],
   ["Note", (m) => m.note],
   ["File", (m) => m.file],
   ["Size", (m) => bytes(m.size_bytes)],
   ["Parameters", (m) => count(m.params)],
-  ["Work an image", (m) => `${(m.macs / 1e6).toFixed(1)} million multiplications`],
+  ["Work an image", (m) => `${(m.macs / 1e6).toFixed(1)} million multiply-adds`],
   ["Made for", (m) => (m.precision === "int8" ? m.target : "")],
   ["Loaded in", (m) => `${Math.round(m.load_ms)} ms`],
   ["Swapped", (m) => (m.swaps ? `${count(m.swaps)} times, as its file changed` : "")],
   ["SHA-256", (m) => m.sha256],
 ];
+
+function interval({ ci95 }, places) {
+  return `${ci95.map((p) => p.toFixed(places)).join(" to ")}${THIN}%`;
+}
 
 function difference({ points, margin95, n }) {
   return `${points >= 0 ? "+" : "−"}${Math.abs(points).toFixed(2)} ± ${margin95.toFixed(2)} points on ${count(n)} images`;
@@ -80,7 +86,7 @@ function table(models) {
   const body = rows.map(([name, values]) => {
     const head = make("th", "", name);
     head.scope = "row";
-    const same = values.length > 1 && values.every((v) => v === values[0]);
+    const same = values.length > 1 && name !== COUNTED && values.every((v) => v === values[0]);
     const cells = (same ? values.slice(0, 1) : values).map((v) => make("td", name === "SHA-256" ? "hash" : "", v || "–"));
     if (same) cells[0].colSpan = values.length;
     return make("tr", "", head, ...cells);

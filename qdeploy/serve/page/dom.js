@@ -35,3 +35,5 @@ export function note(element, text) {
 export function say(text) {
   page("said").textContent = text;
 }
+
+export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));

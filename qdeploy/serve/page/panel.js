@@ -18,12 +18,12 @@ const SHARES = [
   ["buffers", "Buffers of requests"],
 ];
 const STATUSES = {
-  400: "could not be read",
+  400: "unreadable",
   401: "without the token",
-  404: "for models that are not there",
+  404: "for a model that is not there",
   413: "too large",
-  415: "not images",
-  503: "turned away, as the queue was full",
+  415: "not an image",
+  503: "queue full or server stopping",
   504: "too late",
 };
 const RATE_OVER_MS = 8000;
@@ -67,7 +67,7 @@ export class Panel {
     const tiles = [
       ["Requests a second", this.now(), `${rate(stretch.requests_per_s)} on average over ${duration(stretch.seconds)}`],
       ["Time of a request", n ? `${ms(p50)} ms` : "–", n ? `median of ${count(n)}` : "no request yet"],
-      ["Memory", bytes(memory.resident_bytes), `at most ${bytes(memory.peak_bytes)}`],
+      ["Memory", bytes(memory.resident_bytes), `peak ${bytes(memory.peak_bytes)}`],
       [
         "CPU time a request",
         stretch.cpu_ms_per_request === null ? "–" : `${ms(stretch.cpu_ms_per_request)} ms`,
@@ -107,7 +107,8 @@ function refusals({ requests, statuses }) {
   const all = `${several(requests, "request")}, `;
   if (!refused.length) return `${all}none refused.`;
   const sum = refused.reduce((total, [, n]) => total + n, 0);
-  return `${all}${count(sum)} refused: ${listed(refused.map(([s, n]) => `${count(n)} ${STATUSES[s] ?? `with status ${s}`}`))}.`;
+  const why = refused.map(([s, n]) => (refused.length > 1 ? `${count(n)} × ` : "") + (STATUSES[s] ?? `status ${s}`));
+  return `${all}${count(sum)} refused: ${listed(why)}.`;
 }
 
 function drawShares(memory) {
