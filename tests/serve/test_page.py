@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -64,9 +67,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[str]:
-    """A server of the shipped model in both precisions."""
-    with running(f"fashion={FP32}", f"fashion={INT8}") as url:
-        yield url
+    """A server of the shipped model in both precisions, in a process of its own as for users."""
+    command = [sys.executable, "-m", "qdeploy", "serve", "--port", "0", f"fashion={FP32}", f"fashion={INT8}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().split()[-1]
+        finally:
+            server.terminate()
 
 
 @pytest.fixture
@@ -272,9 +280,9 @@ def test_figures_are_those_of_the_report(opened: OPENED, both: str) -> None:
     page = opened(both)
     before = fetched(both)["since_start"]["latency_ms"]["total"]["n"]
     page.check("[value=since_start]")
-    give(page, BOOT, BAG)
-    answered(page, 2)
-    page.get_by_text(f"median of {before + 4}").wait_for()
+    give(page, *EXAMPLES.glob("*.png"))
+    answered(page, 10)
+    page.get_by_text(f"median of {before + 20}").wait_for()
     report = fetched(both)
     latency = report["since_start"]["latency_ms"]
     rows = [row.locator("th, td").all_inner_texts() for row in page.locator("#phases tr").all()]
@@ -284,7 +292,7 @@ def test_figures_are_those_of_the_report(opened: OPENED, both: str) -> None:
             assert float(text) == pytest.approx(latency[phase][p], abs=0.051)
     assert page.locator("#histogram .bar").count() == len(report["since_start"]["histogram_ms"])
     shown = page.locator("#histogram .bar title").all_text_contents()
-    assert sum(int(t.rsplit(": ")[1]) for t in shown) == before + 4
+    assert sum(int(t.rsplit(": ")[1]) for t in shown) == before + 20
     shares = report["memory"]["share_bytes"]
     texts = page.locator("#share-list dd:not(.soft)").all_inner_texts()
     assert [t.split()[1] for t in texts] == ["MB"] * 4
@@ -322,6 +330,32 @@ def test_the_server_goes_and_comes_back(opened: OPENED) -> None:
     with running(INT8, port=int(url.rsplit(":", 1)[1])):
         expect(page.locator("#state-text")).to_have_text("serving")
         expect(page.locator(".answer .label").first).to_have_text("Ankle boot")
+
+
+@pytest.mark.slow
+def test_a_changed_file_is_asked_again_and_a_model_that_goes_is_told(opened: OPENED, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    file = Path(shutil.copy(INT8, tmp_path / "model.onnx"))
+    with running(f"one={file}", f"two={FP32}", poll_s=0.1) as url:
+        page = opened(url)
+        page.select_option("#choice", label="one, INT8")
+        give(page, BOOT)
+        answered(page, 1)
+        assert page.locator(".answer .label").first.inner_text() == "Ankle boot"
+        reseal(INT8, tmp_path / "next.onnx", lambda card: card["labels"].reverse()).replace(file)
+        expect(page.locator(".answer .label").first).to_have_text("T-shirt/top")
+        assert page.locator("#labels li").first.inner_text() == "Ankle boot"
+        file.write_bytes(b"damaged")
+        expect(page.locator("#warnings")).to_contain_text("one, version 1, its changed file is not used")
+        unload = urllib.request.Request(f"{url}/v2/repository/models/two/unload", method="POST")
+        with urllib.request.urlopen(unload):
+            pass
+        expect(page.locator("#warnings")).to_contain_text("two, version 1, is not loaded")
+        expect(page.locator("#choice-label")).to_be_hidden()
+        give(page, BAG)
+        answered(page, 2)
+        assert page.locator(".answer .label").first.inner_text() == "Trouser", "the former file still serves"
 
 
 def test_a_token_is_asked_for(opened: OPENED) -> None:
@@ -378,6 +412,8 @@ def test_why_there_is_no_camera(opened: OPENED, both: str) -> None:
 
 def test_the_keyboard_is_enough(opened: OPENED, both: str) -> None:
     page = opened(both)
+    page.on("filechooser", lambda chooser: None)  # from now on, so that none is missed
+    page.wait_for_timeout(100)
     reached: list[str] = []
     for _ in range(30):
         page.keyboard.press("Tab")

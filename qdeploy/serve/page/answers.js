@@ -145,16 +145,24 @@ function spoken(items) {
   }
   const [{ name, error, outcomes }] = items;
   if (error) return `${name}: ${problemView(error)[0].textContent}`;
-  if (outcomes.length === 1 || agree(outcomes)) return `${name}: ${best(outcomes[0]).label}, ${percent(best(outcomes[0]).probability)}.`;
+  const { label, probability } = best(outcomes[0]);
+  if (agree(outcomes)) return `${name}: ${label}, ${percent(probability)}.`;
   return `${name}: the models differ, ${listed(outcomes.map((o) => best(o).label))}.`;
 }
 
 function summary(pairs) {
   const same = pairs.filter(agree).length;
   const [fp32, int8] = [0, 1].map((i) => median(pairs.map((outcomes) => outcomes[i].answer.latency_ms.infer)));
-  const faster = fp32 >= int8 ? `INT8 is ${(fp32 / int8).toFixed(1)} times as fast` : `fp32 is ${(int8 / fp32).toFixed(1)} times as fast`;
+  const few = pairs.length < COMPARABLE;
   return (
-    `Same answer for ${same} of ${several(pairs.length, "image")}. Median inference ${ms(fp32)} ms in fp32, ${ms(int8)} ms in INT8: ` +
-    (pairs.length < COMPARABLE ? `give it ${COMPARABLE} images to see which is faster.` : `${faster}.`)
+    `Same answer for ${same} of ${several(pairs.length, "image")}. ` +
+    `Median inference ${ms(fp32)} ms in fp32, ${ms(int8)} ms in INT8: ` +
+    (few ? `give it ${COMPARABLE} images to see which is faster.` : `${faster(fp32, int8)}.`)
   );
+}
+
+function faster(fp32, int8) {
+  const times = Math.max(fp32 / int8, int8 / fp32).toFixed(1);
+  if (times === "1.0") return "equally fast";
+  return `${int8 < fp32 ? "INT8" : "fp32"} is ${times} times as fast`;
 }

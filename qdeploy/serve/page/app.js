@@ -47,7 +47,8 @@ function show(found) {
   page("token-form").hidden = true;
   page("main").hidden = false;
   page("links").hidden = hasToken(); // a link sends no token
-  state(found.server.ready ? "good" : "wait", found.server.ready ? "serving" : "not ready: starting, stopping, or a model is not loaded");
+  if (found.server.ready) state("good", "serving");
+  else state("wait", "not ready: starting, stopping, or a model is not loaded");
   showModels(found.models);
   panel.show(found);
   if (away) answers.retry();
@@ -82,8 +83,11 @@ function state(kind, text) {
 function showModels(models) {
   const before = choice?.key;
   choices = choicesOf(models);
-  choice = choices.find((c) => c.key === before) ?? choices.find((c) => c.title === choice?.title) ?? firstChoice(choices);
-  const now = JSON.stringify([choices.map((c) => c.key), choice?.key, models.map((m) => [m.state, m.problem, m.images])]);
+  const same = choices.find((c) => c.key === before) ?? choices.find((c) => c.title === choice?.title);
+  choice = same ?? firstChoice(choices);
+  const now = JSON.stringify([choices, models.map((m) => [m.state, m.problem])], (name, value) =>
+    name === "images" ? undefined : value,
+  );
   if (now === shown) return;
   shown = now;
   if (choices.map((c) => c.key).join() !== [...page("choice").options].map((o) => o.value).join()) {

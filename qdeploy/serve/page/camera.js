@@ -21,7 +21,7 @@ const INSECURE =
   "On a phone, “Choose images” can take a photo all the same.";
 
 export class Camera {
-  /** Takes a function that returns the models to ask, one that takes picture files, and one that is told of failures. */
+  /** Takes functions that return the models to ask, that take picture files, and that are told of failures. */
   constructor(chosen, take, failed) {
     Object.assign(this, { chosen, take, failed, stream: undefined, paused: false, pictures: 0 });
     page("camera").addEventListener("click", () => this.start());
@@ -73,8 +73,8 @@ export class Camera {
   }
 
   async takePicture() {
-    const video = page("video");
-    const blob = await jpeg(video, [0, 0, video.videoWidth, video.videoHeight], video.videoWidth, video.videoHeight, PICTURE_QUALITY);
+    const { videoWidth: width, videoHeight: height } = page("video");
+    const blob = await jpeg(page("video"), [0, 0, width, height], width, height, PICTURE_QUALITY);
     this.take([new File([blob], `camera ${++this.pictures}.jpg`, { type: "image/jpeg" })]);
   }
 
@@ -154,7 +154,8 @@ function jpeg(video, rectangle, width, height, quality) {
   pen.imageSmoothingQuality = "high";
   pen.drawImage(video, ...rectangle, 0, 0, width, height);
   return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The camera sends no picture."))), "image/jpeg", quality);
+    const done = (blob) => (blob ? resolve(blob) : reject(new Error("The camera sends no picture.")));
+    canvas.toBlob(done, "image/jpeg", quality);
   });
 }
 

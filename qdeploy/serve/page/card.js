@@ -33,10 +33,12 @@ function right(models) {
   if (!measured.length) return "Its accuracy was not measured.";
   const same = new Set(measured.map(({ accuracy: a }) => [a.top1, a.n, ...a.ci95].join())).size === 1;
   const parts = (same ? measured.slice(0, 1) : measured).map((m) => {
-    const where = models.length === 1 ? "" : same && measured.length > 1 ? " in either precision" : ` in ${precisionName(m)}`;
+    const either = same && measured.length > 1;
+    const where = models.length === 1 ? "" : either ? " in either precision" : ` in ${precisionName(m)}`;
     return `${m.accuracy.top1.toFixed(1)}${THIN}%${where} (95${THIN}% interval ${interval(m.accuracy, 1)})`;
   });
-  return `Of ${count(measured[0].accuracy.n)} images that it never saw, its first answer was right for ${listed(parts)}.`;
+  const { n } = measured[0].accuracy;
+  return `Of ${count(n)} images that it never saw, its first answer was right for ${listed(parts)}.`;
 }
 
 function labels(names) {
@@ -51,7 +53,6 @@ function labels(names) {
   return [...shown, item];
 }
 
-const COUNTED = "Images so far"; // each model its own, even if they are equal
 const ROWS = [
   ["Precision", (m) => PRECISIONS[m.precision] ?? m.precision],
   ["First answer right", (m) => m.accuracy && `${m.accuracy.top1.toFixed(2)} %`],
@@ -59,7 +60,6 @@ const ROWS = [
   ["Right among five", (m) => m.accuracy && `${m.accuracy.top5.toFixed(2)} %`],
   ["Measured on", (m) => m.accuracy && `${count(m.accuracy.n)} ${m.accuracy.split} images`],
   ["Against fp32", (m) => m.accuracy?.against_fp32 && difference(m.accuracy.against_fp32)],
-  [COUNTED, (m) => count(m.images)],
   ["Engine", (m) => m.engine],
   ["Threads", (m) => String(m.threads)],
   ["Note", (m) => m.note],
@@ -78,16 +78,18 @@ function interval({ ci95 }, places) {
 }
 
 function difference({ points, margin95, n }) {
-  return `${points >= 0 ? "+" : "−"}${Math.abs(points).toFixed(2)} ± ${margin95.toFixed(2)} points on ${count(n)} images`;
+  const sign = points >= 0 ? "+" : "−";
+  return `${sign}${Math.abs(points).toFixed(2)} ± ${margin95.toFixed(2)} points on ${count(n)} images`;
 }
 
 function table(models) {
-  const rows = ROWS.map(([name, value]) => [name, models.map((m) => value(m) || "")]).filter(([, values]) => values.some(Boolean));
-  const body = rows.map(([name, values]) => {
+  const rows = ROWS.map(([name, value]) => [name, models.map((m) => value(m) || "")]);
+  const body = rows.filter(([, values]) => values.some(Boolean)).map(([name, values]) => {
     const head = make("th", "", name);
     head.scope = "row";
-    const same = values.length > 1 && name !== COUNTED && values.every((v) => v === values[0]);
-    const cells = (same ? values.slice(0, 1) : values).map((v) => make("td", name === "SHA-256" ? "hash" : "", v || "–"));
+    const same = values.length > 1 && values.every((v) => v === values[0]);
+    const className = name === "SHA-256" ? "hash" : "";
+    const cells = (same ? values.slice(0, 1) : values).map((v) => make("td", className, v || "–"));
     if (same) cells[0].colSpan = values.length;
     return make("tr", "", head, ...cells);
   });

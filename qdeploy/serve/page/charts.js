@@ -22,8 +22,8 @@ export function drawHistogram(svg, classes, latency) {
   const bars = [...counts].map(([i, n]) => {
     const tall = Math.max(1.5, ((floor - top) * n) / highest);
     const range = `${ms(2 ** (i / PER_DOUBLING))} to ${ms(2 ** ((i + 1) / PER_DOUBLING))} ms: ${count(n)}`;
-    const box = { class: "bar", x: (i - first) * step + 0.5, y: floor - tall, width: Math.max(1, step - 1), height: tall };
-    return draw("rect", box, draw("title", {}, range));
+    const [x, wide] = [(i - first) * step + 0.5, Math.max(1, step - 1)];
+    return draw("rect", { class: "bar", x, y: floor - tall, width: wide, height: tall }, draw("title", {}, range));
   });
   svg.replaceChildren(...bars, ...axis(first, last, step, floor, width), ...marks(latency, at, floor, width));
   const words = ["p50", "p90", "p99"].map((p) => `${p} ${ms(latency[p])} ms`).join(", ");
@@ -70,8 +70,8 @@ export function drawMemory(svg, points, peak) {
     label(0, floor + 14, `${duration(end - begin)} ago`, "start"),
     label(width, floor + 14, "now", "end"),
   );
-  const now = points.at(-1)[1];
-  svg.setAttribute("aria-label", `Memory over ${duration(end - begin)}: ${bytes(points[0][1])} at first, ${bytes(now)} now, ${bytes(peak)} at most`);
+  const words = `${bytes(points[0][1])} at first, ${bytes(points.at(-1)[1])} now, ${bytes(peak)} at most`;
+  svg.setAttribute("aria-label", `Memory over ${duration(end - begin)}: ${words}`);
 }
 
 function sized(svg) {

@@ -22,7 +22,8 @@ export function draw(tag, attributes, ...children) {
 
 /** Make the terms and descriptions of a list of facts. */
 export function facts(pairs) {
-  return pairs.filter(([, value]) => value).map(([term, value]) => make("div", "", make("dt", "", term), make("dd", "", value)));
+  const given = pairs.filter(([, value]) => value);
+  return given.map(([term, value]) => make("div", "", make("dt", "", term), make("dd", "", value)));
 }
 
 /** Show a text, or hide its element where there is none. */

@@ -8,7 +8,7 @@ export function choicesOf(models) {
     .map((int8) => [ready.find((m) => m.precision === "fp32" && comparable(m, int8)), int8])
     .filter(([fp32]) => fp32);
   return [
-    ...pairs.map((pair) => choice(pair, pairs.length > 1 ? `${titled(pair[0], ready)} beside ${titled(pair[1], ready)}` : "fp32 and INT8, side by side")),
+    ...pairs.map((pair) => choice(pair, pairs.length > 1 ? both(pair, ready) : "fp32 and INT8, side by side")),
     ...ready.map((m) => choice([m], titled(m, ready))),
   ];
 }
@@ -31,6 +31,10 @@ function choice(models, title) {
 
 function comparable(a, b) {
   return a.input_size === b.input_size && a.model === b.model && String(a.labels) === String(b.labels);
+}
+
+function both([fp32, int8], ready) {
+  return `${titled(fp32, ready)} beside ${titled(int8, ready)}`;
 }
 
 function titled(model, ready) {

@@ -25,14 +25,16 @@ const PLAIN = {
 /** Ask each model of a choice, one after the other, so that they do not slow each other down. */
 export async function classify(data, models, reversed = false) {
   const outcomes = new Map();
-  for (const model of reversed ? [...models].reverse() : models) outcomes.set(model, { model, ...(await predict(data, model)) });
+  for (const model of reversed ? [...models].reverse() : models) {
+    outcomes.set(model, { model, ...(await predict(data, model)) });
+  }
   return models.map((model) => outcomes.get(model));
 }
 
 /** The elements that show the answers. */
 export function outcomeView(outcomes) {
-  const columns = make("div", outcomes.length > 1 ? "columns" : "", ...outcomes.map((o) => column(o, outcomes.length > 1)));
-  return outcomes.length > 1 ? [agreement(outcomes), columns] : [columns];
+  if (outcomes.length === 1) return [column(outcomes[0], false)];
+  return [agreement(outcomes), make("div", "columns", ...outcomes.map((outcome) => column(outcome, true)))];
 }
 
 export const best = (outcome) => outcome.answer.predictions[0];
@@ -76,7 +78,9 @@ function bar({ label, probability }) {
 }
 
 function agreement(outcomes) {
-  if (!agree(outcomes)) return make("p", "verdict differ", `They differ: ${outcomes.map((o) => best(o).label).join(" and ")}`);
+  if (!agree(outcomes)) {
+    return make("p", "verdict differ", `They differ: ${outcomes.map((o) => best(o).label).join(" and ")}`);
+  }
   const [a, b] = outcomes.map((o) => best(o).probability);
   const points = Math.abs(100 * (a - b));
   const apart = points < 0.05 ? "less than 0.1" : points.toFixed(1);

@@ -74,9 +74,7 @@ export class Panel {
         `${(stretch.cpu_cores * 100).toFixed(1)} % of a core busy, this page's asking included`,
       ],
     ];
-    page("tiles").replaceChildren(
-      ...tiles.map(([name, value, more]) => make("div", "", make("dt", "", name), make("dd", "value", value), make("dd", "soft", more))),
-    );
+    page("tiles").replaceChildren(...tiles.map(tile));
   }
 
   /** Keep the number of requests, to see the present rate. */
@@ -92,6 +90,10 @@ export class Panel {
     const seconds = (last.now - first.now) / 1000;
     return seconds > 0.5 ? rate((last.requests - first.requests) / seconds) : "–";
   }
+}
+
+function tile([name, value, more]) {
+  return make("div", "", make("dt", "", name), make("dd", "value", value), make("dd", "soft", more));
 }
 
 function phaseRow([key, name, more], latency) {
@@ -124,7 +126,8 @@ function drawShares(memory) {
   page("share-list").replaceChildren(
     ...parts.map(({ name, value, className }) => {
       const term = make("dt", "", make("span", `swatch ${className}`), name);
-      return make("div", "", term, make("dd", "", bytes(value)), make("dd", "soft", `${Math.round((100 * value) / whole)} %`));
+      const share = `${Math.round((100 * value) / whole)} %`;
+      return make("div", "", term, make("dd", "", bytes(value)), make("dd", "soft", share));
     }),
   );
 }

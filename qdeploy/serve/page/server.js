@@ -65,7 +65,7 @@ async function ask(path, timeout, options) {
   try {
     document = JSON.parse(text);
   } catch {
-    if (response.ok) throw new Refused(response.status, "not-json", "The answer is not the server's: is there a proxy?");
+    if (response.ok) throw new Refused(response.status, "not-json", "The answer is not this server's.");
   }
   if (response.ok) return document;
   const retry = Number(response.headers.get("Retry-After")) || 1;
