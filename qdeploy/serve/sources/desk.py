@@ -14,7 +14,8 @@ from qdeploy.serve.sources.config import SourcesConfig
 if TYPE_CHECKING:
     from qdeploy.serve.sources.mqtt import Publisher
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 2.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 0.5
+"""How long it takes to the next attempt where the queue or the disk is full: twice as long each time."""
 
 
 class StoppingError(Exception):

@@ -1,7 +1,7 @@
 """One run of ffmpeg: a camera's frames as BMP images, through a pipe.
 
-A BMP holds the frame as it is, in its own size, says at its beginning how long it is, and costs nothing to make; so a
-camera may change its size, nothing is lost before our own preprocessing, and the frames go the way of every image.
+A BMP holds the frame as it is and in its own size, says at its beginning how long it is, and costs nothing to make:
+nothing is lost before our own preprocessing, the size need not be known, and frames go the way of every image.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import sys
 import time
 from collections import deque
 from threading import Condition, Semaphore, Thread
@@ -14,7 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, one_line
 from qdeploy.serve.models import Event
 from qdeploy.serve.sources.answers import Record
 from qdeploy.serve.sources.config import Broker
@@ -147,7 +148,10 @@ class Publisher:
         self._event("mqtt-connected", broker=str(self._broker), waiting=len(self._waiting), dropped=self._dropped)
 
     def _failed(self, client: Client, data: Any) -> None:
-        self._event("mqtt-unreachable", level="error", broker=str(self._broker), waiting=len(self._waiting))
+        error = sys.exc_info()[1]  # the client calls this while it handles the error, and does not tell it
+        why = one_line(error) if error else "no connection"
+        waiting = len(self._waiting)
+        self._event("mqtt-unreachable", level="error", broker=str(self._broker), waiting=waiting, why=why)
 
     def _disconnected(
         self, client: Client, data: Any, flags: DisconnectFlags, reason: ReasonCode, properties: Properties | None

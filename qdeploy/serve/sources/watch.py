@@ -18,11 +18,11 @@ from qdeploy.serve.sources.desk import Desk, StoppingError
 
 SOURCE = "watch"
 LOOK_S = 0.25
-"""Time from one look into the folder to the next, of a folder that is looked through in no time."""
+"""Time from one look at what is new to the next, and, where that takes no time, into the folder."""
 LISTING_SHARE, READING_SHARE = 100, 200
-"""The time from one listing to the next, and from one reading of all files' sizes to the next, in multiples of what the
-last took: together 1.5 % of a core at most, however large the folder and slow the device."""
-PATIENCE_S = 5.0
+"""The time from one listing to the next, and from one reading of all files' sizes to the next, in multiples of the CPU
+time that they take: together 1.5 % of a core, however large the folder and slow the device."""
+PATIENCE_S = 3.0
 """How long a damaged image must have been unchanged to be called damaged: its writer may only be slow."""
 MAYBE_UNFINISHED = frozenset({"damaged", "truncated", "empty", "unreadable"})
 FORGOTTEN = 100_000
@@ -87,36 +87,19 @@ class Folder:
         self._answered: dict[str, int] = {}
         """The inode of each file that is there and has an answer, by its path."""
         self._candidates: dict[str, _Candidate] = {}
-        self._read_next = 0.0
+        self._list_next = self._read_next = 0.0
 
     def look(self) -> list[_Candidate]:
         """Return the images that have no answer and have not changed for a while, the oldest first."""
-        self.problem = None
-        begin = time.monotonic()
-        read_all = begin >= self._read_next
-        answered: dict[str, int] = {}
-        candidates: dict[str, _Candidate] = {}
-        for entry in self._walk(self.path):
-            path, inode = entry.path, entry.inode()
-            if not read_all and self._answered.get(path) == inode:
-                answered[path] = inode
-                continue
-            stamp = _stamp(path)
-            if stamp is None:
-                continue
-            if stamp in self._remembered:
-                self._remembered.add(stamp)
-                answered[path] = inode
-                continue
-            former = self._candidates.get(path)
-            same = former is not None and former.stamp == stamp
-            candidates[path] = former if former and same else _Candidate(stamp, time.monotonic())
-        self._answered, self._candidates = answered, candidates
+        if time.monotonic() >= self._list_next:
+            self._list()
+        else:
+            known = self._candidates
+            self._candidates = {}
+            for path in known:
+                self._consider(path, known)
         now = time.monotonic()
-        if read_all:
-            self._read_next = now + READING_SHARE * (now - begin)
-            self._remembered.forget(len(answered))
-        ready = [c for c in candidates.values() if now - c.since >= c.patience_s]
+        ready = [c for c in self._candidates.values() if now - c.since >= c.patience_s]
         return sorted(ready, key=lambda c: (c.stamp.mtime_ns, c.stamp.path))
 
     def leave(self) -> int:
@@ -126,15 +109,47 @@ class Folder:
             self._remembered.add(candidate.stamp)
         return len(self._candidates)
 
+    def _list(self) -> None:
+        """List all, and at times read every file's size and time: one may have been written over in its place."""
+        self.problem = None
+        cpu_s = time.thread_time()
+        read_all = time.monotonic() >= self._read_next
+        answered, self._answered = self._answered, {}
+        known, self._candidates = self._candidates, {}
+        for entry in self._walk(self.path):
+            path, inode = entry.path, entry.inode()
+            if (not read_all and answered.get(path) == inode) or self._consider(path, known):
+                self._answered[path] = inode
+        now, cpu_s = time.monotonic(), time.thread_time() - cpu_s
+        if read_all:
+            self._read_next = now + READING_SHARE * cpu_s
+            self._remembered.forget(len(self._answered))
+        else:
+            self._list_next = now + LISTING_SHARE * cpu_s
+
+    def _consider(self, path: str, known: dict[str, _Candidate]) -> bool:
+        """Return whether a file has an answer; one that has none becomes a candidate, or stays it."""
+        stamp = _stamp(path)
+        if stamp is None:
+            return False
+        if stamp in self._remembered:
+            self._remembered.add(stamp)
+            return True
+        former = known.get(path)
+        same = former is not None and former.stamp == stamp
+        self._candidates[path] = former if former and same else _Candidate(stamp, time.monotonic())
+        return False
+
     def _walk(self, folder: str) -> Iterator[os.DirEntry[str]]:
         waiting = [folder]
         while waiting:
             try:
                 with os.scandir(waiting.pop()) as entries:
                     for entry in entries:
-                        if entry.name.startswith("."):
+                        name = entry.name
+                        if name[0] == ".":
                             continue
-                        if os.path.splitext(entry.name)[1].lower() in SUFFIXES and _is_file(entry):
+                        if name[name.rfind(".") :].lower() in SUFFIXES and _is_file(entry):
                             yield entry
                         elif entry.is_dir(follow_symlinks=False):
                             waiting.append(entry.path)
@@ -165,11 +180,8 @@ class Watch:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        wait = 0.0
-        while not self._desk.stop.wait(wait):
-            begin = time.monotonic()
+        while not self._desk.stop.wait(LOOK_S):
             ready = self._folder.look()
-            wait = max(LOOK_S, LISTING_SHARE * (time.monotonic() - begin))
             self._tell()
             for candidate in ready:
                 if self._desk.stop.is_set():
