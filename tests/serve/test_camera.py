@@ -31,6 +31,7 @@ from qdeploy.serve.sources.desk import Desk
 from qdeploy.serve.sources.ffmpeg import Ffmpeg
 from qdeploy.serve.sources.inlet import Inlet
 from qdeploy.serve.sources.run import Sources
+from tests.serve.rtsp import RtspCamera
 from tests.serve.serving import EXAMPLES, Serving, refused, until
 
 FFMPEG = shutil.which("ffmpeg")
@@ -202,6 +203,22 @@ def test_a_camera_that_goes_and_comes_again(service: Service, tmp_path: Path) ->
     assert {a["label"] for a in answers(tmp_path)} == {"Bag", "Sandal"}
     told = json.dumps(events.all) + (tmp_path / "answers.jsonl").read_text()
     assert not any(secret in told for secret in (PASSWORD, "abcdefg", "mjpeg"))
+
+
+def test_an_rtsp_camera_that_goes_and_comes_again(service: Service, tmp_path: Path) -> None:
+    """By TCP, with a password."""
+    camera = RtspCamera(str(FFMPEG), tmp_path, PASSWORD)
+    with running(service, tmp_path, f"rtsp://cam:{PASSWORD}@127.0.0.1:{camera.port}/live", every_s=0.2) as events:
+        until(lambda: len(answers(tmp_path)) >= 3)
+        camera.end()
+        until(lambda: events.of("camera-lost"))
+        before = len(answers(tmp_path))
+        camera = RtspCamera(str(FFMPEG), tmp_path, PASSWORD, camera.port)
+        until(lambda: len(answers(tmp_path)) >= before + 3)
+    until(lambda: "TEARDOWN" in camera.words, 5)
+    camera.end()
+    assert len(events.of("camera-connected")) == 2
+    assert PASSWORD not in json.dumps(events.all) + (tmp_path / "answers.jsonl").read_text()
 
 
 def test_a_wrong_password_is_told_without_it(service: Service, tmp_path: Path) -> None:
