@@ -9,6 +9,7 @@ import typer
 
 from qdeploy.cli.options import OUTPUT, SPEED
 from qdeploy.cli.output import extra_needed, note, quiet
+from qdeploy.cli.source_options import SourceOptions
 from qdeploy.core.errors import InputError
 
 ADDRESS = "Address"
@@ -74,6 +75,8 @@ def serve_command(
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Log every request, not failures only.", rich_help_panel=OUTPUT)
     ] = False,
+    *,
+    sources: SourceOptions,
 ) -> int:
     """Answer over HTTP, with a page to try and figures while it runs.
 
@@ -97,6 +100,7 @@ def serve_command(
         selftest=selftest,
         log_requests=log_requests,
         report=report,
+        sources=sources.config(),
     )
     if not config.local:
         note(f"{host} is reached without encryption: put a proxy with TLS in front of it")

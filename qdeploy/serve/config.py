@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.machine import usable_cores
+from qdeploy.serve.sources.config import SourcesConfig
 
 MOST_CONNECTIONS = 20_000
 
@@ -57,6 +58,8 @@ class ServeConfig:
     """Whether every request is logged, or failures only."""
     report: Path | None = None
     """File that gets the report when the server stops."""
+    sources: SourcesConfig = field(default_factory=SourcesConfig)
+    """Folders and cameras; of several processes the first has them."""
 
     def __post_init__(self) -> None:
         for name, low, high in (

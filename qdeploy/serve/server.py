@@ -19,6 +19,7 @@ from qdeploy.serve.logs import Log
 from qdeploy.serve.models import Event
 from qdeploy.serve.report import report
 from qdeploy.serve.service import Service
+from qdeploy.serve.sources.run import Sources
 
 SPARE_FILES = 100
 """Open files that connections leave to everything else."""
@@ -47,6 +48,7 @@ class Server:
 
     Raises:
         InputError: If the address cannot be used.
+        MissingDependencyError: If a camera or the broker needs what is not installed.
         QdeployError: If a model cannot be opened.
     """
 
@@ -61,6 +63,7 @@ class Server:
         self.config = config or ServeConfig()
         self._event = event or Log()
         self._started = started or (lambda service, url: None)
+        self._sources = Sources(self.config.sources, self._event)
         self.service = Service(given, self.config, self._event)
         self._listener = listener or bound(self.config)
         most = min(raised_file_limit() - SPARE_FILES, MOST_CONNECTIONS)
@@ -94,6 +97,7 @@ class Server:
         try:
             serving = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._listener]))
             await asyncio.to_thread(self.service.start)  # liveness is answered meanwhile
+            await asyncio.to_thread(self._sources.start, self.service)
             url = self.url
             self._event("ready", url=url)
             self._started(self.service, url)
@@ -103,6 +107,7 @@ class Server:
         finally:
             self._uvicorn.should_exit = True
             await asyncio.gather(serving, return_exceptions=True)
+            await asyncio.to_thread(self._sources.stop)
             await asyncio.to_thread(self.service.stop)
             self._event("stopped")
 
