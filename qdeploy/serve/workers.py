@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +27,7 @@ from qdeploy.serve.logs import Log
 from qdeploy.serve.report import compose, snapshot
 from qdeploy.serve.server import Server, bound, url_of
 from qdeploy.serve.service import Service
+from qdeploy.serve.sources.config import SourcesConfig
 
 RESTARTS_PER_MINUTE = 10
 """Workers that may die in a minute; after one more the server ends."""
@@ -173,6 +175,8 @@ def _work(
         ready.send(None)
 
     try:
+        if number > 0:  # one worker looks after folders and cameras for all
+            config = replace(config, sources=SourcesConfig())
         server = Server(given, config, Log(quiet=quiet, worker=number), listener, started)
         threading.Thread(target=_follow_parent, args=(server,), daemon=True).start()
         server.run()
