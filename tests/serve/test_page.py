@@ -29,7 +29,7 @@ SHIPPED = Path(qdeploy.__file__).parent / "shipped"
 FP32, INT8 = SHIPPED / "model.fp32.onnx", SHIPPED / "model.int8.onnx"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BOOT, BAG = EXAMPLES / "ankle-boot.png", EXAMPLES / "bag.png"
-TOKEN = "correct horse battery staple"
+TOKEN = "correct-horse-battery-staple"
 EVIL = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
 LONG = "Anklebootwithoutasinglespaceinitsname" * 5
 PATIENCE_MS = 20_000
