@@ -3,7 +3,7 @@
 With the extensions for binary tensors and classification. Specifications: KServe's open-inference-protocol
 (inference_rest.md), Triton's extension_binary_data.md and extension_classification.md.
 
-The input ``image`` is UINT8 ``[N, S, S, 3]``, or BYTES ``[N]``: a JPEG, PNG, WebP or BMP file each. In JSON the element
+The input ``image`` is UINT8 ``[N, S, S, 3]``, or BYTES ``[N]`` or ``[N, 1]``: a JPEG, PNG, WebP or BMP file each. In JSON the element
 of a BYTES tensor is a file in base64. The outputs ``logits`` and ``probabilities`` are FP32 ``[N, K]``.
 """
 
@@ -130,8 +130,8 @@ class InferTask(Task[Answer]):
             if len(shape) != 4 or shape[1:] != [size, size, 3]:
                 raise _bad(f"'{INPUT}' must have the shape [N, {size}, {size}, 3], found {_short(shape)}")
         elif datatype == "BYTES":
-            if len(shape) != 1:
-                raise _bad(f"'{INPUT}' of datatype BYTES must have the shape [N], found {_short(shape)}")
+            if len(shape) != 1 and shape[1:] != [1]:  # Triton's models with batches cannot have [N]
+                raise _bad(f"'{INPUT}' of datatype BYTES must have the shape [N] or [N, 1], found {_short(shape)}")
         else:
             known = "must be UINT8 (pixels) or BYTES (image files)"
             other = "" if isinstance(datatype, str) and datatype in DATATYPES else ", which is no datatype"

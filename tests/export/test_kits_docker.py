@@ -83,7 +83,6 @@ def packages(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(kit: Path, packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server started as the image starts it, by a Python that sees those packages alone."""
-    pytest.importorskip("qdeploy.cli.serve", reason="this checkout has no qdeploy serve")
     steps = dict(instructions(kit))
     token = tmp_path_factory.mktemp("secret") / "token"
     token.write_text(f"{TOKEN}\n")

@@ -117,18 +117,19 @@ def test_tritons_asynchronous_client(server: Running, classifier: Classifier, im
         np.testing.assert_array_equal(found, logits)
 
 
+@pytest.mark.parametrize("shape", [[3], [3, 1]])
 @pytest.mark.parametrize("binary", [True, False])
-def test_encoded_images(server: Running, classifier: Classifier, binary: bool) -> None:
+def test_encoded_images(server: Running, classifier: Classifier, binary: bool, shape: list[int]) -> None:
     files = [p.read_bytes() for p in EXAMPLES[:3]]
     expected = classifier.classify(np.stack([classifier.card.preprocessing(f) for f in files]))
     outputs = [{"name": "probabilities"}]
     if binary:
         blob = b"".join(len(f).to_bytes(4, "little") + f for f in files)
-        given = tensor(datatype="BYTES", shape=[3], data=None, parameters={"binary_data_size": len(blob)})
+        given = tensor(datatype="BYTES", shape=shape, data=None, parameters={"binary_data_size": len(blob)})
         reply = infer(server, {"inputs": [given], "outputs": outputs}, blob)
     else:
         texts = [base64.b64encode(f).decode() for f in files]
-        reply = infer(server, {"inputs": [tensor(datatype="BYTES", shape=[3], data=texts)], "outputs": outputs})
+        reply = infer(server, {"inputs": [tensor(datatype="BYTES", shape=shape, data=texts)], "outputs": outputs})
     assert reply.status == 200, reply.body
     (output,) = reply.json["outputs"]
     assert output["shape"] == [3, 10]
@@ -278,7 +279,7 @@ BAD: dict[str, tuple[int, str, Any]] = {
     "id a number": (400, "bad-request", {**request(), "id": 7}),
     "no base64": (400, "bad-tensor", request(datatype="BYTES", shape=[1], data=["???"])),
     "base64 no text": (400, "bad-tensor", request(datatype="BYTES", shape=[1], data=[7])),
-    "BYTES of rank 2": (400, "bad-tensor", request(datatype="BYTES", shape=[1, 1], data=["aaaa"])),
+    "BYTES of rank 2": (400, "bad-tensor", request(datatype="BYTES", shape=[1, 2], data=["aaaa"])),
     "BYTES too few": (400, "bad-tensor", request(datatype="BYTES", shape=[2], data=["aaaa"])),
     "BYTES no image": (415, "unsupported-format", request(datatype="BYTES", shape=[1], data=["aaaa"])),
     "BYTES empty": (400, "empty", request(datatype="BYTES", shape=[1], data=[""])),
