@@ -3,8 +3,9 @@
 With the extensions for binary tensors and classification. Specifications: KServe's open-inference-protocol
 (inference_rest.md), Triton's extension_binary_data.md and extension_classification.md.
 
-The input ``image`` is UINT8 ``[N, S, S, 3]``, or BYTES ``[N]`` or ``[N, 1]``: a JPEG, PNG, WebP or BMP file each. In JSON the element
-of a BYTES tensor is a file in base64. The outputs ``logits`` and ``probabilities`` are FP32 ``[N, K]``.
+The input ``image`` is UINT8 ``[N, S, S, 3]``, or BYTES ``[N]`` or ``[N, 1]``: a JPEG, PNG, WebP or BMP file each. In
+JSON the element of a BYTES tensor is a file in base64. The outputs ``logits`` and ``probabilities`` are FP32
+``[N, K]``.
 """
 
 from __future__ import annotations
