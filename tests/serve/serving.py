@@ -42,6 +42,7 @@ class Serving:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self._reader = Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -182,6 +183,21 @@ def test_an_unreachable_broker_holds_up_nothing(tmp_path: Path) -> None:
     assert serving.stop() == 0
     assert time.monotonic() - begin < 8
     assert serving.events("mqtt-unsent")[0]["messages"] == 1
+
+
+def test_a_broker_that_says_nothing_holds_up_no_end(tmp_path: Path) -> None:
+    events = Events()
+    with broker(tmp_path) as mosquitto:
+        publisher = Publisher(Broker.from_url(f"mqtt://127.0.0.1:{mosquitto.port}/shop"), events)
+        publisher.start()
+        until(lambda: events.of("mqtt-connected"))
+        mosquitto.process.send_signal(signal.SIGSTOP)
+        publisher.publish({"image": 1})
+        begin = time.monotonic()
+        publisher.close(0.5)
+        assert time.monotonic() - begin < 5
+        mosquitto.process.send_signal(signal.SIGCONT)
+        assert events.of("mqtt-unsent")[0]["messages"] == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*SSLSocket")  # paho forgets the socket of a failed handshake

@@ -229,7 +229,7 @@ def test_ten_thousand_images_cost_little_while_nothing_happens(tmp_path: Path) -
     while time.monotonic() - begin < 2:
         time.sleep(0.25)
         assert watched.look() == []
-    assert (time.thread_time() - cpu_s) / (time.monotonic() - begin) < 0.05
+    assert (time.thread_time() - cpu_s) / (time.monotonic() - begin) < 0.03
     put(many, "new.jpg")
     until(watched.look)
 
@@ -240,7 +240,9 @@ def test_a_file_written_over_in_its_place_is_a_new_image(folder: Path) -> None:
     places = Folder(str(folder), remembered)
     (first,) = until(places.look)
     remembered.add(first.stamp)
-    assert places.look() == []
+    for _ in range(5):
+        time.sleep(0.02)
+        assert places.look() == []
     watched.write_bytes(b"second")
     (second,) = until(places.look)
     assert second.stamp.size_bytes == 6
@@ -313,6 +315,7 @@ def test_odd_names_are_known_again(tmp_path: Path) -> None:
             file.add(with_stamp(with_error(record("watch", stamp.path, "m", 1), "no", "damaged"), stamp))
         *found, last = file.stamps()
         assert found == stamps
+        assert last.path.startswith("new")
         assert last.inode == 99
         file.close()
 

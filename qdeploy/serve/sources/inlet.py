@@ -11,7 +11,7 @@ from qdeploy.core.errors import InputError
 
 _NAMED = re.compile(r"([A-Za-z0-9._-]{1,64})=(.+)", re.S)
 _LAVFI = "lavfi:"
-_LIVE = ("-fflags", "nobuffer", "-flags", "low_delay", "-analyzeduration", "2000000")
+_LIVE = ("-analyzeduration", "2000000")  # microseconds; with ffmpeg's "nobuffer" what it has analysed would be lost
 _RTSP = ("-rtsp_transport", "tcp", "-protocol_whitelist", "rtsp,rtsps,rtp,tcp,tls")
 _HTTP = ("-protocol_whitelist", "http,https,httpproxy,tcp,tls,crypto")
 _URLS = {
