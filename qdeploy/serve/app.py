@@ -93,6 +93,8 @@ class Application:
         path, method = scope["path"], scope["method"]
         if self._secret is not None and path not in OPEN_TO_ALL and not path.startswith("/page/"):
             self._authorize(headers)
+        if b"origin" in headers:
+            _require_own_page(headers)
         if path == "/predict":
             _allow(method, POST)
             return await self._predict(scope, headers, receive)
@@ -298,6 +300,14 @@ class Application:
             ms=round((time.perf_counter() - begin) * 1e3, 3),
             **({} if why is None else {"why": why}),
         )
+
+
+def _require_own_page(headers: Header) -> None:
+    """Refuse what another site's page sends from a browser that happens to reach this server."""
+    origin, host = headers[b"origin"], headers.get(b"host", b"")
+    if origin.partition(b"://")[2] != host:
+        text = origin[:80].decode("latin-1")
+        raise RefusedError(403, "other-origin", f"requests of the page at {text} are not answered")
 
 
 def _finish(future: asyncio.Future[None]) -> None:

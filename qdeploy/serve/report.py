@@ -40,7 +40,7 @@ def snapshot(service: Service) -> Document:
             "max_batch": c.max_batch,
             "deadline_s": c.deadline_s,
         },
-        "machine": _machine(),
+        "machine": machine(),
         "models": [_model(s) for s in service.models.all],
         "last_minutes": service.stats.recent().to_dict(),
         "since_start": service.stats.since_start().to_dict(),
@@ -70,7 +70,8 @@ def compose(snapshots: Sequence[Document]) -> Document:
 
 
 @cache  # versions take a tenth of a second to look up
-def _machine() -> Document:
+def machine() -> Document:
+    """Return what the report says of the machine."""
     return environment("qdeploy", "onnxruntime", "pillow", "uvicorn")
 
 

@@ -17,7 +17,7 @@ from qdeploy.serve.config import MOST_CONNECTIONS, ServeConfig
 from qdeploy.serve.connections import Connections, raised_file_limit
 from qdeploy.serve.logs import Log
 from qdeploy.serve.models import Event
-from qdeploy.serve.report import report
+from qdeploy.serve.report import machine, report
 from qdeploy.serve.service import Service
 from qdeploy.serve.sources.run import Sources
 
@@ -100,6 +100,7 @@ class Server:
             await asyncio.to_thread(self._sources.start, self.service)
             url = self.url
             self._event("ready", url=url)
+            self._loop.run_in_executor(None, machine)  # so that the first report need not look it up
             self._started(self.service, url)
             await serving
             if self.config.report is not None and self.config.workers == 1:

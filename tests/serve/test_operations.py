@@ -355,6 +355,19 @@ def test_a_token_is_asked_for_where_one_is_set() -> None:
         assert secret not in json.dumps(server.events)
 
 
+def test_another_sites_page_is_not_answered() -> None:
+    with in_thread() as server:
+        for origin, status in (
+            (server.url, 200),
+            ("http://evil.example", 403),
+            ("null", 403),
+            ("https://" + server.host, 200),
+        ):
+            reply = server.send("POST", "/predict", BAG, {"Origin": origin})
+            assert reply.status == status, origin
+        assert server.send("POST", "/v2/repository/models/x/unload", b"", {"Origin": "http://x"}).status == 403
+
+
 def test_other_machines_are_let_in_only_with_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1"):
         with pytest.raises(InputError, match="everybody there could use the server"):
