@@ -68,6 +68,7 @@ class Service:
         c = self.config
         self._lanes = Lanes(self.models.lanes, c.queue, c.max_batch, c.deadline_s)
         self.memory.ready()
+        self.stats.begin()
         self._look_after.start()
 
     @property

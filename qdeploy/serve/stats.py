@@ -138,6 +138,11 @@ class Stats:
         self._ended = Slot(self.started)
         self._slots: deque[Slot] = deque([Slot(self.started)])
 
+    def begin(self) -> None:
+        """Count CPU time from here on: what was used so far opened the models."""
+        with self._lock:
+            self._cpu_s = time.process_time()
+
     def record(self, status: int, times_ms: tuple[float, ...] | None = None, images: int = 0, runs: int = 0) -> None:
         """Count one answer.
 

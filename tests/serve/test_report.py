@@ -97,9 +97,13 @@ def test_the_report_tells_what_serving_costs() -> None:
 
 def test_the_report_of_a_server_that_nobody_asked() -> None:
     with in_thread() as server:
-        found = server.get("/report").json["since_start"]
+        report = server.get("/report").json
+    found = report["since_start"]
     assert found["requests"] == 0
     assert found["cpu_ms_per_request"] is None
+    assert report["since_start"]["cpu_cores"] * report["since_start"]["seconds"] < 0.1, (
+        "opening the models is not counted"
+    )
     assert found["latency_ms"]["total"] == {"n": 0, "p50": None, "p90": None, "p99": None, "mean": None}
 
 
