@@ -266,9 +266,11 @@ def test_a_signal_lets_100_requests_in_flight_end(tmp_path: Path, number: int) -
 def test_a_load_balancer_sees_the_end_before_it_comes(tmp_path: Path) -> None:
     with in_process(INT8, "--drain-delay", 1.5, cwd=tmp_path) as server:
         server.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + 1.0
         until("not ready", lambda: server.running.get("/v2/health/ready").status == 503)
-        assert server.running.get("/v2/health/live").status == 200
-        assert post(server.running) == 200
+        while time.monotonic() < end:  # each time over a connection of its own
+            assert server.running.get("/v2/health/live").status == 200
+            assert post(server.running) == 200
         assert server.process.wait(30) == 0
 
 
@@ -279,6 +281,14 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         begin = time.perf_counter()
         assert server.end() == 0
         assert time.perf_counter() - begin < 5
+
+
+def test_a_body_that_comes_slowly_is_dropped() -> None:
+    with in_thread(header_timeout_s=30, body_timeout_s=0.4) as server:
+        begin = time.perf_counter()
+        received = server.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nabc", wait_s=5)
+        assert time.perf_counter() - begin < 3
+        assert received.split(b" ")[1] == b"408"
 
 
 def test_clients_that_send_slowly_are_dropped() -> None:
@@ -457,6 +467,7 @@ def test_the_metrics_are_what_prometheus_reads() -> None:
     assert next(s.value for s in duration if s.name.endswith("_count")) == 7
     counts = [s.value for s in duration if s.name.endswith("_bucket")]
     assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 7)
     assert families["qdeploy_resident_memory_bytes"].samples[0].value > 20e6
     assert families["qdeploy_model_info"].samples[0].labels["precision"] == "int8"
 

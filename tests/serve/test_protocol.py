@@ -6,8 +6,9 @@ import asyncio
 import base64
 import gzip
 import json
+import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tritonclient.grpc import model_config_pb2
 
 import qdeploy
 from qdeploy.runtime.classifier import Classifier
+from qdeploy.serve.body import decompressed
+from qdeploy.serve.refusal import RefusedError
 from tests.serve.running import FP32, INT8, Reply, Running, in_thread
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.png"))
@@ -304,6 +307,19 @@ def test_a_bad_request_is_refused_and_the_server_lives(server: Running, what: st
     assert len(reply.json["error"]) > 10
     assert server.get("/v2/health/live").status == 200
     assert infer(server, GOOD).status == 200
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_a_bomb_is_not_unpacked(pack: Callable[[bytes], bytes]) -> None:
+    bomb = pack(bytes(100 * 2**20))
+    headers = {b"content-encoding": b"gzip" if pack is gzip.compress else b"deflate"}
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError):
+            decompressed(bomb, headers, 2**20)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
