@@ -206,6 +206,7 @@ def test_a_camera_that_goes_and_comes_again(service: Service, tmp_path: Path) ->
     assert not any(secret in told for secret in (PASSWORD, "abcdefg", "mjpeg"))
 
 
+@pytest.mark.slow
 def test_an_rtsp_camera_that_goes_and_comes_again(service: Service, tmp_path: Path) -> None:
     """By TCP, with a password."""
     camera = RtspCamera(str(FFMPEG), tmp_path, PASSWORD)
@@ -231,6 +232,7 @@ def test_a_wrong_password_is_told_without_it(service: Service, tmp_path: Path) -
     assert PASSWORD not in json.dumps(events.all)
 
 
+@pytest.mark.slow
 def test_an_address_that_gives_one_picture_is_asked_again(service: Service, tmp_path: Path) -> None:
     server = StreamServer()
     server.whole = "image/jpeg", jpeg("bag")
@@ -241,6 +243,7 @@ def test_an_address_that_gives_one_picture_is_asked_again(service: Service, tmp_
     assert [entry["event"] for entry in events.all] == ["camera-connected"]
 
 
+@pytest.mark.slow
 def test_a_silent_camera_is_connected_anew(service: Service) -> None:
     server = StreamServer(most=5)
     events = Events()
@@ -283,6 +286,16 @@ def test_of_frames_asked_for_rarely_some_only_show_that_the_camera_is_there() ->
     assert 1 <= taken <= 10
 
 
+def test_the_rate_is_kept_where_it_is_no_part_of_the_camera_s() -> None:
+    """Ten a second, of 25."""
+    run = Ffmpeg(str(FFMPEG), ("-f", "lavfi", "-i", "testsrc=size=32x32:rate=25:duration=4"), 0.1, 1, str)
+    while not run.ended:
+        run.take(0.01)
+    assert run.close() is None
+    assert run.frames == 40
+
+
+@pytest.mark.slow
 def test_a_frame_that_is_too_large_is_told(service: Service, tmp_path: Path) -> None:
     with running(service, tmp_path, "lavfi:color=size=4096x4096") as events:
         (first, *_) = until(lambda: events.of("camera-lost"))

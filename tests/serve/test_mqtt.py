@@ -152,6 +152,7 @@ def test_nothing_is_lost_while_the_broker_is_killed_and_restarted(tmp_path: Path
     assert events.of("mqtt-unsent") == []
 
 
+@pytest.mark.slow
 def test_where_too_many_wait_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qdeploy.serve.sources.mqtt.WAITING", 5)
     events = Events()
@@ -173,6 +174,7 @@ def test_where_too_many_wait_the_oldest_go(tmp_path: Path, monkeypatch: pytest.M
     assert events.of("mqtt-connected")[-1]["dropped"] == 100 - IN_FLIGHT - 5
 
 
+@pytest.mark.slow
 def test_an_unreachable_broker_holds_up_nothing(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     shutil.copy(EXAMPLES / "bag.png", tmp_path / "in" / "one.png")
@@ -185,6 +187,7 @@ def test_an_unreachable_broker_holds_up_nothing(tmp_path: Path) -> None:
     assert serving.events("mqtt-unsent")[0]["messages"] == 1
 
 
+@pytest.mark.slow
 def test_a_broker_that_says_nothing_holds_up_no_end(tmp_path: Path) -> None:
     events = Events()
     with broker(tmp_path) as mosquitto:
@@ -200,6 +203,24 @@ def test_a_broker_that_says_nothing_holds_up_no_end(tmp_path: Path) -> None:
         assert events.of("mqtt-unsent")[0]["messages"] == 1
 
 
+@pytest.mark.slow
+def test_a_connection_that_is_never_made_holds_up_no_end() -> None:
+    """The listener's queue is full, and the system lets further clients wait."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for client in (first, second):
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        publisher = Publisher(Broker.from_url(f"mqtt://127.0.0.1:{listener.getsockname()[1]}/shop"), Events())
+        publisher.start()
+        time.sleep(0.3)
+        begin = time.monotonic()
+        publisher.close(0.5)
+        assert time.monotonic() - begin < 3
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*SSLSocket")  # paho forgets the socket of a failed handshake
 def test_tls_and_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the URL, or from the environment; a wrong one is told and not written anywhere."""

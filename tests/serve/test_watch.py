@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from threading import Event as Flag
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,7 @@ def test_every_image_has_one_answer_whenever_it_comes_and_however(folder: Path, 
         assert serving.report()["since_start"]["statuses"] == {"200": 4, "415": 1}
 
 
+@pytest.mark.slow
 def test_a_damaged_image_is_called_so_only_when_nobody_goes_on_writing(folder: Path, tmp_path: Path) -> None:
     """A writer that pauses for a second gets an answer to the whole image."""
     whole = (EXAMPLES / "sandal.png").read_bytes()
@@ -98,7 +100,7 @@ def test_a_damaged_image_is_called_so_only_when_nobody_goes_on_writing(folder: P
         assert (torn["image"], torn["reason"]) == (str(folder / "torn.png"), "truncated")
 
 
-@pytest.mark.parametrize("file", ["answers.jsonl", "answers.csv"])
+@pytest.mark.parametrize("file", ["answers.jsonl", pytest.param("answers.csv", marks=pytest.mark.slow)])
 def test_after_sigkill_what_was_answered_is_not_classified_again(folder: Path, tmp_path: Path, file: str) -> None:
     put(folder, *(f"{i:04}.png" for i in range(400)))
     path = tmp_path / file
@@ -155,6 +157,7 @@ def test_a_full_disk_loses_nothing(folder: Path, tmp_path: Path) -> None:
         assert len(serving.events("answers-written-again")) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_goes_and_comes_again(folder: Path, tmp_path: Path) -> None:
     put(folder, "one.png")
     with Serving(tmp_path, "--watch", "in") as serving:
@@ -169,6 +172,7 @@ def test_a_folder_that_goes_and_comes_again(folder: Path, tmp_path: Path) -> Non
         assert names(serving.answers()) == ["one.png", "two.png"]
 
 
+@pytest.mark.slow
 def test_answers_that_are_moved_away_begin_anew(folder: Path, tmp_path: Path) -> None:
     with Serving(tmp_path, "--watch", "in") as serving:
         put(folder, "one.png")
@@ -214,6 +218,7 @@ def press(service: Service, enough: Flag) -> None:
             time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_ten_thousand_images_cost_little_while_nothing_happens(tmp_path: Path) -> None:
     many = tmp_path / "many"
     many.mkdir()
@@ -321,22 +326,40 @@ def test_odd_names_are_known_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"watch": (Path("nowhere"),)}, "cannot watch nowhere: no such folder"),
+        ({"watch": (Path("pyproject.toml"),)}, "cannot watch pyproject.toml: not a folder"),
+        ({"watch": (Path("tests"), Path("tests/serve"))}, "tests/serve/ is in another folder of `watch`"),
+        ({"watch": (Path("tests"),), "answers": Path("a.txt")}, "`answers` must end in .jsonl or .csv, found a.txt"),
+        ({"answers": Path("a.csv")}, "`answers` is for the answers of `watch` and `camera`; give one"),
+        ({"mqtt": "mqtt://host"}, "`mqtt` is for the answers of `watch` and `camera`; give one"),
+        ({"camera": ("lavfi:a", "lavfi:b")}, "two cameras of `camera` have one name"),
+        ({"every_s": 0.001}, "`every` must be between 0.02 and 3600, found 0.001"),
+        ({"top": 0}, "`top` must be between 1 and"),
+    ],
+)
+def test_what_cannot_be_is_said(given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(InputError) as caught:
+        SourcesConfig(**given)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--watch", "nowhere"], "cannot watch nowhere: no such folder"),
-        (["--watch", "in", "--watch", "in"], "is in another folder of --watch"),
-        (["--watch", "in", "--answers", "a.txt"], "--answers must end in .jsonl or .csv, found a.txt"),
-        (["--answers", "a.csv"], "--answers is for the answers of --watch and --camera"),
-        (["--watch", "in", "--source-model", "nano"], "there is no model 'nano'"),
-        (["--watch", "in", "--answers", "in/no/such.csv"], "cannot write the answers to"),
+        (["--source-model", "nano"], "there is no model 'nano'"),
+        (["--answers", "in/no/a.csv"], "cannot write the answers"),
     ],
 )
 def test_what_cannot_be_is_one_line(folder: Path, tmp_path: Path, options: list[str], said: str) -> None:
     (folder / "no").touch()
-    with refused(tmp_path, *options) as line:
+    with refused(tmp_path, "--watch", "in", *options) as line:
         assert said in line
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_a_good_end(folder: Path, tmp_path: Path) -> None:
     with Serving(tmp_path, "--watch", "in") as serving:
         serving.process.send_signal(signal.SIGINT)

@@ -147,9 +147,12 @@ class Ffmpeg:
 
 
 def _options(given: Sequence[str], step_s: float) -> list[str]:
-    """Return ffmpeg's options; what is selected is numbered anew, so that nothing is dropped or doubled after it."""
-    gap = f"{step_s - 0.001:.3f}"
-    chosen = f"isnan(t)+isnan(prev_selected_t)+gte(t-prev_selected_t,{gap})+lt(t,prev_selected_t)"
+    """Return ffmpeg's options.
+
+    The first frame of each step is selected, and numbered anew so that none is dropped or doubled after that.
+    """
+    step, former = (f"floor(({t}+0.001)/{step_s:.6f})" for t in ("t", "prev_selected_t"))
+    chosen = f"isnan(t)+isnan(prev_selected_t)+not(eq({step},{former}))"
     return [
         *("-nostdin", "-hide_banner", "-loglevel", "error", "-threads", "1"),
         *given,

@@ -88,9 +88,7 @@ class Publisher:
             while not said.is_published() and time.monotonic() < end:
                 time.sleep(0.01)
         self._client.disconnect()
-        ending = Thread(
-            target=self._client.loop_stop, daemon=True
-        )  # waits for a broker that has hung up without a word
+        ending = Thread(target=self._client.loop_stop, daemon=True)  # waits for a connection that is being made
         ending.start()
         ending.join(timeout_s)
 

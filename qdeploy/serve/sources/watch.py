@@ -143,8 +143,9 @@ class Folder:
     def _walk(self, folder: str) -> Iterator[os.DirEntry[str]]:
         waiting = [folder]
         while waiting:
+            path = waiting.pop()
             try:
-                with os.scandir(waiting.pop()) as entries:
+                with os.scandir(path) as entries:
                     for entry in entries:
                         name = entry.name
                         if name[0] == ".":
@@ -154,7 +155,8 @@ class Folder:
                         elif entry.is_dir(follow_symlinks=False):
                             waiting.append(entry.path)
             except OSError as error:
-                self.problem = error
+                if path == folder or not isinstance(error, FileNotFoundError):  # others below may go at any time
+                    self.problem = error
 
 
 class Watch:
