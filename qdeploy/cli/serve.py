@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qdeploy.cli.options import OUTPUT, SPEED
-from qdeploy.cli.output import extra_needed, note, quiet
+from qdeploy.cli.output import emit_json, extra_needed, note, quiet
 from qdeploy.cli.source_options import SourceOptions
 from qdeploy.core.errors import InputError
 
@@ -76,6 +76,10 @@ def serve_command(
         bool, typer.Option("--log-requests", help="Log every request, not failures only.", rich_help_panel=OUTPUT)
     ] = False,
     *,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the address as a JSON document when ready.", rich_help_panel=OUTPUT),
+    ] = False,
     sources: SourceOptions,
 ) -> int:
     """Answer over HTTP, with a page to try and figures while it runs.
@@ -104,8 +108,16 @@ def serve_command(
     )
     if not config.local:
         note(f"{host} is reached without encryption: put a proxy with TLS in front of it")
-    serve(artifacts or (), config, quiet=quiet(), started=lambda url: print(f"serving on {url}", flush=True))
+    serve(artifacts or (), config, quiet=quiet(), started=_tell_json if json else _tell)
     return 0
+
+
+def _tell(url: str) -> None:
+    print(f"serving on {url}", flush=True)
+
+
+def _tell_json(url: str) -> None:
+    emit_json({"url": url})
 
 
 def _secret(path: Path) -> str:

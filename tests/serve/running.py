@@ -140,9 +140,9 @@ class Process:
             command, cwd=cwd, stdout=subprocess.PIPE, stderr=self._out, text=True, env={**os.environ, **(env or {})}
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = self.first_line = self.process.stdout.readline()
         self.ready_s = time.perf_counter() - begin
-        found = re.search(r"http://\S+", line)
+        found = re.search(r"http://[\w.:\[\]]+", line)
         if found is None:
             self.process.wait(30)
             raise AssertionError(f"{line}{self.log.read_text()}")

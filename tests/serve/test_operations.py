@@ -417,6 +417,12 @@ def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
         ServeConfig(**settings)
 
 
+def test_the_address_as_json(tmp_path: Path) -> None:
+    with in_process(INT8, "--json", cwd=tmp_path) as server:
+        assert set(json.loads(server.first_line)) == {"url"}
+        assert post(server.running) == 200
+
+
 def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ArtifactError, match="does not exist"), in_thread([tmp_path / "none.onnx"]):
         pass
