@@ -237,31 +237,36 @@ class Application:
     async def _work(self, task: Task[Answer], size: int) -> Answer:
         """Send a task whose request has so many bytes through the queue and wait for its answer."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        task.done = self._end
         try:
             if self._service.draining:
                 raise draining()
-            self._futures[task] = future
-            lanes = self._service.lanes
+            lanes, future = self._service.lanes, loop.create_future()
             if lanes.count == 1 and size < CHEAP_BYTES and task.opened.cheap:
                 task.done = lambda _: _finish(future)
-                lanes.submit_cheap(task, loop)
+                lanes.submit_cheap(task, loop)  # they are taken in turn, and late ones are refused then: no timer
+                await future
             else:
-                lanes.submit(task)
-            timer = loop.call_later(self._config.deadline_s, self._late, task)
-            await future
-            timer.cancel()
+                await self._in_lane(task, loop, future)
             if task.error is not None:
                 raise task.error
         except Exception:
             task.served.counters.fail(task.arrived)
             raise
-        finally:
-            self._futures.pop(task, None)
         self._service.count(task)
         assert task.answer is not None
         return task.answer
+
+    async def _in_lane(self, task: Task[Answer], loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        """Let a lane's thread work on a task, and wait for it until the deadline."""
+        task.done = self._end
+        self._futures[task] = future
+        try:
+            self._service.lanes.submit(task)
+            timer = loop.call_later(self._config.deadline_s, self._late, task)
+            await future
+            timer.cancel()
+        finally:
+            del self._futures[task]
 
     def _end(self, task: Task[Answer]) -> None:
         """Hand a task that is done from its lane to the loop; of many at a time only the first wakes it."""

@@ -56,17 +56,18 @@ class GuardedProtocol(HttpToolsProtocol):
         """Take what a client sent."""
         if self._in_headers:
             self._header_bytes += len(data)
-            if self._timer is None:
-                self._await(self.together.config.header_timeout_s)
-        super().data_received(data)
+        super().data_received(data)  # most requests are complete then, and need no timer
+        if self._timer is None and (self._header_bytes or not self._in_headers):
+            c = self.together.config
+            self._await(c.header_timeout_s if self._in_headers else c.body_timeout_s)
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
             self._refuse(431, "headers-too-large", f"the headers have more than {MAX_HEADER_BYTES // 1024} kB")
 
     def on_headers_complete(self) -> None:
         """Begin to wait for the body."""
+        self._stop_waiting()
         self._in_headers = False
         self.together.idle.pop(self, None)
-        self._await(self.together.config.body_timeout_s)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -98,10 +98,9 @@ class PredictTask(Task[Answer]):
 
     def _ranked(self, row: list[float]) -> str:
         """Return the most probable labels as JSON."""
-        labels = self.opened.quoted_labels
+        texts = self.opened.label_texts
         best = sorted(range(len(row)), key=row.__getitem__, reverse=True)[: self._top]
-        entries = [f'{{"label": {labels[i]}, "index": {i}, "probability": {row[i]:.6f}}}' for i in best]
-        return f"[{', '.join(entries)}]"
+        return f"[{', '.join([f'{texts[i]}{row[i]:.6f}}}' for i in best])}]"
 
 
 def form_files(content_type: bytes, body: bytes, most: int) -> list[Part]:

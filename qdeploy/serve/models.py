@@ -41,8 +41,8 @@ class Opened:
     platform: str
     """Triton's word for the kind of file."""
     session: Session = field(repr=False)
-    quoted_labels: tuple[str, ...] = field(repr=False)
-    """The labels as JSON texts."""
+    label_texts: tuple[str, ...] = field(repr=False)
+    """The beginning of each label's entry in an answer, up to its probability."""
     engine: str
     """A key of ``ENGINES``."""
     threads: int
@@ -72,24 +72,34 @@ class Counters:
     executions: int = 0
     last_ms: int = 0
     """Time of the last inference, in milliseconds since 1970."""
-    counts: dict[str, int] = field(default_factory=dict)
-    ns: dict[str, int] = field(default_factory=dict)
+    answered: int = 0
+    phases_ms: list[float] = field(default_factory=lambda: [0.0] * len(_PARTS))
+    """Milliseconds of all answered requests, in the order of ``qdeploy.serve.stats.PHASES``."""
+    failed: int = 0
+    failed_ns: int = 0
 
     def succeed(self, times_ms: Sequence[float], images: int, runs: int) -> None:
-        """Count an answer by the milliseconds of its phases, in the order of ``qdeploy.serve.stats.PHASES``."""
+        """Count an answer by the milliseconds of its phases."""
         self.inferences += images
         self.executions += runs
         self.last_ms = time.time_ns() // 1_000_000
-        for part, ms in zip(_PARTS, times_ms, strict=True):
-            self._add(part, int(ms * 1e6))
+        self.answered += 1
+        for i, ms in enumerate(times_ms):
+            self.phases_ms[i] += ms
 
     def fail(self, arrived_ns: int) -> None:
         """Count a request that got no answer, by the time at which it arrived."""
-        self._add("fail", time.perf_counter_ns() - arrived_ns)
+        self.failed += 1
+        self.failed_ns += time.perf_counter_ns() - arrived_ns
 
-    def _add(self, part: str, ns: int) -> None:
-        self.counts[part] = self.counts.get(part, 0) + 1
-        self.ns[part] = self.ns.get(part, 0) + ns
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        """Return count and nanoseconds of every part that the extension knows."""
+        found = {
+            part: {"count": self.answered, "ns": int(ms * 1e6)} for part, ms in zip(_PARTS, self.phases_ms, strict=True)
+        }
+        nothing = {"count": 0, "ns": 0}
+        failed = {"count": self.failed, "ns": self.failed_ns}
+        return {"success": found.pop("success"), "fail": failed, **found, "cache_hit": nothing, "cache_miss": nothing}
 
 
 class Served:
@@ -278,7 +288,10 @@ class Models:
             size_bytes=len(artifact.data),
             platform="onnxruntime_onnx" if artifact.engine is None else "tensorrt_plan",
             session=session,
-            quoted_labels=tuple(json.dumps(label) for label in artifact.card.labels),
+            label_texts=tuple(
+                f'{{"label": {json.dumps(label)}, "index": {i}, "probability": '
+                for i, label in enumerate(artifact.card.labels)
+            ),
             engine=setup.engine,
             threads=threads,
             run_ms=run_ms,

@@ -72,14 +72,13 @@ def index_document(models: Models, ready_only: bool) -> list[Document]:
 
 def _statistics(served: Served) -> Document:
     c = served.counters
-    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
     return {
         "name": served.name,
         "version": str(served.version),
         "last_inference": c.last_ms,
         "inference_count": c.inferences,
         "execution_count": c.executions,
-        "inference_stats": {p: {"count": c.counts.get(p, 0), "ns": c.ns.get(p, 0)} for p in parts},
+        "inference_stats": c.to_dict(),
         "batch_stats": [],
     }
 

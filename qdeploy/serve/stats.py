@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -20,25 +20,26 @@ SLOT_S = 10
 SLOTS = 30
 """Slots of ten seconds that make up the last five minutes."""
 PER_DOUBLING = 32
+AT_A_TIME = 64
+"""Requests whose times are put into histograms together, which costs less than one at a time."""
 
 
 class Times:
     """A histogram of milliseconds."""
 
     def __init__(self, counts: Mapping[int, int] | None = None, total_ms: float = 0.0) -> None:
-        self.counts: dict[int, int] = dict(counts or {})
+        self.counts = Counter(counts or {})
         self.total_ms = total_ms
 
-    def add(self, ms: float) -> None:
-        """Count one time."""
-        bin_ = math.floor(math.log2(max(ms, 1e-6)) * PER_DOUBLING)
-        self.counts[bin_] = self.counts.get(bin_, 0) + 1
-        self.total_ms += ms
+    def add(self, times_ms: Sequence[float]) -> None:
+        """Count times."""
+        log2, floor = math.log2, math.floor
+        self.counts.update([floor(log2(max(ms, 1e-6)) * PER_DOUBLING) for ms in times_ms])
+        self.total_ms += sum(times_ms)
 
     def merge(self, other: Times) -> None:
         """Add another histogram."""
-        for bin_, count in other.counts.items():
-            self.counts[bin_] = self.counts.get(bin_, 0) + count
+        self.counts.update(other.counts)
         self.total_ms += other.total_ms
 
     @property
@@ -135,6 +136,7 @@ class Stats:
         self.started = time.monotonic()
         self._lock = Lock()
         self._cpu_s = time.process_time()
+        self._uncounted: list[tuple[float, ...]] = []
         self._ended = Slot(self.started)
         self._slots: deque[Slot] = deque([Slot(self.started)])
 
@@ -160,8 +162,9 @@ class Stats:
             if times_ms is not None:
                 slot.images += images
                 slot.runs += runs
-                for times, ms in zip(slot.times.values(), times_ms, strict=True):
-                    times.add(ms)
+                self._uncounted.append(times_ms)
+                if len(self._uncounted) == AT_A_TIME:
+                    self._count()
 
     def recent(self) -> Slot:
         """Return the sum of the last minutes."""
@@ -176,8 +179,15 @@ class Stats:
             self._next_slot()
             return merged(slots())
 
+    def _count(self) -> None:
+        """Put the times that wait into the slot's histograms."""
+        for times, column in zip(self._slots[-1].times.values(), zip(*self._uncounted, strict=True), strict=False):
+            times.add(column)
+        self._uncounted.clear()
+
     def _next_slot(self) -> Slot:
         """Close the slot, if it is not empty, and begin the next."""
+        self._count()
         now, cpu_s = time.monotonic(), time.process_time()
         self._slots[-1].cpu_s += cpu_s - self._cpu_s
         self._cpu_s = cpu_s
