@@ -111,8 +111,8 @@ def test_the_report_of_a_server_that_nobody_asked() -> None:
 def test_percentiles_are_those_of_the_samples(scale: float) -> None:
     samples = sorted(scale * (1 + (i * 7919 % 1000) / 100) for i in range(1000))
     times = Times()
-    for sample in samples:
-        times.add(sample)
+    times.add(samples[:400])
+    times.add(samples[400:])
     for percent in (50, 90, 99):
         exact = samples[int(percent / 100 * 1000) - 1]
         assert times.percentile(percent) == pytest.approx(exact, rel=0.0115)
@@ -128,7 +128,7 @@ def test_slots_add_up_and_survive_json() -> None:
         slot.statuses.update({200: 2, 503: i})
         slot.images, slot.runs, slot.cpu_s = 5, 2, 0.5
         for times in slot.times.values():
-            times.add(1.0 + i)
+            times.add([1.0 + i])
         slots.append(Slot.from_dict(json.loads(json.dumps(slot.to_dict()))))
     whole = merged(slots)
     assert whole.statuses == {200: 6, 503: 3}
