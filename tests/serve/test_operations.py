@@ -517,6 +517,7 @@ def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
         until("no process is left", lambda: not any(Path(f"/proc/{c}").exists() for c in children))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     with in_process(INT8, "--workers", 2, cwd=tmp_path) as server:

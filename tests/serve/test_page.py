@@ -276,6 +276,7 @@ def test_a_narrow_screen_does_not_scroll_sideways(opened: OPENED, both: str, tmp
     assert [s for s in sizes if s[1] < 30] == [], "a finger finds it"
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_report(opened: OPENED, both: str) -> None:
     page = opened(both)
     before = fetched(both)["since_start"]["latency_ms"]["total"]["n"]
@@ -318,6 +319,7 @@ def test_the_card_in_plain_words(opened: OPENED, both: str) -> None:
         assert word in card
 
 
+@pytest.mark.slow
 def test_the_server_goes_and_comes_back(opened: OPENED) -> None:
     from playwright.sync_api import expect
 
