@@ -23,6 +23,9 @@ from qdeploy.serve.service import Service
 SPARE_FILES = 100
 """Open files that connections leave to everything else."""
 BACKLOG = 2048
+ACCEPTED_AT_A_TIME = 16
+"""New connections that are taken between two stretches of work. Of one socket libuv takes only one, and then a busy
+server's new clients, health checks among them, would wait for seconds."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -92,7 +95,8 @@ class Server:
             with contextlib.suppress(ValueError, RuntimeError):  # in another thread there are no signals
                 self._loop.add_signal_handler(number, self._stop)
         try:
-            serving = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._listener]))
+            doors = [self._listener, *(self._listener.dup() for _ in range(ACCEPTED_AT_A_TIME - 1))]
+            serving = asyncio.ensure_future(self._uvicorn.serve(sockets=doors))
             await asyncio.to_thread(self.service.start)  # liveness is answered meanwhile
             url = self.url
             self._event("ready", url=url)
