@@ -95,7 +95,8 @@ class Server:
             with contextlib.suppress(ValueError, RuntimeError):  # in another thread there are no signals
                 self._loop.add_signal_handler(number, self._stop)
         try:
-            doors = [self._listener, *(self._listener.dup() for _ in range(ACCEPTED_AT_A_TIME - 1))]
+            more = ACCEPTED_AT_A_TIME - 1 if self.config.workers == 1 else 0  # of several, one would take all
+            doors = [self._listener, *(self._listener.dup() for _ in range(more))]
             serving = asyncio.ensure_future(self._uvicorn.serve(sockets=doors))
             await asyncio.to_thread(self.service.start)  # liveness is answered meanwhile
             url = self.url
