@@ -267,7 +267,7 @@ def start(setup: Setup) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {"one core": [], "two cores": []}
     wire = setup.requests("png28")
     qdeploy_server(INT8, setup.server, cwd=setup.folder).kill()
-    for _ in range(3 if setup.quick else 10):
+    for _ in range(3 if setup.quick else 7):
         for name, cores in (("one core", setup.server), ("two cores", setup.both)):
             server = qdeploy_server(INT8, cores, cwd=setup.folder)
             ready = server.memory()["rss_bytes"]

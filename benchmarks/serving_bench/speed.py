@@ -74,7 +74,7 @@ def _turns(setup: Setup, floor: InProcess, server: Process, kind: str, wire: Seq
     """Measure in-process, served with each number of connections, in-process, and so on; pairs are of one round."""
     inside: list[Block] = []
     served: dict[int, list[Block]] = {c: [] for c in CONNECTIONS}
-    for _ in range(setup.rounds(6)):
+    for _ in range(setup.rounds(5)):
         before = _block_inside(floor, setup.folder / kind)
         for connections in CONNECTIONS:
             served[connections].append(_block_served(server, wire, connections))
@@ -130,7 +130,7 @@ def _two_cores(setup: Setup) -> list[dict[str, Any]]:
             wire = setup.requests(kind)
             inside = []
             served: dict[str, dict[int, list[Closed]]] = {w: {c: [] for c in (8, 32)} for w in ways}
-            for _ in range(setup.rounds(4)):
+            for _ in range(setup.rounds(3)):
                 inside.append(_inside(floors, setup.folder / kind))
                 for way, blocks in served.items():
                     servers[way].go_on()
@@ -192,7 +192,7 @@ def _latency(setup: Setup, server: Process, kind: str) -> dict[str, Any]:
     drawn: list[list[Answered]] = []
     ideal: list[float] = []
     rates = []
-    for number in range(setup.rounds(5)):
+    for number in range(setup.rounds(4)):
         top.append(closed(server.port, wire, 32, BLOCK_S).per_s)
         rate = LOAD * top[-1]
         rates.append(rate)
@@ -263,7 +263,7 @@ def _overload(setup: Setup, server: Process, kind: str) -> dict[str, Any]:
     client.open(constant(100, 0.5))
     top, good = [], []
     every: list[Answered] = []
-    for _ in range(setup.rounds(4)):
+    for _ in range(setup.rounds(3)):
         before = closed(server.port, wire, 32, BLOCK_S).per_s
         found = client.open(constant(TOO_MUCH * before, OPEN_S))
         every += found
@@ -294,7 +294,7 @@ def peers(setup: Setup) -> dict[str, Any]:
     made = made_environments(setup.peers)
     everyone = contenders(setup.peers)
     starts = {c.name: _starts(setup, c) for c in everyone}
-    for _ in range(setup.rounds(5) - 1):
+    for _ in range(setup.rounds(4) - 1):
         for contender in everyone:
             starts[contender.name].append(_start(setup, contender))
     running = {c.name: c.start(FP32, setup.server, _own_folder(setup, c)) for c in everyone}
@@ -350,7 +350,7 @@ def _compared(
     wires = {c.name: [c.wire(d) for d in setup.images(kind)] for c in everyone}
     found: dict[str, list[float]] = {c.name: [] for c in everyone}
     found["by hand, no HTTP"] = []
-    for number in range(setup.rounds(5) + 1):
+    for number in range(setup.rounds(4) + 1):
         for contender in everyone:
             server = running[contender.name]
             server.go_on()

@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -27,7 +28,7 @@ from qdeploy.serve.oip_models import (
     statistics_document,
 )
 from qdeploy.serve.page import PAGE_HEADERS, page_file
-from qdeploy.serve.refusal import Headers, RefusedError, draining, late
+from qdeploy.serve.refusal import Headers, RefusedError, busy, draining, late
 from qdeploy.serve.report import report
 from qdeploy.serve.service import Service
 
@@ -71,7 +72,7 @@ class Application:
             answer, status = await self._answer(scope, headers, receive), 200
             body, more = answer.body, answer.headers
         except RefusedError as refusal:
-            status, body, more = refusal.status, _json(refusal.document).body, (*JSON_HEADERS, *refusal.headers)
+            status, body, more = refusal.status, _told(str(refusal), refusal.reason), (*JSON_HEADERS, *refusal.headers)
             if scope["method"] == "POST":
                 self._service.stats.record(status)
             self._log(scope, identity, status, begin, str(refusal))
@@ -145,6 +146,7 @@ class Application:
         action = words[1] if len(words) == 2 else "" if len(words) == 1 else "?"
         if action == "infer":
             _allow(method, POST)
+            self._admit(name, version)
             body = await self._body(headers, receive)
             c = self._config
             served, opened = self._service.models.get(name, version)
@@ -192,12 +194,21 @@ class Application:
         model = version = None
         if scope["query_string"]:
             model, version, top = _query(scope["query_string"])
+        self._admit(model, version)
         body = await self._body(headers, receive)
         served, opened = self._service.models.get(model, version)
         c = self._config
         return await self._work(
             PredictTask(served, opened, headers, body, c.max_body_bytes, c.max_images, top), len(body)
         )
+
+    def _admit(self, model: str | None, version: str | None) -> None:
+        """Refuse a request for which there is no place, before anything is done for it: many may come."""
+        lanes = self._service.lanes
+        if lanes.full:
+            served, _ = self._service.models.get(model, version)
+            served.counters.fail(time.perf_counter_ns())
+            raise busy(lanes.capacity)
 
     async def _body(self, headers: Header, receive: Receive) -> bytes:
         """Return a request's body.
@@ -322,6 +333,11 @@ def _finish(future: asyncio.Future[None]) -> None:
 
 def _json(document: Any) -> Answer:
     return Answer(json.dumps(document, allow_nan=False).encode(), JSON_HEADERS)
+
+
+@lru_cache(maxsize=16)  # a busy server refuses many with the same words
+def _told(error: str, reason: str) -> bytes:
+    return json.dumps({"error": error, "reason": reason}).encode()
 
 
 def _allow(method: str, allowed: tuple[str, ...]) -> None:

@@ -65,7 +65,8 @@ class Lanes:
     """A bounded queue and its threads."""
 
     def __init__(self, count: int, capacity: int, max_batch: int, deadline_s: float) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
+        """Requests that may wait."""
         self._max_batch = max_batch
         self._deadline_s = deadline_s
         self._queue: SimpleQueue[Task[Any] | None] = SimpleQueue()
@@ -85,6 +86,11 @@ class Lanes:
         """Number of requests that wait."""
         return self._queue.qsize() + len(self._cheap)
 
+    @property
+    def full(self) -> bool:
+        """Whether no more may wait."""
+        return self.waiting >= self.capacity
+
     def submit_cheap(self, task: Task[Any], loop: AbstractEventLoop) -> None:
         """Queue a task to be worked on in the loop's own thread, where that is all that a core has to do.
 
@@ -97,8 +103,8 @@ class Lanes:
         """
         if self._closed:
             raise draining()
-        if self.waiting >= self._capacity:
-            raise busy(self._capacity)
+        if self.full:
+            raise busy(self.capacity)
         self._cheap.append(task)
         if len(self._cheap) == 1:
             loop.call_soon(self._step, loop)
@@ -121,8 +127,8 @@ class Lanes:
         """
         if self._closed:
             raise draining()
-        if self.waiting >= self._capacity:
-            raise busy(self._capacity)
+        if self.full:
+            raise busy(self.capacity)
         self._queue.put(task)
 
     def close(self, timeout_s: float = 5.0) -> None:

@@ -24,6 +24,9 @@ from qdeploy.serve.sources.run import Sources
 SPARE_FILES = 100
 """Open files that connections leave to everything else."""
 BACKLOG = 2048
+ACCEPTED_AT_A_TIME = 16
+"""New connections that are taken between two stretches of work. Of one socket libuv takes only one, and then a busy
+server's new clients, health checks among them, would wait for seconds."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -95,7 +98,9 @@ class Server:
             with contextlib.suppress(ValueError, RuntimeError):  # in another thread there are no signals
                 self._loop.add_signal_handler(number, self._stop)
         try:
-            serving = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._listener]))
+            more = ACCEPTED_AT_A_TIME - 1 if self.config.workers == 1 else 0  # of several, one would take all
+            doors = [self._listener, *(self._listener.dup() for _ in range(more))]
+            serving = asyncio.ensure_future(self._uvicorn.serve(sockets=doors))
             await asyncio.to_thread(self.service.start)  # liveness is answered meanwhile
             await asyncio.to_thread(self._sources.start, self.service)
             url = self.url

@@ -77,8 +77,10 @@ def test_a_full_queue_refuses_at_once_and_health_is_never_queued() -> None:
     with in_thread(queue=4) as server, ThreadPoolExecutor(32) as pool:
         assert server.service is not None
         lanes = server.service.lanes.count
-        gate, _ = held(server)
-        waiting = [pool.submit(server.send, "POST", "/predict", BAG) for _ in range(4 + lanes)]
+        gate, slow = held(server)
+        waiting = [pool.submit(server.send, "POST", "/predict", BAG) for _ in range(lanes)]
+        until("the lanes work", lambda: slow.entered == lanes)
+        waiting += [pool.submit(server.send, "POST", "/predict", BAG) for _ in range(4)]
         until("the queue is full", lambda: server.service is not None and server.service.waiting == 4)
         begin = time.perf_counter()
         refused = server.send("POST", "/predict", BAG)
