@@ -57,8 +57,12 @@ def serve_command(
         typer.Option(help="Processes; one uses all cores for its inferences.", rich_help_panel=SPEED),
     ] = 1,
     max_batch: Annotated[
-        int, typer.Option(help="Images of waiting requests in one inference.", rich_help_panel=SPEED)
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Waiting requests that one inference answers. Default: 4 for small models, else 1.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option(help="Requests that may wait; more get status 503.", rich_help_panel=PATIENCE)
     ] = 64,

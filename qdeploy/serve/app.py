@@ -165,7 +165,7 @@ class Application:
         if action == "ready":
             return _json({"name": served.name, "ready": True})
         if action == "config":
-            return _json(config_document(served, opened, self._config.max_images, self._config.max_batch))
+            return _json(config_document(served, opened, self._config.max_images))
         return _json(model_document(served, opened, models.versions(name)))
 
     async def _repository(self, path: str, headers: Header, receive: Receive) -> Answer:

@@ -44,6 +44,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._rest()
         if len(self.connections) > self.together.most:
             oldest = next(iter(self.together.idle))
+            del self.together.idle[oldest]  # it is lost later: several may come before
             oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

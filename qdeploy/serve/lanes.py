@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
+from itertools import islice, takewhile
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
@@ -64,10 +65,9 @@ class Task(ABC, Generic[A]):
 class Lanes:
     """A bounded queue and its threads."""
 
-    def __init__(self, count: int, capacity: int, max_batch: int, deadline_s: float) -> None:
+    def __init__(self, count: int, capacity: int, deadline_s: float) -> None:
         self.capacity = capacity
         """Requests that may wait."""
-        self._max_batch = max_batch
         self._deadline_s = deadline_s
         self._queue: SimpleQueue[Task[Any] | None] = SimpleQueue()
         self._closed = False
@@ -110,14 +110,22 @@ class Lanes:
             loop.call_soon(self._step, loop)
 
     def _step(self, loop: AbstractEventLoop) -> None:
-        end = time.perf_counter_ns() + BURST_NS
-        for _ in range((len(self._cheap) + 1) // 2):
-            self._work([self._cheap[0]])
-            self._cheap.popleft()
-            if time.perf_counter_ns() > end:
-                break
+        waiting, end = len(self._cheap), time.perf_counter_ns() + BURST_NS
+        left = max((waiting + 1) // 2, min(waiting, self._cheap[0].opened.max_batch))
+        while left > 0 and time.perf_counter_ns() < end:
+            batch = self._cheap_batch(left)
+            self._work(batch)
+            for _ in batch:
+                self._cheap.popleft()
+            left -= len(batch)
         if self._cheap:
             loop.call_soon(self._step, loop)
+
+    def _cheap_batch(self, most: int) -> list[Task[Any]]:
+        """Return the first cheap tasks, as far as one inference can answer them."""
+        opened = self._cheap[0].opened
+        most = min(most, opened.max_batch)
+        return list(takewhile(lambda task: task.opened is opened, islice(self._cheap, most)))
 
     def submit(self, task: Task[Any]) -> None:
         """Queue a task.
@@ -146,16 +154,17 @@ class Lanes:
             task, after = after or self._queue.get(), None
             if task is None:
                 return
-            if self._max_batch == 1:
-                self._work([task])
-                continue
             batch, after = self._batch(task)
             self._work(batch)
 
     def _batch(self, first: Task[Any]) -> tuple[list[Task[Any]], Task[Any] | None]:
-        """Return the first task with those waiting behind it for the same model, and the one that ends the batch."""
+        """Return a task with those waiting behind it that one inference can answer, and the task that ends them.
+
+        The lanes share what waits: none takes what another could begin with.
+        """
         batch = [first]
-        while len(batch) < self._max_batch:
+        share = 1 + self._queue.qsize() // len(self._threads)
+        while len(batch) < min(first.opened.max_batch, share):
             try:
                 task = self._queue.get_nowait()
             except Empty:

@@ -34,10 +34,10 @@ def model_document(served: Served, opened: Opened, versions: Iterable[int]) -> D
     }
 
 
-def config_document(served: Served, opened: Opened, max_images: int, max_batch: int) -> Document:
+def config_document(served: Served, opened: Opened, max_images: int) -> Document:
     """Return a model's configuration in the form of Triton's ModelConfig; shapes leave out the number of images."""
     size, classes = opened.card.preprocessing.size, len(opened.card.labels)
-    batching = {"dynamic_batching": {"preferred_batch_size": [max_batch]}} if max_batch > 1 else {}
+    batching = {"dynamic_batching": {"preferred_batch_size": [opened.max_batch]}} if opened.max_batch > 1 else {}
     return {
         "name": served.name,
         "platform": opened.platform,

@@ -37,7 +37,7 @@ def snapshot(service: Service) -> Document:
             "workers": c.workers,
             "lanes": service.models.lanes,
             "queue": {"waiting": service.waiting, "capacity": c.queue},
-            "max_batch": c.max_batch,
+            "max_batch": max((s.opened.max_batch for s in service.models.all if s.opened), default=1),
             "deadline_s": c.deadline_s,
         },
         "machine": machine(),

@@ -66,7 +66,7 @@ class Service:
         load_decoders()
         self.models.open_all()
         c = self.config
-        self._lanes = Lanes(self.models.lanes, c.queue, c.max_batch, c.deadline_s)
+        self._lanes = Lanes(self.models.lanes, c.queue, c.deadline_s)
         self.memory.ready()
         self.stats.begin()
         self._look_after.start()
