@@ -211,7 +211,7 @@ class Client:
         return answers
 
     def _send(self, due: float) -> None:
-        connection = self._free.pop() if self._free else _Connection(_connected(self._port))
+        connection = self._open_one() or _Connection(_connected(self._port))
         connection.due, connection.sent = due, time.perf_counter() - self._begin
         self._busy[connection.socket.fileno()] = connection
         data = memoryview(next(self._requests))
@@ -223,6 +223,19 @@ class Client:
                     select.select([], [connection.socket], [], 1.0)
         except OSError:
             self._broken(connection)
+
+    def _open_one(self) -> _Connection | None:
+        """Return a free connection that the server has not closed: it closes those that nobody used for long."""
+        while self._free:
+            connection = self._free.pop()
+            try:
+                connection.socket.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return connection
+            except OSError:
+                pass
+            connection.socket.close()
+        return None
 
     def _receive(self, wait_s: float) -> None:
         ready, _, _ = select.select(list(self._busy), [], [], max(0.0, wait_s))
