@@ -241,6 +241,7 @@ def test_fifty_images_get_predict_s_answers(
     page.close()
 
 
+@pytest.mark.slow
 def test_times_are_shown(page: Page) -> None:
     page.click("#measure")
     page.locator("#measure:not([disabled])").wait_for(timeout=READY_MS)
@@ -266,11 +267,13 @@ def test_what_is_no_image_is_said_to_be_none(page: Page) -> None:
         assert failed.inner_text().startswith(f"{name} {words}")
 
 
+@pytest.mark.slow
 def test_an_image_is_pasted(page: Page) -> None:
     page.evaluate(GIVE, ["shot.png", "paste", text64(encoded(noise(30, 30)))])
     page.locator(".result h3", has_text="shot.png").wait_for()
 
 
+@pytest.mark.slow
 def test_the_camera_is_answered_until_it_is_stopped(page: Page) -> None:
     page.click("#camera")
     page.locator("#rate:not(:empty)").wait_for(timeout=READY_MS)
@@ -281,6 +284,7 @@ def test_the_camera_is_answered_until_it_is_stopped(page: Page) -> None:
     assert page.evaluate("document.getElementById('video').srcObject.active") is False
 
 
+@pytest.mark.slow
 def test_keys_reach_everything(page: Page) -> None:
     page.locator("#files").focus()
     order = ["files"]
@@ -290,6 +294,7 @@ def test_keys_reach_everything(page: Page) -> None:
     assert order == ["files", "camera", "measure", "models"]
 
 
+@pytest.mark.slow
 def test_the_other_model_is_opened_and_tested(page: Page) -> None:
     assert page.locator("#state").inner_text().startswith("Ready. Self-test passed: 4 stored images")
     page.select_option("#models", "model.fp32.onnx")
@@ -330,6 +335,7 @@ def test_a_damaged_model_is_refused(kit: Path, context: BrowserContext, tmp_path
         page.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_answers_otherwise_is_refused(kit: Path, context: BrowserContext, tmp_path: Path) -> None:
     goldens = read_artifact(kit / "model.int8.onnx").card.goldens
     other = replace(goldens, rows=goldens.rows[::-1])
@@ -340,6 +346,7 @@ def test_a_model_that_answers_otherwise_is_refused(kit: Path, context: BrowserCo
         page.close()
 
 
+@pytest.mark.slow
 def test_a_browser_that_alters_pixels_is_told(browser: Browser, address: str) -> None:
     """As Brave and Firefox do where they resist fingerprinting."""
     page = browser.new_page()

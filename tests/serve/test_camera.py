@@ -185,6 +185,7 @@ def test_a_frame_is_classified_as_the_same_image_is(service: Service, tmp_path: 
     assert [entry["event"] for entry in events.all] == ["camera-connected"]
 
 
+@pytest.mark.slow
 def test_a_camera_that_goes_and_comes_again(service: Service, tmp_path: Path) -> None:
     server = StreamServer(password=PASSWORD)
     port = server.port
@@ -223,6 +224,7 @@ def test_an_rtsp_camera_that_goes_and_comes_again(service: Service, tmp_path: Pa
     assert PASSWORD not in json.dumps(events.all) + (tmp_path / "answers.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_wrong_password_is_told_without_it(service: Service, tmp_path: Path) -> None:
     server = StreamServer(password="another")
     with running(service, tmp_path, f"http://cam:{PASSWORD}@127.0.0.1:{server.port}/x") as events:
@@ -276,6 +278,7 @@ def test_a_slow_reader_gets_the_newest_frame() -> None:
         run.close()
 
 
+@pytest.mark.slow
 def test_of_frames_asked_for_rarely_some_only_show_that_the_camera_is_there() -> None:
     run = Ffmpeg(str(FFMPEG), ("-re", "-f", "lavfi", "-i", "testsrc=size=32x32:rate=20:duration=1.5"), 0.05, 3, str)
     taken = 0
@@ -286,6 +289,7 @@ def test_of_frames_asked_for_rarely_some_only_show_that_the_camera_is_there() ->
     assert 1 <= taken <= 10
 
 
+@pytest.mark.slow
 def test_the_rate_is_kept_where_it_is_no_part_of_the_camera_s() -> None:
     """Ten a second, of 25."""
     run = Ffmpeg(str(FFMPEG), ("-f", "lavfi", "-i", "testsrc=size=32x32:rate=25:duration=4"), 0.1, 1, str)

@@ -131,6 +131,7 @@ def test_answers_and_state_reach_subscribers(tmp_path: Path) -> None:
         until(lambda: subscriber.states()[2:] == ["online", "offline"])
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_the_broker_is_killed_and_restarted(tmp_path: Path) -> None:
     events = Events()
     with broker(tmp_path) as mosquitto, Subscriber(mosquitto.port) as subscriber:

@@ -265,6 +265,7 @@ def test_a_signal_lets_100_requests_in_flight_end(tmp_path: Path, number: int) -
     assert gone.returncode == 1, gone.stdout
 
 
+@pytest.mark.slow
 def test_a_load_balancer_sees_the_end_before_it_comes(tmp_path: Path) -> None:
     with in_process(INT8, "--drain-delay", 1.5, cwd=tmp_path) as server:
         server.process.send_signal(signal.SIGTERM)
@@ -276,6 +277,7 @@ def test_a_load_balancer_sees_the_end_before_it_comes(tmp_path: Path) -> None:
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     with in_process(INT8, "--drain-delay", 60, cwd=tmp_path) as server:
         server.process.send_signal(signal.SIGTERM)
@@ -493,6 +495,7 @@ def test_every_request_has_an_id_in_answer_and_log() -> None:
         assert [e["status"] for e in logged] == [200, 415, 415, 415]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
 def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
@@ -537,6 +540,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         until("nobody listens", refused)
 
 
+@pytest.mark.slow
 def test_the_log_is_json_and_a_closed_stream_stops_nothing(tmp_path: Path) -> None:
     with in_process(INT8, "--log-requests", cwd=tmp_path) as server:
         post(server.running)

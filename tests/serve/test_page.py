@@ -161,6 +161,7 @@ def test_a_dropped_file_gets_its_label_by_both_models(opened: OPENED, both: str)
     assert page.locator("#said").inner_text() == "ankle-boot.png: Ankle boot, > 99.9 %."
 
 
+@pytest.mark.slow
 def test_what_is_pasted_is_classified(opened: OPENED, both: str) -> None:
     page = opened(both)
     transfer(page, "paste", BAG)
@@ -190,6 +191,7 @@ def test_several_files_in_their_order_and_no_image_among_them(opened: OPENED, bo
     answered(page, 1)
 
 
+@pytest.mark.slow
 def test_another_choice_of_model_asks_again(opened: OPENED, both: str) -> None:
     page = opened(both)
     titles = page.locator("#choice option").all_inner_texts()
@@ -220,6 +222,7 @@ def test_models_that_differ_are_shown_to_differ(opened: OPENED, tmp_path: Path) 
         assert f"Same answer for {sum(same)} of {len(same)} images" in page.locator("#summary").inner_text()
 
 
+@pytest.mark.slow
 def test_models_with_other_labels_are_not_compared(opened: OPENED, tmp_path: Path) -> None:
     turned = reseal(INT8, tmp_path / "turned.onnx", lambda card: card["labels"].reverse())
     with running(f"a={FP32}", f"b-int8={turned}") as url:
@@ -383,6 +386,7 @@ def test_a_token_is_asked_for(opened: OPENED) -> None:
         opened(url, main=False)  # another tab's session is another
 
 
+@pytest.mark.slow
 def test_the_camera_live_and_a_picture_of_it(opened: OPENED, both: str) -> None:
     from playwright.sync_api import expect
 
@@ -401,6 +405,7 @@ def test_the_camera_live_and_a_picture_of_it(opened: OPENED, both: str) -> None:
     expect(page.locator("#camera")).to_be_focused()
 
 
+@pytest.mark.slow
 def test_why_there_is_no_camera(opened: OPENED, both: str) -> None:
     page = opened(both, script="Object.defineProperty(Navigator.prototype, 'mediaDevices', {get: () => undefined})")
     page.click("#camera")
@@ -442,6 +447,7 @@ def test_the_keyboard_is_enough(opened: OPENED, both: str) -> None:
         assert element.evaluate("e => Boolean(e.labels?.length || e.textContent.trim())"), "without a label"
 
 
+@pytest.mark.slow
 def test_nobody_asks_while_nobody_looks(opened: OPENED, both: str) -> None:
     page = opened(both, clock=True)
     asked: list[str] = []
@@ -458,6 +464,7 @@ def test_nobody_asks_while_nobody_looks(opened: OPENED, both: str) -> None:
         page.evaluate(hide, False)
 
 
+@pytest.mark.slow
 def test_dark_and_light(opened: OPENED, both: str) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     light, dark = (opened(both, color_scheme=c).evaluate(colour) for c in ("light", "dark"))
