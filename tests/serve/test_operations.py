@@ -256,7 +256,8 @@ def test_a_signal_lets_100_requests_in_flight_end(tmp_path: Path, number: int) -
             code = server.end(number)
             stop.set()
         assert code == 0
-        clean = {"200", "503", "not accepted", "RemoteDisconnected"}  # the last: a kept connection, closed when idle
+        # the last two: a kept connection that was closed when idle, found before or after a request was sent
+        clean = {"200", "503", "not accepted", "RemoteDisconnected", "BrokenPipeError"}
         assert set(outcomes) <= clean, outcomes
         counted = json.loads(report.read_text())["since_start"]
         assert counted["statuses"]["200"] == outcomes["200"]
