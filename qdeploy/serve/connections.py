@@ -40,6 +40,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None
         self._header_bytes = 0
         self._in_headers = True
+        self._left = False
         self._await(self.together.config.header_timeout_s)
         self._rest()
         if len(self.connections) > self.together.most:
@@ -55,6 +56,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what a client sent."""
+        if self._left:
+            return
         if self._in_headers:
             self._header_bytes += len(data)
         super().data_received(data)  # most requests are complete then, and need no timer
@@ -94,10 +97,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _close_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-        else:
+        if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
+        elif not self.transport.is_closing():
+            self._left = True  # a request that is on its way finds an end, and no reset
+            self.transport.write_eof()
+            self.loop.call_later(LAST_WORDS_S, self.transport.close)
 
     def _rest(self) -> None:
         if not self.transport.is_closing():
