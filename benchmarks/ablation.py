@@ -3,6 +3,9 @@
     python benchmarks/ablation.py recipes  [--seeds 3] [--epochs 36]     whole recipes, nano
     python benchmarks/ablation.py without  [--seeds 3] [--epochs 12]     the paper's recipe without each part, nano-a
     python benchmarks/ablation.py add      [--seeds 3] [--epochs 12]     recipe small with each part added, nano-a
+    python benchmarks/ablation.py one-nano-a [--seeds 3]                 one change at a time, nano-a, 12 epochs
+    python benchmarks/ablation.py one-nano   [--seeds 3]                 the same, nano, 36 epochs
+    python benchmarks/ablation.py distilled --teacher RUN,... [--seeds 3] nano, 36 epochs, without and with teachers
 
 The plain loop is benchmarks/plain_loop.py.
 Every run trains on the embedded 2,000 images and is scored on the 10,000 test images of the full Fashion-MNIST (which
@@ -42,6 +45,37 @@ PAPER = {"recipe": "qonstraint-5.9", "batch_size": 64}
 COSINE = {
     "schedule": "cosine", "label_smoothing": 0.1, "swa": False, "reloads": False, **dict.fromkeys(CONTROLLER, False),
 }  # fmt: skip
+CONTROLLED = {"schedule": "confidence", "best_epoch": "within-error", **dict.fromkeys(CONTROLLER, True)}
+
+
+def distilled(teachers: str) -> dict[str, dict[str, Any]]:
+    """Recipe small without and with teachers, at the same length."""
+    return {"small": {"recipe": "small"}, "small + teacher": {"recipe": "small", "teacher": teachers}}
+
+
+def one_change(epochs: int, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Variants that differ from the first, or from recipe small, in one thing, and in nothing that follows from it.
+
+    One cosine in place of the controller's rate keeps its floor, its warm-up of one epoch, the choice of the epoch, SWA
+    and the reloads. It cannot keep what only the controller can drive, so it stands beside the recipe without that.
+    """
+    undriven = dict.fromkeys(("dynamic_momentum", "dynamic_ema", "dynamic_smoothing", "dynamic_drop_path"), False)
+    cosine = {
+        "schedule": "cosine", "best_epoch": "highest", "min_lr": 1e-4, "warmup_share": 1 / epochs,
+        **dict.fromkeys(CONTROLLER, False),
+    }  # fmt: skip
+    return {
+        "paper, complete": PAPER,
+        **{f"paper without {part}": {**PAPER, part: False} for part in parts},
+        "paper, only the rate is driven": {**PAPER, **undriven},
+        "the same with one cosine to the same floor": {**PAPER, **cosine},
+        "small": {"recipe": "small"},
+        "small + controller": {"recipe": "small", **CONTROLLED},
+        "small + controller without dynamic_momentum": {"recipe": "small", **CONTROLLED, "dynamic_momentum": False},
+        "small + only the rate is driven": {"recipe": "small", **CONTROLLED, **undriven},
+    }
+
+
 SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
     "recipes": (
         "nano",
@@ -75,6 +109,11 @@ SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
             "small without EMA": {"recipe": "small", "ema_decay": 0.0},
         },
     ),
+    "distilled": ("nano", 36, {}),
+    "one-nano-a": ("nano-a", 12, one_change(12, MECHANISMS)),
+    "one-nano": (
+        "nano", 36, one_change(36, ("boosts", "plateau_resets", "restarts", "dynamic_momentum", "swa", "reloads")),
+    ),
 }  # fmt: skip
 
 
@@ -83,9 +122,14 @@ def main() -> None:
     parser.add_argument("set", choices=SETS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--teacher", default="", help="of `distilled`: runs or model files, separated by commas")
     parser.add_argument("--only", help="a part of a variant's name")
     arguments = parser.parse_args()
     model, epochs, variants = SETS[arguments.set]
+    if arguments.set == "distilled":
+        if not arguments.teacher:
+            parser.error("distilled needs --teacher")
+        variants = distilled(arguments.teacher)
     epochs = arguments.epochs or epochs
     test = load_dataset("fashion-mnist").splits["test"]
     name = f"ablation_{arguments.set}"
@@ -129,7 +173,8 @@ def score(model: nn.Module, config: TrainConfig, split: Split) -> float:
     learner = Learner(
         model, config, choose_precision("cpu", "off"), load_dataset().preprocessing, World(device=torch.device("cpu"))
     )
-    return round(learner.accuracy(model, split), 2)
+    confusion = learner.confusion(model, split, 10)
+    return round(100 * confusion.trace().item() / len(split), 2)
 
 
 def row(label: str, runs: list[dict[str, float]]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python benchmarks/gpu_campaign.py PIECE OUT WORK [--limit-s 420] [--epochs 40] [--dry-run]
 
 A piece is a list of named rows. Each row is kept in OUT/PIECE.json as soon as it is there, and rows that are there are
-not repeated, so a piece that was cut off goes on. Exit code: 0 complete, 1 a row failed, 3 the time was up, 130
-interrupted.
+not repeated, so a piece that was cut off goes on. Exit code: 0 complete, 1 a row failed, 3 the time was up, 4 it cannot
+be made here, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,13 +26,21 @@ try:
     from campaign.results import Cell, Results, Row, one_line
     from campaign.sizes import REAL, TINY, Size
     from campaign.speed import data_cells, data_verdict, precision_cells, speed_cells, speed_verdict
-    from campaign.training import accuracy_cells, accuracy_verdict, presets_cells
+    from campaign.training import (
+        SkippedError,
+        accuracy_cells,
+        accuracy_verdict,
+        cifar_cells,
+        presets_cells,
+        tiny_imagenet_cells,
+        tiny_imagenet_verdict,
+    )
 
     from qdeploy.core.errors import QdeployError
 except ImportError as error:
     sys.exit(f"the library {error.name or error} is missing here: pip install 'qdeploy[train]'")
 
-CUT_OFF, INTERRUPTED = 3, 130
+CUT_OFF, SKIPPED, INTERRUPTED = 3, 4, 130
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ PIECES = {
     "accuracy": Piece(accuracy_cells, targets(accuracy_verdict), ("matplotlib",)),
     "precision": Piece(precision_cells),
     "presets": Piece(presets_cells, needs=("matplotlib",)),
+    "tiny-imagenet": Piece(tiny_imagenet_cells, targets(tiny_imagenet_verdict), ("matplotlib",)),
+    "cifar-10": Piece(cifar_cells, needs=("matplotlib",)),
     "engines": Piece(engine_cells, needs=("onnx", "onnxscript", "matplotlib")),
     "ablation-recipes": Piece(partial(ablation_cells, "recipes"), ablation_facts),
     "ablation-without": Piece(partial(ablation_cells, "without"), ablation_facts),
@@ -75,6 +85,9 @@ def run_piece(results: Results, piece: Piece, cells: dict[str, Cell], limit_s: f
         tried += 1
         try:
             row = cell(left)
+        except SkippedError as error:
+            print(f"{results.piece}: skipped: {error}")
+            return SKIPPED
         except (RuntimeError, OSError, QdeployError) as error:
             failed += 1
             print(f"{results.piece}: {name}: failed: {one_line(error)}")

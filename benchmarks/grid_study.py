@@ -3,7 +3,7 @@
     qdeploy sweep --budget-minutes 150 --jobs 2 --out sweeps/grid
     python benchmarks/grid_study.py sweeps/grid/sweep.json
 
-The thesis publishes parameter counts only; its claims on speed are words. Latency is of one image on one thread.
+The thesis prints accuracies and times of an epoch on a GPU, but no latency. Latency here is of one image on one thread.
 Accuracy at equal training is that of the first rung, where all 36 were trained for the same few epochs. An effect is
 paired: the other two operators of a model stay as they are.
 """

@@ -81,7 +81,7 @@ class Job:
 
     def images(self, name: str = "images") -> NDArray[Any]:
         """Give ``images`` to calibrate with, or ``val_images`` and ``val_labels``."""
-        with np.load(Path(self.folder) / "images.npz") as arrays:
+        with np.load(Path(self.folder) / "images.npz", allow_pickle=False) as arrays:
             found: NDArray[Any] = arrays[name]
         return found
 

@@ -78,7 +78,18 @@ def one_repeat(classifier: qdeploy.Classifier, files: list[str], batch: int) -> 
 
 def command_s(*images: str) -> float:
     with tempfile.NamedTemporaryFile(suffix=".csv") as file:
-        words = [sys.executable, "-m", "qdeploy", "predict", "--model", str(SHIPPED), *images, "--csv", file.name]
+        words = [
+            sys.executable,
+            "-m",
+            "qdeploy",
+            "predict",
+            "--model",
+            str(SHIPPED),
+            *images,
+            "--csv",
+            file.name,
+            "--force",
+        ]
         begin = time.perf_counter()
         subprocess.run(words, check=True, capture_output=True)
         return time.perf_counter() - begin

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, read_artifact, sealed
 from qdeploy.core.card import Goldens
+from qdeploy.core.engine_file import EngineHeader
 from qdeploy.core.metrics import Floats
 
 
@@ -45,6 +47,19 @@ def with_head(
     return reseal(source, target, change, model)
 
 
+def behind_logits(
+    source: Path, target: Path, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, NDArray[Any]]
+) -> Path:
+    """Write a copy of a model file in which nodes make ``logits`` of what it gave before, ``raw_logits``."""
+    model = onnx.load(str(source))
+    place, producer = next((i, n) for i, n in enumerate(model.graph.node) if "logits" in n.output)
+    producer.output[0] = "raw_logits"
+    for i, node in enumerate(nodes, place + 1):
+        model.graph.node.insert(i, node)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return reseal(source, target, lambda card: None, model)
+
+
 def with_reversed_labels(source: Path, target: Path) -> Path:
     """Write the same model with its outputs, and their labels, the other way round."""
 
@@ -63,4 +78,21 @@ def with_noise(source: Path, target: Path) -> Path:
         target,
         lambda values: values + rng.normal(0, 5.0, values.shape).astype(np.float32) * values.std(),
         lambda card: card["goldens"].update(min_sqnr_db=-100),
+    )
+
+
+def engine_header(file: Path) -> EngineHeader:
+    """Return the header of a TensorRT engine that a model file might be built to."""
+    source = read_artifact(file)
+    return EngineHeader(
+        builder="tensorrt",
+        builder_version="11.4.0",
+        compute_capabilities=("9.0",),
+        platform="Linux x86_64",
+        min_batch=1,
+        opt_batch=1,
+        max_batch=8,
+        precision="int8",
+        source_sha256=source.sha256,
+        card=source.card.to_dict(),
     )

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import csv
 import signal
+import statistics
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-from campaign.results import Cell, Row, spread
+from campaign.results import Cell, Row, at_most, spread
 from campaign.sizes import PRESET_BATCH, REPORTED, Size
 from qdeploy.core.files import read_json
 from qdeploy.core.intervals import wilson_interval
 from qdeploy.core.run_folder import RECORD
+from qdeploy.data.places import look_for
 
+PAPER_VAL_TOP1, PAPER_SPREAD, PAPER_MEMORY_GB, PAPER_EPOCH_S = 54.7, 0.2, 9.2, 333
+"""The paper's reported run: three runs on 20,000 validation images, on one P100 (paper, III.D and IV.A)."""
+PLACES = {
+    "tiny-imagenet": ("tiny-imagenet-200", "tiny-imagenet-200.zip"),
+    "cifar-10": ("cifar-10-batches-bin", "cifar-10-binary.tar.gz"),
+}
+"""Names under which the published sets are looked for; nothing is downloaded by the campaign."""
 TEST_TOP1 = 94.5
 """What 5.9 is to reach on an H200."""
 
@@ -31,6 +40,53 @@ def accuracy_verdict(rows: dict[str, Row]) -> Row:
         for name, row in rows.items()
         if row["model"] == REPORTED
     }
+
+
+class SkippedError(Exception):
+    """A row that cannot be made on this machine."""
+
+
+def real_cells(data: str, options: list[str], size: Size, work: Path) -> dict[str, Cell]:
+    """Rows of a run on a published set, one a seed; skipped where the set is not on this machine."""
+    here = size.data if size.variants else data  # a dry run has the embedded images
+    if size.variants:
+        options = ["--epochs", str(size.epochs), *written(size.trained)]
+    return {
+        f"{data}, seed {seed}": partial(real_row, here, [*options, "--seed", str(seed)], work)
+        for seed in range(size.seeds)
+    }
+
+
+def real_row(data: str, options: list[str], work: Path, seconds: float) -> Row | None:
+    if data in PLACES and look_for(data, Path.exists, PLACES[data]) is None:
+        raise SkippedError(f"{data} is not on this machine; put {PLACES[data][1]} into ./data")
+    return training_row(data, options, work, seconds)
+
+
+def tiny_imagenet_cells(size: Size, work: Path) -> dict[str, Cell]:
+    return real_cells("tiny-imagenet", ["--recipe", "qonstraint-5.9", "--epochs", "70"], size, work)
+
+
+def cifar_cells(size: Size, work: Path) -> dict[str, Cell]:
+    return real_cells("cifar-10", ["--recipe", "mobilevit-thesis", "--amp", "auto"], size, work)
+
+
+def tiny_imagenet_verdict(rows: dict[str, Row]) -> Row:
+    """Compare with the paper: mean and deviation of the validation top-1, memory and the time of an epoch."""
+    runs = [row for row in rows.values() if row["model"] == REPORTED]
+    if not runs:
+        return {}
+    values = [row["val_top1"] for row in runs]
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    memory, epoch = max(row["peak_memory_bytes"] for row in runs), max(row["epoch_s"] for row in runs)
+    return {
+        "validation top-1": {
+            "found": round(statistics.fmean(values), 2), "std": deviation, "n": len(values),
+            "paper": PAPER_VAL_TOP1, "paper_std": PAPER_SPREAD,
+        },
+        "memory, GB": at_most(memory / 1e9, PAPER_MEMORY_GB),
+        "seconds of an epoch": at_most(epoch, PAPER_EPOCH_S),
+    }  # fmt: skip
 
 
 def presets_cells(size: Size, work: Path) -> dict[str, Cell]:
@@ -57,7 +113,7 @@ def training_row(data: str, options: list[str], work: Path, seconds: float) -> R
     record = read_json(folder / RECORD)
     results, images = record["results"], record["dataset"]["images"]
     with (folder / "log.csv").open(newline="") as stream:
-        log = [{name: float(value) for name, value in line.items()} for line in csv.DictReader(stream)]
+        log = [{k: v if k == "events" else float(v) for k, v in line.items()} for line in csv.DictReader(stream)]
     low, high = wilson_interval(results["test_top1"] / 100, images["test"])
     return {
         "train_command": " ".join(["qdeploy train", *arguments]),
@@ -69,7 +125,7 @@ def training_row(data: str, options: list[str], work: Path, seconds: float) -> R
         "test_top1": round(results["test_top1"], 2),
         "test_top1_ci95": [round(100 * low, 2), round(100 * high, 2)],
         **{name: results[name] for name in ("val_top1", "best_epoch", "best_weights", "seconds", "images_per_s")},
-        **{name: results[name] for name in ("data_share", "peak_memory_bytes")},
+        **{name: results[name] for name in ("data_share", "peak_memory_bytes", "epoch_s")},
         "epoch_train_s": spread([line["train_s"] for line in log]),
         "log": log,
     }

@@ -8,8 +8,8 @@ from typing import Any
 
 from qdeploy.core.html import Markup, tag
 
-COLOURS = ("#3b6ea8", "#e0a03c", "#3a7d44", "#c0603a", "#7a5aa8")
-GREY = "#9aa6b2"
+COLOURS = ("var(--fp32)", "var(--accent)", "var(--share-2)", "var(--share-4)", "var(--share-1)")
+GREY = "var(--soft)"
 WIDTH = 900
 LEFT = 230
 """Pixels from the left where names end and figures begin."""
@@ -55,7 +55,7 @@ def intervals(comparisons: Sequence[Mapping[str, Any]]) -> Markup:
     parts.append(_text(place(1), height - 6, f"as fast as {comparisons[0]['against']}", "middle"))
     for i, c in enumerate(comparisons):
         y = i * ROW + 20
-        colour = {"faster": "#3a7d44", "slower": "#c0603a"}.get(c["finding"], GREY)
+        colour = {"faster": "var(--good)", "slower": "var(--bad)"}.get(c["finding"], GREY)
         x0, x1 = (place(v) for v in c["ci95"])
         whisker = f"M{x0:.1f} {y}H{x1:.1f}M{x0:.1f} {y - 5}v10M{x1:.1f} {y - 5}v10"
         parts.append(tag("path", d=whisker, stroke=colour, stroke_width=2))
@@ -104,7 +104,7 @@ def _box(x: float, y: float, width: float, height: float, colour: str, title: st
 
 
 def _line(x: float, y0: float, y1: float, name: str) -> list[Markup]:
-    line = tag("path", d=f"M{x:.1f} {y0}V{y1}", stroke="#1c2430", stroke_dasharray="2 2")
+    line = tag("path", d=f"M{x:.1f} {y0}V{y1}", stroke="var(--text)", stroke_dasharray="2 2")
     return [line, _text(x, y0 - 3, name, "middle")]
 
 
@@ -115,10 +115,10 @@ def _name(text: str, y: float) -> Markup:
 
 def _text(x: float, y: float, text: str, place: str = "start") -> Markup:
     if place == "small":
-        return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", font_size=11, fill="#5a6675")
+        return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", font_size=11, class_="soft")
     return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=place)
 
 
 def _svg(label: str, height: float, parts: Sequence[Markup]) -> Markup:
     box = f"0 0 {WIDTH} {height}"
-    return tag("svg", *parts, viewBox=box, width="100%", font_size=12, role="img", aria_label=label)
+    return tag("svg", *parts, viewBox=box, font_size=12, role="img", aria_label=label, class_="chart")

@@ -1,24 +1,18 @@
-"""The bench report as one static HTML page: first whether it may be quoted, then figures and tables."""
+"""The bench report as one static HTML page: first what was found and whether it may be quoted."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from qdeploy.bench.drawing import histograms, intervals, stacked
 from qdeploy.bench.phases import PHASES
+from qdeploy.core.figures import Bar, quantities, raw, verdict
 from qdeploy.core.html import Markup, page, table, tag
+from qdeploy.core.page_style import STYLE
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #d8dee6}
-th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
-.verdict{background:#eef4ee;border-left:4px solid #3a7d44;padding:.6rem 1rem}
-.rejected{background:#f8eeee;border-color:#a33}
-.small{color:#5a6675;font-size:.9em}.words td,.words th{text-align:left;overflow-wrap:anywhere}
-"""
 _RUNGS = ("python", "runtime", "model", "first run", "all runs")
 
 
@@ -28,13 +22,13 @@ def html_page(report: Mapping[str, Any]) -> str:
     title = f"qdeploy bench: {config['scenario']}, {results[0]['samples']} image(s) a query"
     return page(
         title,
-        _STYLE,
+        STYLE,
         tag("h1", title + (" (quick)" if report["quick"] else "")),
-        _verdict(report["validity"]),
-        *(tag("p", c["words"]) for c in report["comparisons"]),
+        _verdict(report),
+        quantities(_quantities(results)),
         *_baseline(report.get("baseline")),
         tag("h2", "Latency of a query"),
-        histograms(results),
+        tag("div", histograms(results), class_="plot"),
         tag("p", "Dots: the median of each time that the model was opened anew.", class_="small"),
         table(_HEAD, [_row(r) for r in results], kind="numbers"),
         *_server(results),
@@ -47,6 +41,7 @@ def html_page(report: Mapping[str, Any]) -> str:
         table(("what", "found"), _environment(report["environment"]), kind="words"),
         tag("h2", "Files"),
         table(("file", "engine", "SHA-256"), [[r["path"], r["engine"], r["sha256"]] for r in results], kind="words"),
+        raw("Everything as data", json.dumps(report, indent=1)),
     )
 
 
@@ -54,11 +49,38 @@ _HEAD = ("model", "top-1 %", "p50 ms", "p90", "p95", "p99", "mean", "std", "n", 
 _START_HEAD = ("model", "import ms", "load ms", "first run ms", "whole qdeploy predict ms", "from", "to")
 
 
-def _verdict(validity: Mapping[str, Any]) -> Markup:
+def _verdict(report: Mapping[str, Any]) -> Markup:
+    """Say what the comparison found, and whether it may be quoted."""
+    validity, found = report["validity"], [c["words"] for c in report["comparisons"]]
+    words = ". ".join(found) + "." if found else f"{len(report['results'])} model(s) measured."
     if validity["valid"]:
-        return tag("p", "Valid.", class_="verdict")
-    reasons = tag("ul", *(tag("li", reason) for reason in validity["reasons"]))
-    return tag("div", "Not valid for publication:", reasons, class_="verdict rejected")
+        return verdict("good", f"{words} Valid.")
+    return verdict("wait", f"{words} Not valid for publication:", validity["reasons"])
+
+
+def _quantities(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Bar]]]:
+    """Return accuracy, latency, size and memory of every model; of accuracy and latency with their intervals."""
+    known = [(r, r["accuracy"]) for r in results if r["accuracy"].get("top1") is not None]
+    return [
+        (
+            "Accuracy, with its 95 % interval",
+            [_bar(r, a["top1"], f"{a['top1']:.2f} %", a.get("ci95")) for r, a in known],
+        ),
+        ("Latency, and its range", [_bar(r, *_latency(r)) for r in results]),
+        ("Size of the file", [_bar(r, r["model_bytes"], f"{r['model_bytes'] / 1e6:.2f} MB") for r in results]),
+        ("Peak memory", [_bar(r, r["peak_rss_bytes"], f"{r['peak_rss_bytes'] / 1e6:.0f} MB") for r in results]),
+    ]
+
+
+def _latency(r: Mapping[str, Any]) -> tuple[float, str, Sequence[float] | None]:
+    launches, p50 = r["launches_p50_ms"], r["latency_ms"]["p50"]
+    return p50, f"{p50:.3f} ms", (min(launches), max(launches)) if launches else None
+
+
+def _bar(r: Mapping[str, Any], value: float, words: str, interval: Sequence[float] | None = None) -> Bar:
+    ends = (interval[0], interval[1]) if interval else None
+    kind = "int8" if r["precision"] == "int8" else "fp32"
+    return Bar(name=r["name"], precision=kind, value=value, words=words, interval=ends)
 
 
 def _baseline(baseline: Mapping[str, Any] | None) -> list[Markup]:
@@ -106,7 +128,7 @@ def _comparison(comparisons: Sequence[Mapping[str, Any]]) -> list[Markup]:
     if not comparisons:
         return []
     note = "Times as fast as the first model, with the 95 % interval of all comparisons together."
-    return [tag("h2", "Comparison"), tag("p", note, class_="small"), intervals(comparisons)]
+    return [tag("h2", "Comparison"), tag("p", note, class_="small"), tag("div", intervals(comparisons), class_="plot")]
 
 
 def _phases(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
@@ -123,7 +145,7 @@ def _phases(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
     ]
     return [
         tag("h2", "From an encoded image to its labels"),
-        stacked(rows, names, "ms"),
+        tag("div", stacked(rows, names, "ms"), class_="plot"),
         tag("p", "Medians, one image at a time, 64 different JPEG files of 128x128 pixels.", class_="small"),
         table(("model", "phase", "p50 ms", "p90", "p95", "p99"), lines, kind="numbers"),
     ]
@@ -139,7 +161,7 @@ def _memory(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
     ]
     return [
         tag("h2", "Peak memory of a fresh process"),
-        stacked(rows, _RUNGS, "MB"),
+        tag("div", stacked(rows, _RUNGS, "MB"), class_="plot"),
         table(
             ("model", "python MB", "+ runtime", "+ model", "+ first run", "+ all runs", "growth"),
             lines,

@@ -5,6 +5,7 @@ Array names: N images, K labels.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ SUBJECTS = (
     "data",
     "versions",
     "accuracy",
+    "confidence",
     "graph",
 )
 """Subjects of a comparison, in the order in which they are reported."""
@@ -188,8 +190,18 @@ def _facts(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
         "data": asdict(origin.dataset),
         "versions": made,
         "accuracy": card.accuracy.to_dict() if card.accuracy else {},
+        "confidence": _confidence_facts(card),
         "graph": {} if artifact.engine else operator_counts(artifact.data),
     }
+
+
+def _confidence_facts(card: Card) -> dict[str, Any]:
+    """Return temperature, threshold and how both were found; what was measured before and after, number by number."""
+    facts = card.confidence.to_dict() if card.confidence else {}
+    measured = {name: facts.pop(name, None) or {} for name in ("before", "after")}
+    if reference := facts.pop("reference", None):
+        facts["reference_sha256"] = sha256_of(json.dumps(reference).encode())
+    return facts | {f"{name}.{k}": v for name, values in measured.items() for k, v in values.items()}
 
 
 def _calibration_facts(card: Card) -> dict[str, Any]:
@@ -223,9 +235,9 @@ def _relation(a: Artifact, b: Artifact, different: set[str]) -> str:
     parents = [x.engine.source_sha256 if x.engine else x.card.origin.parent_sha256 for x in (a, b)]
     if a.sha256 == b.sha256:
         return "A and B are the same file"
-    if parents[1] == a.sha256:
+    if parents[1] in a.known_as:
         return f"B was made from A: its {b.card.precision} form"
-    if parents[0] == b.sha256:
+    if parents[0] in b.known_as:
         return f"A was made from B: its {a.card.precision} form"
     if parents[0] == parents[1] and parents[0]:
         return "A and B were made from the same weights"

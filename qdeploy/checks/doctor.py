@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from qdeploy.checks.holes import known_holes
 from qdeploy.core.artifact import EXPORTS, SHIPPED, Artifact, read_artifact
 from qdeploy.core.errors import EngineError, InputError, MissingDependencyError, QdeployError
-from qdeploy.core.files import require_writable
 from qdeploy.core.machine import (
     FAST_INT8_FLAGS,
     SPEED_FLAGS,
@@ -31,6 +32,7 @@ from qdeploy.core.machine import (
 )
 from qdeploy.core.run_folder import RUNS
 from qdeploy.core.telemetry import SWITCHES, set_by_user
+from qdeploy.core.whole import require_writable
 from qdeploy.data.places import cache_folder
 from qdeploy.runtime.classifier import recommended_file
 from qdeploy.runtime.engines.tensorrt_library import find_gpu, load_package
@@ -47,8 +49,8 @@ class Finding:
     """One thing that was looked at."""
 
     name: str
-    status: Literal["ok", "missing", "problem"]
-    """missing: not here and not needed by everyone; problem: broken."""
+    status: Literal["ok", "missing", "warning", "problem"]
+    """missing: not here and not needed by everyone; warning: works, and is better not left so; problem: broken."""
     detail: str
     fix: str = ""
     """What to run or do, if anything."""
@@ -79,6 +81,7 @@ def _findings() -> Iterator[Finding]:
     found = f"{platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"
     yield Finding(name="python", status="ok", detail=f"{found} at {sys.executable}")
     yield _base()
+    yield from holes_findings(_version)
     yield telemetry_finding()
     yield int8_finding()
     yield _cores()
@@ -86,8 +89,10 @@ def _findings() -> Iterator[Finding]:
     for what, folder in (("runs", RUNS), ("exports", EXPORTS), ("cache", cache_folder())):
         yield folder_finding(what, folder)
     yield gpu_finding()
+    if torch_finding := training_gpu_finding():
+        yield torch_finding
     try:
-        artifact = read_artifact(recommended_file(SHIPPED))
+        artifact = read_artifact(recommended_file(SHIPPED), trusted=())  # it came with the package
     except QdeployError as error:
         yield Finding(name="shipped model", status="problem", detail=str(error), fix=_REINSTALL)
     else:
@@ -107,6 +112,17 @@ def _base() -> Finding:
         missing = ", ".join(absent)
         return Finding(name="base", status="problem", detail=f"not installed: {missing}", fix="pip install qdeploy")
     return Finding(name="base", status="ok", detail=", ".join(f"{k} {v}" for k, v in versions.items()))
+
+
+def holes_findings(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
+    """Warn of packages in whose installed version a vulnerability is known."""
+    for hole in known_holes(version_of):
+        yield Finding(
+            name=f"known hole in {hole.package}",
+            status="warning",
+            detail=f"{hole.package} {version_of(hole.package)}: {hole.what} ({', '.join(hole.ids)})",
+            fix=f"pip install -U '{hole.package}>={hole.fixed}'",
+        )
 
 
 def telemetry_finding() -> Finding:
@@ -204,13 +220,62 @@ def gpu_finding() -> Finding:
     return Finding(name="gpu", status="missing", detail="no NVIDIA driver: everything runs on the CPU")
 
 
+LEAST_CAPABILITY = ((13.0, 7.5), (12.8, 7.0), (0.0, 5.0))
+"""The CUDA that a published PyTorch was built with, and the lowest compute capability that it has kernels for.
+
+Those for 12.8 lose 7.0 from PyTorch 2.11 on; for 12.6 the last is 2.14 (pytorch/pytorch issues 172352 and 190385).
+"""
+
+
+def training_gpu_finding() -> Finding | None:
+    """Tell whether the installed PyTorch has kernels for the GPU; None without either. PyTorch is not imported."""
+    cuda, capability = torch_cuda(), gpu_capability()
+    if cuda is None or capability is None:
+        return None
+    least = next(least for since, least in LEAST_CAPABILITY if cuda >= since)
+    what = f"PyTorch for CUDA {cuda:g}, a GPU of compute capability {capability:g}"
+    if capability >= least:
+        return Finding(name="training on the GPU", status="ok", detail=what)
+    return Finding(
+        name="training on the GPU",
+        status="problem",
+        detail=f"{what}: it has no kernels below {least:g}",
+        fix="install a build of PyTorch for CUDA 12.6 (the last is 2.14), or train with device=cpu",
+    )
+
+
+def torch_cuda() -> float | None:
+    """Return the CUDA version that the installed PyTorch was built with; None without PyTorch or CUDA."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    version = Path(spec.origin).with_name("version.py")
+    found = re.search(r"^cuda\b.*= *'(\d+\.\d+)", version.read_text() if version.is_file() else "", flags=re.M)
+    return float(found.group(1)) if found else None
+
+
+def gpu_capability() -> float | None:
+    """Return the lowest compute capability of this machine's NVIDIA GPUs; None if nvidia-smi tells none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    try:
+        done = subprocess.run(
+            [tool, "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # gpu_finding says so
+    values = re.findall(r"^\s*(\d+\.\d+)\s*$", done.stdout, flags=re.M)
+    return min(map(float, values), default=None)
+
+
 def engine_finding(name: str, engine: Engine, artifact: Artifact) -> Finding:
     """Open the shipped model with an engine and compare with its goldens, or say what is lacking."""
     subject = f"engine {name}"
     if engine.builder:
         return _builder_finding(subject, engine, engine.builder)
     if engine.library == "openvino" and saturates(artifact.card.target):
-        artifact = read_artifact(SHIPPED / "model.fp32.onnx")  # it refuses the INT8 one on this CPU
+        artifact = read_artifact(SHIPPED / "model.fp32.onnx", trusted=())  # it refuses the INT8 one on this CPU
     try:
         with open_session(artifact, name) as session:
             return Finding(name=subject, status="ok", detail=f"{session.engine}: goldens of the shipped model agree")

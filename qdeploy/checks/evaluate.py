@@ -9,19 +9,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qdeploy.checks.confidence import Answers, Trust, measure_others
 from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.card import Card
-from qdeploy.core.errors import DataError, InputError
+from qdeploy.core.cautions import cautions
+from qdeploy.core.errors import ArtifactError, DataError, InputError
+from qdeploy.core.image_formats import chosen_formats, formats_of_run
 from qdeploy.core.intervals import PairedDifference, paired_counts, wilson_interval
-from qdeploy.core.metrics import Floats, label_ranks
+from qdeploy.core.metrics import Floats, MacroScores, label_ranks, macro_scores
 from qdeploy.core.progress import Progress
+from qdeploy.core.reliability import scores_of
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import ALL, Batch, LabelledImages, labelled_images
 from qdeploy.runtime.session import Session, open_session
@@ -38,11 +43,17 @@ class EvalConfig:
     """A data set's name, or its folder or archive."""
     split: str = "test"
     """train, val or test as training cuts them, or all."""
+    formats: tuple[str, ...] | None = None
+    """Which image files are taken, as ``("jpeg", "png")``; by default those that the model's training took."""
     batch_size: int = 32
     """Images of one inference; larger ones gain nothing on a CPU."""
     engine: str = "ort"
     threads: int | None = None
     """Threads of one inference; by default 1 for small models, else the usable cores."""
+    abstain: bool = True
+    """Whether images below the file's threshold, if it has one, are unanswered."""
+    unknown: Path | None = None
+    """A folder of images of other things, which the model should not know."""
     against: Path | None = None
     """Another model file, the fp32 one say, that the accuracy is compared with image by image."""
     max_drop: float = 1.0
@@ -54,6 +65,8 @@ class EvalConfig:
         if not 1 <= self.batch_size <= 4096:
             raise InputError("`batch_size` must be between 1 and 4096", found=self.batch_size)
         AccuracyBudget(points=self.max_drop)
+        if self.formats is not None:
+            chosen_formats(self.formats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +97,10 @@ class Scored:
     predicted: str
     probability: float
     """Probability of the predicted label, in [0, 1]."""
+    score: float
+    """How much the image is like those the model was made with."""
+    unknown: bool
+    """Whether that is below the file's threshold."""
     rank: int
     """Rank of the true label among all labels; 1 for a right answer."""
 
@@ -130,10 +147,14 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     """A row for each true label, a column for each answer."""
     classes: tuple[ClassScore, ...]
+    macro: MacroScores
+    """Means over the classes that occur."""
     images_per_s: float
     """Images per second of inference alone, without decoding."""
     card_accuracy: dict[str, Any]
     """Accuracy as the artifact's card states it."""
+    trust: Trust
+    """How far its confidence can be trusted."""
     against: Against | None = None
     """None if no other file was given."""
     notes: tuple[str, ...]
@@ -152,7 +173,7 @@ def evaluate(
     progress: Progress | None = None,
     each: Callable[[Scored], None] | None = None,
 ) -> Evaluation:
-    """Measure an artifact's accuracy in constant memory.
+    """Measure an artifact's accuracy; of an image only its logits are kept in memory.
 
     An image counts as right in top-k if fewer than k labels come before its own; of equal logits the label with the
     lower index comes first.
@@ -170,10 +191,10 @@ def evaluate(
     config = config or EvalConfig()
     artifact = read_artifact(path)
     card = artifact.card
-    images = labelled_images(config.data, config.split, card.preprocessing, card.labels, progress)
-    tally, pairs, engine = _counted(artifact, config, images, progress, each)
-    if tally.n == 0:
-        raise DataError(f"{images.name} has no usable image in {images.split}")
+    trained_on = formats_of_run(card.origin.training)
+    rules = card.preprocessing.taking(config.formats or trained_on)
+    images = labelled_images(config.data, config.split, rules, card.labels, progress)
+    tally, pairs, trust, engine = _counted(artifact, config, images, progress, each)
     top1, ci95 = _share(tally.within[0], tally.n)
     top5, top5_ci95 = _share(tally.within[1], tally.n) if len(card.labels) > TOP5 else (None, None)
     return Evaluation(
@@ -191,10 +212,17 @@ def evaluate(
         labels=card.labels,
         confusion=tuple(map(tuple, tally.confusion.tolist())),
         classes=_class_scores(card.labels, tally.confusion),
+        macro=macro_scores(tally.confusion),
         images_per_s=tally.n / tally.seconds,
         card_accuracy=card.accuracy.to_dict() if card.accuracy else {},
+        trust=trust,
         against=pairs.against(config) if config.against else None,
-        notes=(*images.notes, *_lineage_notes(card, images, tally.calibrated)),
+        notes=(
+            *_format_notes(config, trained_on),
+            *images.notes,
+            *lineage_notes(card, images, tally.calibrated),
+            *cautions(card.labels, tally.confusion.tolist(), split=images.split.replace(ALL, "measured")),
+        ),
         problems=tuple(images.problems),
     )
 
@@ -205,24 +233,45 @@ def _counted(
     images: LabelledImages,
     progress: Progress | None,
     each: Callable[[Scored], None] | None,
-) -> tuple[_Tally, _Pairs, str]:
+) -> tuple[_Tally, _Pairs, Trust, str]:
     """Run all images; return what was counted, and what ran them."""
     card = artifact.card
     tally = _Tally(card.labels, frozenset(card.calibration.images if card.calibration else ()))
-    pairs = _Pairs()
+    pairs, answers = _Pairs(), Answers()
     with ExitStack() as stack:
         session = stack.enter_context(open_session(artifact, config.engine, config.threads))
         other = stack.enter_context(_other(config, card)) if config.against else None
         for batch, logits, probabilities, seconds in _inferred(session, images.batches(config.batch_size)):
+            require_finite(artifact.path, batch, probabilities)
             tally.add(batch, logits, seconds)
+            answers.add(logits, batch.labels)
             if other:
-                pairs.add(logits.argmax(1), other.infer(batch.pixels)[0].argmax(1), batch.labels)
+                theirs, their_probabilities = other.infer(batch.pixels)
+                require_finite(config.against, batch, their_probabilities)
+                pairs.add(logits.argmax(1), theirs.argmax(1), batch.labels)
             if each:
-                for answer in _scored(batch, logits, probabilities, card.labels):
+                for answer in _scored(batch, logits, probabilities, card, config.abstain):
                     each(answer)
             if progress:
                 progress(tally.n, images.count)
-        return tally, pairs, session.engine
+        if tally.n == 0:
+            raise DataError(f"{images.name} has no usable image in {images.split}")
+        others = config.unknown and partial(measure_others, config.unknown, card, session, config.abstain)
+        return tally, pairs, answers.trust(card, config.abstain, others or None), session.engine
+
+
+def require_finite(path: Path | None, batch: Batch, probabilities_BK: Floats) -> None:
+    """Refuse answers that have no place in an order.
+
+    Raises:
+        ArtifactError: If one is NaN or infinite; it names the image.
+    """
+    broken = ~np.isfinite(probabilities_BK).all(axis=1)
+    if broken.any():
+        raise ArtifactError(
+            f"the answer of {path} to {batch.names[int(broken.argmax())]} is not finite: the file is not sound",
+            fix="compare it with its fp32 file, or export it again",
+        )
 
 
 class _Tally:
@@ -292,8 +341,9 @@ def _inferred(session: Session, batches: Iterator[Batch]) -> Iterator[tuple[Batc
         yield batch, logits, probabilities, time.perf_counter() - begin
 
 
-def _scored(batch: Batch, logits_BK: Floats, probabilities_BK: Floats, labels: tuple[str, ...]) -> Iterator[Scored]:
-    answers, ranks = logits_BK.argmax(axis=1), label_ranks(logits_BK, batch.labels)
+def _scored(batch: Batch, logits_BK: Floats, probabilities_BK: Floats, card: Card, abstain: bool) -> Iterator[Scored]:
+    answers, ranks, labels = logits_BK.argmax(axis=1), label_ranks(logits_BK, batch.labels), card.labels
+    scores, cut = scores_of(logits_BK, card.temperature), card.cut if abstain else None
     for i, name in enumerate(batch.names):
         yield Scored(
             image=name,
@@ -301,6 +351,8 @@ def _scored(batch: Batch, logits_BK: Floats, probabilities_BK: Floats, labels: t
             label=labels[batch.labels[i]],
             predicted=labels[answers[i]],
             probability=float(probabilities_BK[i, answers[i]]),
+            score=round(float(scores[i]), 4),
+            unknown=cut is not None and bool(scores[i] < cut.threshold),
             rank=int(ranks[i]) + 1,
         )
 
@@ -331,11 +383,20 @@ def _class_scores(labels: tuple[str, ...], confusion: Integers) -> tuple[ClassSc
     return tuple(scores)
 
 
-def _lineage_notes(card: Card, images: LabelledImages, calibrated: int) -> list[str]:
+def _format_notes(config: EvalConfig, trained_on: tuple[str, ...] | None) -> list[str]:
+    """Say that files are left out because the training left such files out."""
+    if config.formats is not None or trained_on is None:
+        return []
+    return [f"only {', '.join(trained_on)} files are taken, as in the model's training; `formats` takes others"]
+
+
+def lineage_notes(card: Card, images: LabelledImages, calibrated: int) -> list[str]:
     """Return notes on images that the model was trained, chosen or calibrated on."""
     trained = card.origin.dataset
     notes = []
-    if images.sha256 is not None and images.sha256 == trained.sha256:
+    if not card.origin.training:
+        notes.append("qdeploy did not train this model: whether it was trained on these images is not known")
+    elif images.sha256 is not None and images.sha256 == trained.sha256:
         notes.append(f"{images.name} is the data set that the model was trained on; {_KNOWN[images.split]}")
     elif images.split == ALL and images.name == trained.name:
         notes.append(

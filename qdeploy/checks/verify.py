@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qdeploy.core.artifact import CHECKSUM_KEY, ONNX_FILES, Artifact, model_files, read_artifact
+from qdeploy.core.card import Card
 from qdeploy.core.engine_file import is_engine
 from qdeploy.core.errors import ArtifactError, EngineError, InputError, MissingDependencyError
 from qdeploy.core.files import read_json, sha256_of
+from qdeploy.core.image_formats import formats_of_run
 from qdeploy.core.progress import Progress
+from qdeploy.core.reliability import log_softmax
 from qdeploy.core.run_folder import RECORD, RUNS, read_run
+from qdeploy.core.signing import require_signature, trusted_keys
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
-from qdeploy.runtime.session import engines_for, open_session
+from qdeploy.runtime.session import Rows, engines_for, open_session
+from qdeploy.runtime.trial import require_bounded
+
+TEMPERATURE_ROUNDING = 0.01
+"""Largest difference of a probability that is rounding, in float16 too; another temperature moves more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +58,13 @@ class Verification:
         return {"path": self.path, "ok": self.ok, "checks": [asdict(c) for c in self.checks]}
 
 
-def verify(path: Path, data: str | None = None, progress: Progress | None = None) -> Verification:
+def verify(
+    path: Path,
+    data: str | None = None,
+    progress: Progress | None = None,
+    *,
+    keys: Sequence[Path] | None = None,
+) -> Verification:
     """Check a model file, or every file of an export's folder.
 
     A model file inside an export's folder is also checked against the folder's report and its parent.
@@ -56,11 +73,13 @@ def verify(path: Path, data: str | None = None, progress: Progress | None = None
         path: The file or folder.
         data: The data set it was made with, as for ``load_dataset``; given, its hash and splits are checked too.
         progress: Called while the data set is read.
+        keys: Public keys, one of which must have signed each file; by default those of ``QDEPLOY_TRUSTED_KEYS``.
 
     Raises:
         InputError: If it is neither a model file nor an export.
         DataError: If the data set cannot be read.
     """
+    signers = trusted_keys() if keys is None else tuple(keys)
     folder = path if path.is_dir() else path.parent
     files = model_files(path)
     checks: list[Check] = []
@@ -70,24 +89,35 @@ def verify(path: Path, data: str | None = None, progress: Progress | None = None
         checks.append(found if isinstance(found, Check) else _whole(found))
         if isinstance(found, Artifact):
             artifacts.append(found)
+            if signers:
+                checks.append(_signature(found, signers))
     checks += _report_checks(folder, files, required=path.is_dir())
     for artifact in artifacts:
-        checks += [_card(artifact), _calibration(artifact, folder), _parent(artifact, folder), _goldens(artifact)]
+        checks += [_card(artifact), _calibration(artifact, folder), _parent(artifact, folder), *_goldens(artifact)]
     if data is not None:
         for artifact in artifacts:
-            checks += _data_checks(artifact, load_dataset(data, artifact.card.preprocessing, progress))
+            rules = artifact.card.preprocessing.taking(formats_of_run(artifact.card.origin.training))
+            checks += _data_checks(artifact, load_dataset(data, rules, progress))
     return Verification(path=str(path), checks=tuple(checks))
 
 
 def _opened(file: Path, *, lone: bool) -> Artifact | Check:
     """Read a file; what qdeploy once wrote and is damaged is a failed check, anything else given alone no artifact."""
     try:
-        return read_artifact(file)
+        return read_artifact(file, trusted=())  # signatures are a check of their own
     except ArtifactError as error:
-        data = file.read_bytes() if file.is_file() else b""
+        data = file.read_bytes() if os.path.isfile(file) else b""
         if lone and CHECKSUM_KEY.encode() not in data and not is_engine(data):
             raise
         return Check(name=f"{file.name}: checksum", ok=False, detail=str(error))
+
+
+def _signature(artifact: Artifact, keys: Sequence[Path]) -> Check:
+    name = f"{artifact.path.name}: signature"
+    try:
+        return Check(name=name, ok=True, detail=f"by {require_signature(artifact.path, artifact.data, keys)}")
+    except ArtifactError as error:
+        return Check(name=name, ok=False, detail=str(error))
 
 
 def _whole(artifact: Artifact) -> Check:
@@ -184,11 +214,20 @@ def _parent(artifact: Artifact, folder: Path) -> Check:
     if artifact.engine is None and artifact.card.precision == "fp32":
         return _weights(name, parent)
     for file in sorted(folder.glob(ONNX_FILES)):
-        if file.name != artifact.path.name and sha256_of(file.read_bytes()) == parent:
+        if file.name != artifact.path.name and _made_from(artifact.card, parent, file):
             return Check(name=name, ok=True, detail=f"made from {file.name}")
     if (folder / "report.json").is_file():
         return Check(name=name, ok=False, detail=f"no file in {folder} is its parent {parent[:12]}")
     return Check(name=name, ok=None, detail=f"its parent {parent[:12]} is not here")
+
+
+def _made_from(card: Card, parent: str, file: Path) -> bool:
+    """Tell whether a file is the parent, or the same model that says it was before `qdeploy calibrate`."""
+    try:
+        other = read_artifact(file, trusted=())
+    except ArtifactError:  # of any tool, or damaged, which its own check tells
+        return sha256_of(file.read_bytes()) == parent
+    return other.sha256 == parent or (parent in other.known_as and other.card.model == card.model)
 
 
 def _weights(name: str, digest: str) -> Check:
@@ -204,24 +243,38 @@ def _weights(name: str, digest: str) -> Check:
     return Check(name=name, ok=None, detail=f"the run with the weights {digest[:12]} is not below ./{RUNS}")
 
 
-def _goldens(artifact: Artifact) -> Check:
-    """Run the goldens with the first engine that opens such files here."""
+def _goldens(artifact: Artifact) -> list[Check]:
+    """Run the goldens with the first engine that opens such files here, and see that the card's temperature acts."""
     name = f"{artifact.path.name}: goldens"
     goldens = artifact.card.goldens
     reasons = []
     for engine in engines_for(artifact):
         try:
+            require_bounded(artifact)
             with open_session(artifact, engine, selftest=False) as session:
-                rows, _ = session.infer_bytes(goldens.pixels, len(goldens.rows))
+                rows, probabilities = session.infer_bytes(goldens.pixels, len(goldens.rows))
                 found, what = goldens.sqnr_db(rows), session.engine
         except MissingDependencyError as error:
             reasons.append(str(error))
             continue
         except (ArtifactError, EngineError) as error:
-            return Check(name=name, ok=False, detail=str(error))
+            return [Check(name=name, ok=False, detail=str(error))]
         detail = f"{found:.1f} dB on {len(goldens.rows)} images with {what}, at least {goldens.min_sqnr_db:.0f} needed"
-        return Check(name=name, ok=found >= goldens.min_sqnr_db, detail=detail)
-    return Check(name=name, ok=None, detail=reasons[0] if reasons else "no engine of this version opens it")
+        good = Check(name=name, ok=found >= goldens.min_sqnr_db, detail=detail)
+        return [good, _temperature(artifact, rows, probabilities)]
+    return [Check(name=name, ok=None, detail=reasons[0] if reasons else "no engine of this version opens it")]
+
+
+def _temperature(artifact: Artifact, logits: Rows, probabilities: Rows) -> Check:
+    """Check that the probabilities are the softmax of the logits at the temperature of the card."""
+    temperature = artifact.card.temperature
+    expected = np.exp(log_softmax(np.asarray(logits, np.float32), temperature))
+    off = float(np.abs(expected - np.asarray(probabilities)).max(initial=0.0))
+    name, least = f"{artifact.path.name}: confidence", TEMPERATURE_ROUNDING
+    detail = f"probabilities are those of temperature {temperature:.4g}"
+    if not off <= least:
+        detail = f"probabilities differ by {off:.2g} from those of temperature {temperature:.4g}, which the card names"
+    return Check(name=name, ok=off <= least, detail=detail)
 
 
 def _data_checks(artifact: Artifact, dataset: Dataset) -> Iterator[Check]:

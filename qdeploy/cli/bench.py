@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qdeploy.cli.options import OUTPUT, Json, Verbose
-from qdeploy.cli.output import Bar, emit_json, note
+from qdeploy.cli.output import Bar, emit_json, note, say
 from qdeploy.cli.tables import WIDTH, show_table, table
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def bench_command(
     from qdeploy.bench.baseline import TOLERANCE_PERCENT, changes_since, read_baseline, require_comparable
     from qdeploy.bench.page import html_page
     from qdeploy.core.errors import InputError
-    from qdeploy.core.files import require_writable, write_rendered
+    from qdeploy.core.files import write_rendered
+    from qdeploy.core.whole import is_special, require_writable
 
     config = BenchConfig(
         scenario=scenario,
@@ -105,7 +106,7 @@ def bench_command(
     earlier = read_baseline(baseline) if baseline else None
     if html and not html.parent.is_dir():
         raise InputError(f"cannot write {html}: there is no folder {html.parent}; make it or give another path")
-    if html:
+    if html and not is_special(html):
         require_writable(html.parent)
     paths, report_page = _model_files(artifacts or ())
     if earlier:
@@ -126,13 +127,13 @@ def bench_command(
     else:
         show(report, verbose)
         for change in changes:
-            print(f"since {baseline}: {change.words()}")
+            say(f"since {baseline}: {change.words()}")
     if html and write_rendered(html, lambda: html_page(document).encode(), note) is None:
         html = None
     if not json:
         for page in (html, report_page):
             if page:
-                print(f"report: {page}")
+                say(f"report: {page}")
     return 1 if any(c.regression for c in changes) else 0
 
 
@@ -147,19 +148,20 @@ def show(report: BenchReport, verbose: bool) -> None:
         show_table(table(_START, map(_start, report.results), title="file and start"))
     for engine in dict.fromkeys(r.engine for r in report.results):
         names = ", ".join(r.name for r in report.results if r.engine == engine)
-        print(fill(f"{engine}: {names}", WIDTH, subsequent_indent="  "))
+        for line in wrap(f"{engine}: {names}", WIDTH, subsequent_indent="  "):
+            say(line)
     if config.details:
         show_table(table(_PHASES, map(_phases, report.results), title="p50 of one image's phases, ms"))
         title = "peak memory of a fresh process, MB"
         show_table(table(_LADDER, map(_ladder, report.results), title=title, words=(0, 6)))
     for result in report.results:
         if result.server:
-            print(f"{result.name}: {_served(result)}")
+            say(f"{result.name}: {_served(result)}")
     for comparison in report.comparisons:
-        print(comparison.words())
-    print(_machine(report.environment))
-    print(f"energy: {_energy(report.environment['energy'])}")
-    print(report.validity.words())
+        say(comparison.words())
+    say(_machine(report.environment))
+    say(f"energy: {_energy(report.environment['energy'])}")
+    say(report.validity.words())
 
 
 def _model_files(given: Sequence[Path]) -> tuple[list[Path], Path | None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdeploy.cli.options import Json, Split
-from qdeploy.cli.output import Bar, emit_json
+from qdeploy.cli.output import Bar, emit_json, say
 from qdeploy.cli.tables import show_table, table
 
 if TYPE_CHECKING:
@@ -40,15 +40,16 @@ def diff_command(
 
 def show(result: Difference) -> None:
     """Print what differs, what does not, and what that means."""
-    print(f"A: {result.a}\nB: {result.b}")
+    say(f"A: {result.a}")
+    say(f"B: {result.b}")
     if result.changes:
         rows = [(c.subject, c.field, *_cells(c.a, c.b)) for c in result.changes]
         show_table(table(("subject", "field", "A", "B"), rows, words=range(4)))
-    print(f"the same: {', '.join(result.same) or 'nothing'}")
+    say(f"the same: {', '.join(result.same) or 'nothing'}")
     if result.numbers:
         _show_numbers(result.numbers)
     for text in result.meaning:
-        print(f"- {text}")
+        say(f"- {text}")
 
 
 def _cells(a: Any, b: Any) -> list[str]:
@@ -67,9 +68,9 @@ def _short(text: str) -> str:
 def _show_numbers(n: Numbers) -> None:
     p = n.parity
     noise = "exact" if p.to_dict()["sqnr_db"] is None else f"{p.sqnr_db:.1f} dB"
-    print(
+    say(
         f"logits on {p.n} images: largest difference {p.max_abs:.4g}, cosine {p.cosine:.6f}, SQNR {noise}; same answer "
         f"on {p.top1_agreement:.2%}; {n.lost} lost, {n.gained} gained"
     )
     for f in n.flips:
-        print(f"  {f.label}: {f.changed} answers differ, {f.lost} lost, {f.gained} gained")
+        say(f"  {f.label}: {f.changed} answers differ, {f.lost} lost, {f.gained} gained")

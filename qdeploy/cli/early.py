@@ -11,7 +11,9 @@ from qdeploy.core.errors import QdeployError
 
 def start_early(arguments: list[str]) -> None:
     """Begin what the verb of a command line will most likely need."""
-    if arguments[:1] == ["predict"] and not any(word.startswith(("--engine", "--help", "--url")) for word in arguments):
+    if arguments[:1] == ["predict"] and not any(
+        word.startswith(("--engine", "--help", "-h", "--url")) for word in arguments
+    ):
         start_onnxruntime()
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qdeploy.cli.options import OUTPUT, Json, Split
-from qdeploy.cli.output import Bar, emit_json, hint, note
+from qdeploy.cli.options import OUTPUT, Abstain, Force, Json, Split, split_names
+from qdeploy.cli.output import Bar, emit_json, hint, note, say
+from qdeploy.cli.rows import csv_rows
 from qdeploy.cli.tables import WIDTH, show_table, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qdeploy.checks.evaluate import ClassScore, Evaluation, Scored
+    from qdeploy.checks.confidence import Trust
+    from qdeploy.checks.evaluate import ClassScore, Evaluation
 
 BUDGET = "Accuracy budget"
 
@@ -41,11 +39,24 @@ def eval_command(
         ),
     ] = None,
     split: Annotated[Split, typer.Option(help="As training cuts them; all: every image.")] = "test",
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Take only these, as jpeg,png. Default: those that the model's training took.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images of one inference.")] = 32,
     engine: Annotated[str, typer.Option(help="What executes the file.")] = "ort",
     threads: Annotated[
         int | None,
         typer.Option(help="Threads of one inference. Default: 1 for small models, else all cores.", show_default=False),
+    ] = None,
+    abstain: Abstain = True,
+    unknown: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images of other things: does the model tell them?", show_default=False),
     ] = None,
     against: Annotated[
         Path | None,
@@ -61,13 +72,14 @@ def eval_command(
         Path | None,
         typer.Option("--csv", help="Write every image's answer to this file.", rich_help_panel=OUTPUT),
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> int:
     """Measure the accuracy of a model file on a data set.
 
     A single argument that is no model is DATA. With --against, the exit code is 1 if more is lost than --max-drop.
     """
-    from qdeploy.checks.evaluate import EvalConfig, evaluate
+    from qdeploy.checks.evaluate import EvalConfig, Scored, evaluate
     from qdeploy.data.catalog import READERS
     from qdeploy.data.embedded import NAME as EMBEDDED
     from qdeploy.runtime.classifier import find_artifact
@@ -78,15 +90,18 @@ def eval_command(
     config = EvalConfig(
         data=data or EMBEDDED,
         split=split,
+        formats=split_names(formats),
         batch_size=batch_size,
         engine=engine,
         threads=threads,
+        abstain=abstain,
+        unknown=unknown,
         against=against,
         max_drop=max_drop,
         strict=strict,
     )
     note(f"model: {path}, data: {config.data}, split: {split}")
-    with Bar("evaluating") as bar, _rows(csv_file) as each:
+    with Bar("evaluating") as bar, csv_rows(csv_file, force, Scored) as each:
         result = evaluate(path, config, bar.update, each)
     for problem in result.problems:
         note(f"left out: {problem}")
@@ -101,25 +116,6 @@ def _is_plain_folder(path: Path) -> bool:
     return path.is_dir() and not (path / "report.json").is_file()
 
 
-@contextmanager
-def _rows(file: Path | None) -> Iterator[Callable[[Scored], None] | None]:
-    """Yield what writes a row for an image; the file appears when all are written."""
-    if file is None:
-        yield None
-        return
-    from qdeploy.checks.evaluate import Scored
-    from qdeploy.core.files import file_made_whole, require_writable
-
-    require_writable(file.parent)
-    with file_made_whole(file) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", newline="")
-        writer = csv.DictWriter(text, list(Scored.__dataclass_fields__))
-        writer.writeheader()
-        yield lambda answer: writer.writerow(asdict(answer))
-        text.flush()
-        text.detach()
-
-
 def show(result: Evaluation) -> None:
     """Print the accuracy of each class and of all."""
     show_table(table(_HEAD, [_row(c) for c in result.classes], words=(0, 5)))
@@ -128,22 +124,45 @@ def show(result: Evaluation) -> None:
         show_table(_confusion(result))
     else:
         hint(f"{len(result.labels)} labels: which was taken for which is in --json and --csv")
-    print(
-        f"{result.name} {result.precision} with {result.engine} on {result.n} images of {result.data} ({result.split})"
-    )
-    print(f"top-1 {result.top1:.2f} % (95 % interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})")
+    say(f"{result.name} {result.precision} with {result.engine} on {result.n} images of {result.data} ({result.split})")
+    say(f"top-1 {result.top1:.2f} % (95 % interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})")
     if result.top5 is not None and result.top5_ci95 is not None:
-        print(f"top-5 {result.top5:.2f} % (95 % interval {result.top5_ci95[0]:.2f} to {result.top5_ci95[1]:.2f})")
+        say(f"top-5 {result.top5:.2f} % (95 % interval {result.top5_ci95[0]:.2f} to {result.top5_ci95[1]:.2f})")
+    m = result.macro
+    say(f"mean over the classes: precision {m.precision:.1%}, recall {m.recall:.1%}, F1 {m.f1:.1%}")
     card = result.card_accuracy
     if "top1" in card:
-        print(
-            f"the card says {card['top1']} % top-1 on {card['n']} {card['split']} images of the data it was made with"
-        )
+        say(f"the card says {card['top1']} % top-1 on {card['n']} {card['split']} images of the data it was made with")
+    for line in _trust(result.trust):
+        say(line)
     if result.against:
-        print(result.against.words())
-    print(f"{result.images_per_s:.0f} images/s, inference alone")
+        say(result.against.words())
+    say(f"{result.images_per_s:.0f} images/s, inference alone")
     for text in result.notes:
         hint(f"note: {text}")
+
+
+def _trust(t: Trust) -> Iterator[str]:
+    """Return how far the confidence can be trusted, in words."""
+    r = t.reliability
+    yield (
+        f"confidence: temperature {t.temperature:.3f}, ECE {r.ece:.4f} (95 % interval {r.ece_ci95[0]:.4f} to "
+        f"{r.ece_ci95[1]:.4f}), NLL {r.nll:.4f}, Brier {r.brier:.4f}; area under the risk-coverage curve "
+        f"{t.aurc:.4f} by the score, {t.aurc_probability:.4f} by the probability"
+    )
+    if t.coverage is not None and t.coverage_ci95 is not None:
+        low, high = t.coverage_ci95
+        right = "none answered" if t.answered_top1 is None else f"top-1 of these {t.answered_top1:.2f} %"
+        yield f"answered {t.coverage:.2%} (95 % interval {low:.2%} to {high:.2%}), {right}; the others are unknown"
+    if o := t.others:
+        left_out = f", {o.left_out} not readable" if o.left_out else ""
+        said = "" if o.unknown is None else f"{o.unknown:.1%} unknown; "
+        by = (
+            f"AUROC {told.auroc:.3f} ({told.auroc_ci95[0]:.3f} to {told.auroc_ci95[1]:.3f}), {told.fpr95:.1%} passing "
+            f"where 95 % of the data do by the {name}"
+            for name, told in (("score", o.score), ("probability", o.probability))
+        )
+        yield f"{o.n} images of other things in {o.folder}{left_out}: {said}{'; '.join(by)}"
 
 
 _LABEL_WIDTH = 16

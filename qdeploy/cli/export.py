@@ -10,7 +10,7 @@ import typer
 
 from qdeploy.cli.int8_options import FILES, Int8Options
 from qdeploy.cli.options import Json
-from qdeploy.cli.output import Bar, emit_json, extra_needed, hint
+from qdeploy.cli.output import Bar, emit_json, extra_needed, hint, say
 from qdeploy.core.errors import for_command_line
 from qdeploy.core.progress import StepProgress
 from qdeploy.export.kits.table import KITS, kit_folders
@@ -60,15 +60,13 @@ def show(report: ExportReport, json: bool, kits: tuple[str, ...]) -> int:
         emit_json(report.to_dict())
         return int(not report.accepted)
     for a in report.artifacts:
-        print(
-            f"{a.path}: top-1 {a.accuracy.top1:.2f} % on {a.accuracy.n} test images, "
-            f"{a.size_bytes / 1e3:.0f} kB, p50 {a.latency_ms['p50']:.3f} ms"
-        )
+        known = f"top-1 {a.accuracy.top1:.2f} % on {a.accuracy.n} test images" if a.accuracy else "accuracy not known"
+        say(f"{a.path}: {known}, {a.size_bytes / 1e3:.0f} kB, p50 {a.latency_ms['p50']:.3f} ms")
     for e in report.engines:
         checked = "run and compared" if e.ran else "not run here"
-        print(f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {checked}")
+        say(f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {checked}")
     show_kits(kit_folders(Path(report.out), kits))
-    print(for_command_line(report.verdict))
+    say(for_command_line(report.verdict))
     hint(f"report: {report.out}/report.html; next: qdeploy predict IMAGE, qdeploy bench")
     return int(not report.accepted)
 
@@ -76,4 +74,4 @@ def show(report: ExportReport, json: bool, kits: tuple[str, ...]) -> int:
 def show_kits(folders: Mapping[str, Path]) -> None:
     """Print where each kit is, and what."""
     for name, folder in folders.items():
-        print(f"{folder}: {KITS[name].line}; its README.md says how to use it")
+        say(f"{folder}: {KITS[name].line}; its README.md says how to use it")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from qdeploy.cli.calibrate import lines as confidence_lines
 from qdeploy.cli.options import Json, ModelFile
-from qdeploy.cli.output import emit_json, note
+from qdeploy.cli.output import emit_json, note, say
 
 if TYPE_CHECKING:
     from qdeploy.core.artifact import Artifact
@@ -23,10 +25,11 @@ def inspect_command(artifact: ModelFile = None, json: Json = False) -> None:
     card = found.card
     if json:
         engine = {"engine": {k: v for k, v in found.engine.to_dict().items() if k != "card"}} if found.engine else {}
-        emit_json({**card.to_dict(), **engine, "sha256": found.sha256, "size_bytes": len(found.data)})
+        own = {"sha256": found.sha256, "size_bytes": len(found.data), "native": _as_c(found)}
+        emit_json({**card.to_dict(), **engine, **own})
         return
     for key, text in _lines(found).items():
-        print(f"{key:>13}  {text}")
+        say(f"{key:>13}  {text}")
 
 
 def _lines(found: Artifact) -> dict[str, str]:
@@ -34,7 +37,7 @@ def _lines(found: Artifact) -> dict[str, str]:
     origin, accuracy, calibration = card.origin, card.accuracy, card.calibration
     lines = {
         "file": f"{found.path} ({len(found.data):,} bytes, checksum verified)",
-        "model": f"{card.model.name}, {card.model.params:,} parameters, {card.model.macs / 1e6:.1f} M MACs",
+        "model": f"{card.model.name}, {card.model.params:,} parameters, {card.model.macs_shown}",
         "precision": card.precision
         + (f", encoding {card.target}, {len(card.float_layers)} layers left in float" if calibration else ""),
         "labels": ", ".join(card.labels),
@@ -42,7 +45,7 @@ def _lines(found: Artifact) -> dict[str, str]:
         "preprocessing": f"{rules['crop']}, {rules['resize']}, EXIF turned, 16 bits: {rules['sixteen_bit']}, "
         f"transparency on RGB {rules['background']} ({rules['sha256'][:12]})",
         "data": f"{origin.dataset.name} {origin.dataset.sha256[:12]}",
-        "training": ", ".join(f"{k} {v}" for k, v in origin.training.items()) or "elsewhere",
+        "training": _switched_on(origin.training) or "elsewhere",
         "commit": f"{str(origin.git['commit'])[:12]}{' and changes' if origin.git['dirty'] else ''}"
         if origin.git
         else "unknown",
@@ -55,6 +58,8 @@ def _lines(found: Artifact) -> dict[str, str]:
         low, high = accuracy.ci95
         n = f"{accuracy.n} {accuracy.split} images"
         lines["accuracy"] = f"{accuracy.top1} % top-1 ({low} to {high}) on {n}"
+    if card.confidence:
+        lines["confidence"] = "; ".join(confidence_lines(card.confidence))
     if calibration:
         kind = "RANDOM inputs" if calibration.random else "training images"
         lines["calibration"] = f"{calibration.method} on {len(calibration.images)} {kind}, seed {calibration.seed}"
@@ -65,4 +70,37 @@ def _lines(found: Artifact) -> dict[str, str]:
         lines["fine-tuned"] = f"{card.qat_epochs} epochs with rounded weights and activations"
     if found.engine:
         lines["engine"] = f"{found.engine.describe()}, batches of 1 to {found.engine.max_batch}"
+        return lines
+    needed = _as_c(found)
+    lines["as C"] = str(needed["refused"])
+    if not needed["refused"]:
+        lines["as C"] = (
+            f"{needed['flash_bytes']:,} bytes of flash for weights and tables, {needed['ram_bytes']:,} of RAM, stack "
+            f"below {needed['stack_bytes']:,}; a whole program on a Cortex-M: {needed['whole_flash_bytes']:,} of "
+            f"flash, {needed['whole_ram_bytes']:,} of RAM"
+        )
     return lines
+
+
+def _as_c(found: Artifact) -> dict[str, int | str | None]:
+    """Return what the model needs as C (``qdeploy kit native``), or why it cannot be compiled."""
+    from qdeploy.core.errors import ArtifactError
+    from qdeploy.native.source import memory_of
+
+    try:
+        return {**memory_of(found), "refused": None}
+    except ArtifactError as error:
+        return {"refused": str(error)}
+
+
+def _switched_on(training: Mapping[str, Any]) -> str:
+    """Name what a training used; parts that were off are left out, ``--json`` has all."""
+    used = {k: v for k, v in training.items() if v not in (False, 0, "", "off", "none", None, {}, [])}
+    words = [k.replace("_", " ") if v is True else f"{k.replace('_', ' ')} {_value(v)}" for k, v in used.items()]
+    return ", ".join(words)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{k}={v}" for k, v in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)

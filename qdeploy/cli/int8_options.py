@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdeploy.cli.options import WHERE
 from qdeploy.export.kits.table import KITS
 
 if TYPE_CHECKING:
@@ -85,6 +86,13 @@ class Int8Options:
             "--allow-slower", help="Keep INT8 even if it is not faster on this machine.", rich_help_panel=BUDGET
         ),
     ] = False
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of validation images that keep their label; others are unknown. Default: all are answered.",
+            show_default=False,
+        ),
+    ] = None
     fp16: Annotated[bool, typer.Option("--fp16", help="Also make an fp16 model, for GPUs.", rich_help_panel=FILES)] = (
         False
     )
@@ -103,6 +111,10 @@ class Int8Options:
     kit: Annotated[
         str | None,
         typer.Option(help=f"Also write kits, between commas: {', '.join(KITS)}.", rich_help_panel=FILES),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads that compute. Default: OMP_NUM_THREADS, else all cores.", rich_help_panel=WHERE),
     ] = None
     out: Annotated[
         Path | None,

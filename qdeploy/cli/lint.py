@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from qdeploy.cli.options import Json
-from qdeploy.cli.output import emit_json, extra_needed
+from qdeploy.cli.output import emit_json, extra_needed, note, say
 from qdeploy.cli.tables import show_table, table
 from qdeploy.core.errors import for_command_line
 
@@ -29,9 +29,11 @@ def lint_command(
     x86, x86-avx2 and arm are ONNX Runtime on CPUs with VNNI, without, and on ARM.
     """
     with extra_needed():
-        from qdeploy.export.lint.report import lint_file
+        from qdeploy.export.lint.report import LARGER_THAN_2_GIB, lint_file
 
     report = lint_file(file)
+    if any(f.rule == LARGER_THAN_2_GIB for f in report.findings):
+        note(f"{file} takes more than 2 GiB: it was judged without its weights, and not opened")
     if json:
         emit_json({"path": str(file), **report.to_dict()})
     else:
@@ -43,7 +45,7 @@ def show(file: Path, report: LintReport) -> None:
     """Print what each runtime makes of the file, and each finding with its remedy."""
     from qdeploy.export.lint.report import RUNTIMES as LABELS
 
-    print(f"{file}: opset {report.opset}, {report.nodes} nodes, {'quantized' if report.quantized else 'float'}")
+    say(f"{file}: opset {report.opset}, {report.nodes} nodes, {'quantized' if report.quantized else 'float'}")
     rows = [
         (LABELS[runtime], runtime, support, ", ".join(f.rule for f in report.findings_for(runtime)))
         for runtime, support in report.support.items()
@@ -51,5 +53,6 @@ def show(file: Path, report: LintReport) -> None:
     show_table(table(("runtime", "--for", "support", "findings"), rows, words=range(4)))
     for f in report.findings:
         places = f"{f.places} places, first" if f.places > 1 else "at"
-        print(f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}\n  {f.why}")
-        print(f"  To do: {for_command_line(f.fix)}.")
+        say(f"{f.severity}: {f.rule} ({', '.join(f.runtimes)}), {places} {f.first}")
+        say(f"  {f.why}")
+        say(f"  To do: {for_command_line(f.fix)}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import io
 import os
 import sys
 from contextvars import copy_context
@@ -12,7 +11,9 @@ from typing import NoReturn
 
 from qdeploy import __version__
 from qdeploy.cli.early import start_early
+from qdeploy.cli.streams import open_streams, output_is_dropped
 from qdeploy.core.errors import QdeployError, for_command_line
+from qdeploy.core.printable import printable
 
 DEFECT = 70
 """What BSD's sysexits.h calls an internal software error: no verdict (1), no bad input (2), no success."""
@@ -32,10 +33,10 @@ def run(arguments: list[str]) -> int:
         from qdeploy.cli.app import call
 
         return copy_context().run(call, arguments or ["--help"])  # so that what a verb switches ends with it
-    except BrokenPipeError:  # whoever reads our output has enough, as in ``qdeploy predict ... | head``
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except BaseException as error:
+        cause = error.__context__ if isinstance(error, SystemExit) else error  # rich makes the one of the other
+        if isinstance(cause, BrokenPipeError) and output_is_dropped():
+            return 0  # whoever reads our output has enough, as in ``qdeploy predict ... | head``
         if isinstance(error, SystemExit) and not error.code:
             return 0  # a completion is printed; nothing else of ours ends so
         if _traceback_wanted(arguments):
@@ -54,11 +55,16 @@ def _explained(error: BaseException) -> tuple[str, int]:
     from typer import TyperException
 
     if isinstance(error, TyperException):
-        return f"{error.format_message()} (see `qdeploy --help`)", 2
+        from qdeploy.cli.familiar import HINTS
+
+        hint = HINTS.get(getattr(error, "option_name", ""))
+        return f"{error.format_message()}{f'; {hint}' if hint else ''} (see `qdeploy --help`)", 2
     if isinstance(error, MemoryError):
         return "not enough memory; use a smaller model or batch", 2
     if isinstance(error, RuntimeError) and type(error).__name__ == "OutOfMemoryError":  # torch's, not to be imported
         return "the device has not enough memory; use a smaller --batch-size or model", 2
+    if isinstance(error, ImportError) and not (error.path or ".py").endswith(".py"):  # the system could not load it
+        return f"a library cannot be loaded: {error}; allow more memory (ulimit -v), or install it again", 2
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}", 2
     return (
@@ -73,14 +79,14 @@ def _traceback_wanted(arguments: list[str]) -> bool:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"qdeploy: {' '.join(text.split())}", file=sys.stderr)
+    line = " ".join(word for word in text.replace("\n", " ").split(" ") if word)
+    print(f"qdeploy: {printable(line)}", file=sys.stderr)
     return code
 
 
 def main() -> None:
     """Entry point of the ``qdeploy`` script."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
+    open_streams()
     _leave(run(sys.argv[1:]))
 
 

@@ -20,7 +20,7 @@ def models_command(json: Json = False) -> None:
         return
     head = ("model", "family", "parameters", "M MACs", "side", "classes")
     rows = [
-        (s.name, s.family, f"{s.params:,}", f"{s.macs / 1e6:.1f}", str(s.input_size), str(s.num_classes))
+        (s.name, s.family, f"{s.params:,}", f"{s.macs / 1e6:.5g}", str(s.input_size), str(s.num_classes))
         for s in summaries
     ]
     show_table(table(head, rows, words=(0, 1)))

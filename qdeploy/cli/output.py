@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qdeploy.core.errors import MissingDependencyError, for_command_line
+from qdeploy.core.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -58,14 +59,19 @@ def note(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print on stderr what went wrong."""
-    print(for_command_line(text), file=sys.stderr, flush=True)
+    """Print a line on stderr that says what went wrong."""
+    print(printable(for_command_line(text)), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line of the result on stdout. Names and labels in it are data: what they hold moves no cursor."""
+    print(printable(text), flush=True)
 
 
 def hint(text: str) -> None:
     """Print below the result what else is worth knowing, unless only the result is wanted."""
     if not quiet():
-        print(text)
+        say(text)
 
 
 @contextmanager
@@ -90,6 +96,11 @@ def extra_needed() -> Iterator[None]:
             gc.enable()
 
 
+def _plain(text: str) -> str:
+    """Return a text that is neither markup nor a terminal's escapes for the bar."""
+    return printable(text).replace("[", "\\[")
+
+
 class Bar:
     """A progress bar on stderr, shown only if stderr is a terminal."""
 
@@ -112,13 +123,13 @@ class Bar:
             self._progress.start()
         return self
 
-    def update(self, done: int, total: int, text: str | None = None) -> None:
-        """Show that so much is done."""
+    def update(self, done: int, total: int | None, text: str | None = None) -> None:
+        """Show that so much is done, of a total if that is known."""
         if self._progress is None:
             return
         if self._task is None:
-            self._task = self._progress.add_task(self.text)
-        self._progress.update(self._task, completed=done, total=total, description=text or self.text)
+            self._task = self._progress.add_task(_plain(self.text))
+        self._progress.update(self._task, completed=done, total=total, description=_plain(text or self.text))
 
     def line(self, text: str) -> None:
         """Print a line above the bar, unless only the result is wanted."""
@@ -126,7 +137,7 @@ class Bar:
             if not self._quiet:
                 complain(text)
         else:
-            self._progress.console.print(for_command_line(text), highlight=False, markup=False)
+            self._progress.console.print(printable(for_command_line(text)), highlight=False, markup=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

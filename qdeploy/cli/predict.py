@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qdeploy.cli.early import start_onnxruntime
-from qdeploy.cli.options import OUTPUT, SPEED, WHERE
-from qdeploy.cli.output import complain, emit_json, extra_needed, note
+from qdeploy.cli.options import OUTPUT, SPEED, WHERE, Abstain, Force, Formats, split_names
+from qdeploy.cli.output import complain, emit_json, extra_needed, note, quiet, say
 
 if TYPE_CHECKING:
     from qdeploy.cli.volume import Watch
+    from qdeploy.core.card import Card
     from qdeploy.runtime.answer_csv import AnswerCsv
     from qdeploy.runtime.classifier import Classifier
     from qdeploy.runtime.device import Setup
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 def predict_command(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES...", help="Files, folders, globs, or - for standard input.", show_default=False),
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Files, folders, globs, or - for standard input: an image, or names of images, one a line.",
+            show_default=False,
+        ),
     ],
     model: Annotated[
         Path | None,
@@ -34,6 +40,8 @@ def predict_command(
             "ships in the package. With --url: the name of one of the server's models."
         ),
     ] = None,
+    formats: Formats = None,
+    abstain: Abstain = True,
     selftest: Annotated[bool, typer.Option(help="Check the model's golden inputs first.")] = True,
     engine: Annotated[
         str | None,
@@ -72,11 +80,15 @@ def predict_command(
     token: Annotated[
         str | None, typer.Option(envvar="QDEPLOY_TOKEN", help="The server's token.", rich_help_panel=WHERE)
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Labels per image.", rich_help_panel=OUTPUT)] = 3,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Labels per image. Default: 3, in a CSV file 1.", rich_help_panel=OUTPUT),
+    ] = None,
     csv: Annotated[
         Path | None,
         typer.Option(help="Write a row per image to this file, and print none.", rich_help_panel=OUTPUT),
     ] = None,
+    force: Force = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document per image.", rich_help_panel=OUTPUT)
     ] = False,
@@ -86,20 +98,23 @@ def predict_command(
     The exit code is 2 if an image cannot be read; the others are classified.
     """
     if url is not None:
-        return _by_server(images, url, token, model, workers, top, json, csv)
+        if formats is not None or not abstain:
+            from qdeploy.core.errors import InputError
+
+            what = "the `formats`" if formats is not None else "what is unknown (`no_abstain`)"
+            raise InputError(f"with `url` the server chooses {what}", fix="start it so")
+        return _by_server(images, url, token, model, workers, top, json, csv, force)
     if engine in (None, "ort"):
         start_onnxruntime()
     from qdeploy.runtime.classifier import find_setup
-    from qdeploy.runtime.inputs import expand
 
-    found = expand(images)
-    two = list(islice(found, 2))
-    many = len(two) == 2
+    left_out: Counter[str] = Counter()
+    found, many = _names(images, left_out)
     setup = find_setup(model, engine, threads)
     if model is None:
         note(f"model: {setup.path}")
     own_cores = many and workers != 1  # each worker has its core
-    classifier = _opened(setup, threads or 1 if own_cores else setup.threads, selftest)
+    classifier = _opened(setup, threads or 1 if own_cores else setup.threads, selftest, split_names(formats), abstain)
     if classifier.note:
         note(classifier.note)
     from qdeploy.runtime.predict import predict_files
@@ -107,7 +122,7 @@ def predict_command(
     if setup.batch is not None and setup.batch > 1:
         batch_size = batch_size or setup.batch
     with ExitStack() as stack:
-        file = stack.enter_context(_csv_file(csv)) if csv else None
+        file = stack.enter_context(_csv_file(csv, top or 1, force, classifier.cut is not None)) if csv else None
         if ray or ray_address:
             with extra_needed():
                 from qdeploy.runtime.ray_predict import RayConfig, predict_on_ray
@@ -118,12 +133,16 @@ def predict_command(
                 engine=setup.engine,
                 threads=threads or 1,
                 selftest=selftest,
+                formats=split_names(formats),
+                abstain=abstain,
             )
-            answers = predict_on_ray(classifier.artifact, chain(two, found), spread)
+            answers = predict_on_ray(classifier.artifact, found, spread)
         else:
-            answers = predict_files(classifier, chain(two, found), batch_size, workers)
-        watch = stack.enter_context(_watch(images, file is None)) if many else None
-        return _emit(answers, top, json, file, watch)
+            answers = predict_files(classifier, found, batch_size, workers)
+        watch = stack.enter_context(_watch(images, file is None, classifier.card)) if many else None
+        code = _emit(answers, top or 3, json, file, watch)
+    _say_left_out(left_out)
+    return code
 
 
 def _by_server(
@@ -132,26 +151,49 @@ def _by_server(
     token: str | None,
     model: Path | None,
     workers: int | None,
-    top: int,
+    top: int | None,
     json: bool,
     csv: Path | None,
+    force: bool,
 ) -> int:
     """Let a server classify; ``model`` is the name of one of its models."""
-    from qdeploy.runtime.inputs import expand
     from qdeploy.serve.client import Client
     from qdeploy.serve.remote import predict_remote
 
-    found = expand(images)
-    two = list(islice(found, 2))
+    left_out: Counter[str] = Counter()
+    found, many = _names(images, left_out)
     with ExitStack() as stack:
         client = stack.enter_context(Client(url, token=token, model=None if model is None else str(model)))
-        file = stack.enter_context(_csv_file(csv)) if csv else None
-        answers = predict_remote(client, chain(two, found), workers)
-        watch = stack.enter_context(_watch(images, file is None)) if len(two) == 2 else None
-        return _emit(answers, top, json, file, watch)
+        file = stack.enter_context(_csv_file(csv, top or 1, force, abstains=True)) if csv else None
+        answers = predict_remote(client, found, workers)
+        watch = stack.enter_context(_watch(images, file is None)) if many else None
+        code = _emit(answers, top or 3, json, file, watch)
+    _say_left_out(left_out)
+    return code
 
 
-def _opened(setup: Setup, threads: int | None, selftest: bool) -> Classifier:
+def _names(words: list[str], left_out: Counter[str]) -> tuple[Iterator[str], bool]:
+    """Return the images, and whether there are several."""
+    from qdeploy.runtime.inputs import STDIN, expand, listed_on_stdin
+
+    if words == [STDIN] and (arriving := listed_on_stdin()):
+        return arriving, True
+    found = expand(words, left_out)
+    two = list(islice(found, 2))
+    return chain(two, found), len(two) == 2
+
+
+def _say_left_out(files: Counter[str]) -> None:
+    """Say which files of folders are no images."""
+    if files:
+        from qdeploy.core.image_formats import suffix_counts
+
+        note(f"{files.total():,} file(s) that are no images, left out: {suffix_counts(files)}")
+
+
+def _opened(
+    setup: Setup, threads: int | None, selftest: bool, formats: tuple[str, ...] | None, abstain: bool
+) -> Classifier:
     """Open the model while Pillow loads its formats."""
     from qdeploy.core.artifact import read_artifact
     from qdeploy.core.threads import beside
@@ -160,7 +202,9 @@ def _opened(setup: Setup, threads: int | None, selftest: bool) -> Classifier:
 
     artifact = read_artifact(setup.path)
     engine_class(setup.engine)  # so that opening imports nothing
-    return beside(lambda: Classifier(artifact, setup.engine, threads, selftest, setup.note), _load_decoders)
+    return beside(
+        lambda: Classifier(artifact, setup.engine, threads, selftest, setup.note, formats, abstain), _load_decoders
+    )
 
 
 def _load_decoders() -> None:
@@ -171,6 +215,8 @@ def _load_decoders() -> None:
 
 def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | None, watch: Watch | None) -> int:
     """Print and write answers as they come; return the exit code."""
+    from qdeploy.core.image_formats import first_of
+
     failed = 0
     for answer in answers:
         if file is not None:
@@ -179,28 +225,33 @@ def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | Non
             emit_json(answer.to_dict(top))
         elif answer.prediction is not None and file is None:
             ranked = "  ".join(f"{r.label} {r.probability:.1%}" for r in answer.prediction.top(top))
-            print(f"{answer.image}: {ranked}  ({answer.latency_ms['infer']:.2f} ms)", flush=True)
+            if answer.prediction.unknown:
+                ranked = f"unknown (score {answer.prediction.score:.2f}; would be {ranked})"
+            say(f"{answer.image}: {ranked}  ({answer.latency_ms['infer']:.2f} ms)")
+        if answer.frames > 1 and not quiet():
+            line = f"{answer.image}: {first_of(answer.frames)}"
+            complain(line) if watch is None else watch.line(line)
         if answer.error is not None:
             failed += 1
-            line = "qdeploy: " + " ".join(f"{answer.image}: {answer.error}".split())
+            line = f"qdeploy: {answer.image}: {' '.join(answer.error.split())}"
             complain(line) if watch is None else watch.line(line)
         if watch is not None:
             watch.see(answer)
     return 2 if failed else 0
 
 
-def _watch(images: Sequence[str], printing: bool) -> Watch:
+def _watch(images: Sequence[str], printing: bool, card: Card | None = None) -> Watch:
     from qdeploy.cli.volume import Watch
 
-    return Watch(images, printing)
+    return Watch(images, printing, card)
 
 
 @contextmanager
-def _csv_file(path: Path) -> Iterator[AnswerCsv]:
+def _csv_file(path: Path, top: int, replace: bool, abstains: bool) -> Iterator[AnswerCsv]:
     """Write a CSV file; where that is stopped, say what is left."""
     from qdeploy.runtime.answer_csv import AnswerCsv
 
-    file = AnswerCsv(path)
+    file = AnswerCsv(path, top=top, replace=replace, abstains=abstains)
     try:
         with file:
             yield file

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from qdeploy.cli.options import OUTPUT, SPEED
-from qdeploy.cli.output import emit_json, extra_needed, note, quiet
+from qdeploy.cli.collect_options import CollectOptions
+from qdeploy.cli.options import OUTPUT, SPEED, Abstain, Formats, split_names
+from qdeploy.cli.output import emit_json, extra_needed, note, quiet, say
 from qdeploy.cli.source_options import SourceOptions
 from qdeploy.core.errors import InputError
 
@@ -72,6 +73,15 @@ def serve_command(
         float,
         typer.Option(help="Seconds of service after SIGTERM, for load balancers.", rich_help_panel=PATIENCE),
     ] = 0.0,
+    formats: Formats = None,
+    abstain: Abstain = True,
+    drift_window: Annotated[
+        int, typer.Option(help="Answers compared at a time with those to the validation images; 0: none.")
+    ] = 500,
+    trusted_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="Open only files that this public key signed; may be repeated.", show_default=False),
+    ] = None,
     selftest: Annotated[bool, typer.Option(help="Check the models' golden inputs first.")] = True,
     report: Annotated[
         Path | None, typer.Option(help="Write the report here when the server stops.", rich_help_panel=OUTPUT)
@@ -84,6 +94,7 @@ def serve_command(
         bool,
         typer.Option("--json", help="Print the address as a JSON document when ready.", rich_help_panel=OUTPUT),
     ] = False,
+    collected: CollectOptions,
     sources: SourceOptions,
 ) -> int:
     """Answer over HTTP, with a page to try and figures while it runs.
@@ -105,9 +116,14 @@ def serve_command(
         max_batch=max_batch,
         max_body_bytes=int(max_body * MB),
         drain_delay_s=drain_delay,
+        formats=split_names(formats),
+        abstain=abstain,
+        drift_window=drift_window,
+        trusted_keys=tuple(trusted_key) if trusted_key else None,
         selftest=selftest,
         log_requests=log_requests,
         report=report,
+        collect=collected.config(),
         sources=sources.config(),
     )
     if not config.local:
@@ -117,7 +133,7 @@ def serve_command(
 
 
 def _tell(url: str) -> None:
-    print(f"serving on {url}", flush=True)
+    say(f"serving on {url}")
 
 
 def _tell_json(url: str) -> None:

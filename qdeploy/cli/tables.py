@@ -8,6 +8,7 @@ from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
 from qdeploy.core.errors import for_command_line
+from qdeploy.core.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +32,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = ""
     from rich.text import Text
 
     made = Table(
-        title=Text(title) if title else None,
+        title=Text(printable(title)) if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -41,7 +42,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = ""
     for i, name in enumerate(head):
         made.add_column(name, justify="left" if i in words else "right", no_wrap=i not in words, overflow="fold")
     for row in rows:
-        made.add_row(*map(Text, row))  # as it is: a name with brackets is no markup
+        made.add_row(*(Text(printable(cell)) for cell in row))  # as it is: a name with brackets is no markup
     return made
 
 
@@ -58,4 +59,4 @@ def print_finding(mark: str, text: str) -> None:
     """Print a word and what was found, below itself where it takes several lines."""
     indent = " " * 10
     words = TextWrapper(WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    print(words.fill(for_command_line(f"{mark:>8}  {text}")))
+    print(words.fill(printable(for_command_line(f"{mark:>8}  {text}"))))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qdeploy.cli.options import GOING_ON, NEWEST, TRAINING, WHERE, Json, Settings
-from qdeploy.cli.output import Bar, emit_json, extra_needed, hint
+from qdeploy.cli.options import GOING_ON, NEWEST, TRAINING, WHERE, Formats, Json, Settings, Threads
+from qdeploy.cli.output import Bar, emit_json, extra_needed, hint, say
 from qdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +31,18 @@ def train_command(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A name of `qdeploy models`. Default: the recipe's, nano for small.")
+        str | None,
+        typer.Option(
+            help="A name of `qdeploy models`, or package.module:Class of your own. Default: that of --weights, else "
+            "the recipe's, nano for small."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FILE",
+            help="Begin with the weights of a run or a .safetensors file; other classes have a new head.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -41,19 +52,58 @@ def train_command(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            help="Passes over the training images. Default: the recipe's; small: 36.", rich_help_panel=TRAINING
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per step, over all processes.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            help="Images per step, over all processes. Default: the recipe's; small: 64.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Base learning rate.", rich_help_panel=TRAINING)] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Base learning rate. Default: the recipe's; small: 0.002.", rich_help_panel=TRAINING),
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of weights, order and augmentation.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            help="Seed of weights, order and augmentation. Default: the recipe's; small: 0.", rich_help_panel=TRAINING
+        ),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Train so often, with as many seeds; mean and deviation.", rich_help_panel=TRAINING),
+    ] = None,
+    formats: Formats = None,
     settings: Settings = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=WHERE)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or mps. Default: auto.", rich_help_panel=WHERE)
+    ] = None,
     amp: Annotated[
-        str | None, typer.Option(help="Mixed precision: auto, off, bf16 or fp16.", rich_help_panel=WHERE)
+        str | None,
+        typer.Option(
+            help="Mixed precision: auto, off, bf16 or fp16. Default: the recipe's; small: auto.", rich_help_panel=WHERE
+        ),
+    ] = None,
+    threads: Threads = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="On a GPU, only operations that repeat; slower. On a CPU, as many threads as cores.",
+            rich_help_panel=WHERE,
+        ),
+    ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FILE,...",
+            help="Learn from trained models too: a run, a model file, or several.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -61,7 +111,11 @@ def train_command(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on with a run; without RUN, with the newest.", rich_help_panel=GOING_ON),
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run; without RUN, with the newest. With --epochs N, until it has N.",
+            rich_help_panel=GOING_ON,
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -83,6 +137,8 @@ def train_command(
     """
     with extra_needed():
         from qdeploy.training import recipes, start
+        from qdeploy.training.seeds import train_seeds as start_seeds
+        from qdeploy.training.weights import fields_of
 
     options = {
         "data": data,
@@ -91,25 +147,37 @@ def train_command(
         "batch_size": batch_size,
         "lr": lr,
         "seed": seed,
+        "formats": formats,
         "device": device,
         "amp": amp,
+        "threads": threads,
         "tensorboard": tensorboard or None,
+        "deterministic": deterministic or None,
+        "teacher": teacher,
+        "weights": weights,
     }
     given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
     if resume is not None:
-        if given or recipe or out or settings or dry_run:
-            raise InputError("--resume takes everything from the run; give no data and no other option but --json")
+        if given.keys() - {"epochs"} or recipe or out or settings or dry_run or seeds is not None:
+            raise InputError("--resume takes everything from the run; give only --epochs or --json with it, no data")
         with _watched() as progress:
-            result = start.resume(None if resume == NEWEST else Path(resume), progress)
+            result = start.resume(None if resume == NEWEST else Path(resume), progress, epochs=epochs)
     else:
         changes = recipes.parse_settings(tuple(settings or ()))
         if twice := sorted(given.keys() & changes):
             raise InputError(f"{twice[0]} is given twice, with --set and as an option of its own; give it once")
+        if weights and not {"model", "model_fields"} & {*given, *changes}:
+            changes = {**fields_of(weights), **changes}
         config = recipes.config_from_recipe(recipe or "small", **given, **changes)
         if dry_run:
             _show_plan(config, json)
             return
         with _watched() as progress:
+            if seeds is not None:
+                found = start_seeds(config, seeds, out, progress)
+                if os.environ.get("RANK", "0") == "0":
+                    _show_seeds(asdict(found), json)
+                return
             result = start.train(config, out, progress)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         _show_result(asdict(result), json)
@@ -130,32 +198,62 @@ def _watched() -> Iterator[_Progress]:
 
 def _show_plan(config: Any, json: bool) -> None:
     with extra_needed():
-        from qdeploy.training.plan import plan
+        from qdeploy.training.plan import DEVICES, plan
     found = plan(config)
+    fits = {name: found.fits(limit) for name, limit in DEVICES.items()}
     if json:
-        emit_json(asdict(found))
+        emit_json({**asdict(found), "memory_bytes": found.memory_bytes, "fits": fits})
         return
     for name, value in found.config.items():
-        print(f"{name:>22}  {value}")
+        say(f"{name:>22}  {value}")
     size = f"{found.macs / 1e6:.1f} M MACs at {found.input_size} pixels"
-    print(f"\n{found.model} for {found.classes} classes: {found.params:,} parameters, {size}")
-    print(
+    say("")
+    say(f"{found.model} for {found.classes} classes: {found.params:,} parameters, {size}")
+    say(
         f"device {found.device}, amp {found.amp}; memory about {found.memory_bytes / 1e9:.2f} GB: "
         f"{found.state_bytes / 1e9:.2f} GB weights, gradients, optimizer and average, "
         f"{found.activation_bytes / 1e9:.2f} GB for {config.batch_size} images"
     )
+    say(_data_words(found, config.epochs))
+    say("on a GPU 1.1 to 1.55 times as much; it fits into " + ", ".join(f"{name}: {fit}" for name, fit in fits.items()))
 
 
-def _show_result(result: dict[str, Any], json: bool) -> None:
+def _data_words(found: Any, epochs: int) -> str:
+    """Say what a run would train on and how long an epoch takes, or what would be downloaded first."""
+    if found.images is None:
+        return f"the data are not on this machine: {found.download} would be downloaded first"
+    images = ", ".join(f"{n:,} {name}" for name, n in found.images.items())
+    text = f"{images} images, if all are usable; {found.steps_per_epoch:,} steps an epoch"
+    if found.epoch_s is None:
+        return text
+    whole_s = found.epoch_s * epochs
+    whole = f"{whole_s:.0f} s" if whole_s < 120 else f"{whole_s / 60:.0f} min"
+    return f"{text}, about {found.epoch_s:.2g} s each as busy as the machine is now: {whole} for {epochs} epochs"
+
+
+def _show_seeds(result: dict[str, Any], json: bool) -> None:
     if json:
         emit_json(result)
         return
-    print(
+    for run in result["runs"]:
+        _show_result(run, json=False, last=False)
+    for name, title in (("val_top1", "validation"), ("test_top1", "test")):
+        found = result[name]
+        spread = "" if found["std"] is None else f" +- {found['std']:.2f}"
+        say(f"{title} top-1 of {found['n']} seed(s): {found['mean']:.2f}{spread} %")
+
+
+def _show_result(result: dict[str, Any], json: bool, last: bool = True) -> None:
+    if json:
+        emit_json(result)
+        return
+    say(
         f"{result['run']}: best epoch {result['best_epoch']} ({result['best_weights']} weights), "
         f"validation {result['val_top1']:.2f} %, test {result['test_top1']:.2f} % top-1, "
         f"{result['seconds']:.0f} s, {result['images_per_s']:.0f} images/s"
     )
-    hint("next: qdeploy export --int8")
+    if last:
+        hint("next: qdeploy export --int8")
 
 
 class _Progress:
@@ -171,7 +269,7 @@ class _Progress:
 
     def started(self, record: RunRecord, folder: Path) -> None:
         model, data = record.model, record.dataset
-        self.epochs, self.folder = record.config["epochs"], folder
+        self.epochs, self.folder, self.began = record.config["epochs"], folder, None
         self.driven = record.config["schedule"] == "confidence"
         images = ", ".join(f"{n} {name}" for name, n in data.images.items())
         self.bar.line(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qdeploy.cli.options import LIMITS, Json, ModelFile, Verbose
-from qdeploy.cli.output import Bar, emit_json, note
+from qdeploy.cli.output import Bar, emit_json, note, say
 from qdeploy.cli.tables import show_table, table
 from qdeploy.core.errors import for_command_line
 
@@ -70,13 +70,15 @@ def show(report: TuneReport, verbose: bool) -> None:
         title = "accuracy, points of it lost against fp32, and peak memory"
         show_table(table(_COSTS, map(_costs, report.candidates), title=title, words=(0, 1)))
     for engine, why in report.not_tried.items():
-        print(f"not tried: {engine}: {why}")
-    print(("chosen: " if report.chosen else "") + for_command_line(report.reason))
+        say(f"not tried: {engine}: {why}")
+    say(("chosen: " if report.chosen else "") + for_command_line(report.reason))
     if report.written:
-        print(f"written to {report.written}; predict uses it from now on")
+        say(f"written to {report.written}; predict uses it from now on")
+    elif report.noisy:
+        say("not written: give it more time by --seconds, or try again on a quieter machine")
     elif report.chosen:
         c = report.chosen
-        print(f"not written: the folder is read-only or the package's; use --engine {c.engine} --threads {c.threads}")
+        say(f"not written: the folder is read-only or the package's; use --engine {c.engine} --threads {c.threads}")
 
 
 _HEAD = ("file", "engine", "threads", "batch", "p50 ms", "images/s", "result")

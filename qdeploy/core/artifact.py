@@ -7,7 +7,6 @@ damage is found before a runtime sees it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,10 @@ from qdeploy.core.card import Card
 from qdeploy.core.engine_file import EngineHeader, is_engine, unpack
 from qdeploy.core.errors import ArtifactError, NoCardError
 from qdeploy.core.files import newest, sha256_of
+from qdeploy.core.json_text import parse_json
 from qdeploy.core.onnx_bytes import Entry, has_external_data, metadata_entries
+from qdeploy.core.signing import require_signature, trusted_keys
+from qdeploy.core.whole import is_special
 
 CARD_KEY = "qdeploy"
 CHECKSUM_KEY = "qdeploy_sha256"
@@ -37,23 +39,40 @@ class Artifact:
     card: Card = field(repr=False)
     engine: EngineHeader | None = field(default=None, repr=False)
     """Header of an engine file; None for an ONNX file."""
+    foreign: bool = False
+    """Whether it came from a file: what it computes is not known until it is tried (``runtime.trial``)."""
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the file as it is on disk."""
         return sha256_of(self.data)
 
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The hashes by which what was made from the file names it: its own, and that before it was calibrated anew."""
+        before = self.card.confidence.before_sha256 if self.card.confidence else None
+        return (self.sha256,) if before is None else (self.sha256, before)
 
-def read_artifact(path: Path) -> Artifact:
+
+def read_artifact(path: Path, *, trusted: Sequence[Path] | None = None) -> Artifact:
     """Read a model file, ONNX or engine, once, verify its checksum and parse its card.
 
+    Args:
+        path: The file.
+        trusted: Public keys, one of which must have signed the file; none: any file will do. By default those that
+            ``QDEPLOY_TRUSTED_KEYS`` names.
+
     Raises:
-        ArtifactError: If it is missing, damaged, or not written by qdeploy.
+        ArtifactError: If it is missing, damaged, not written by qdeploy, or not signed where it has to be.
     """
+    if is_special(path):  # /dev/zero has no end, and a pipe may have no writer
+        raise ArtifactError(f"the model file {path} is a device or pipe; give a regular file")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"the model file {path} cannot be read: {error.strerror}") from error
+    if keys := trusted_keys() if trusted is None else trusted:
+        require_signature(path, data, keys)
     return _engine_artifact(path, data) if is_engine(data) else _onnx_artifact(path, data)
 
 
@@ -72,16 +91,21 @@ def _onnx_artifact(path: Path, data: bytes) -> Artifact:
     except (IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not an ONNX file or engine, or is damaged; export it again") from error
     if CARD_KEY not in entries or CHECKSUM_KEY not in entries:
-        raise NoCardError(f"{path} has no qdeploy card; give a file written by `qdeploy export`")
+        raise NoCardError(
+            f"{path} has no qdeploy card; give a file written by `qdeploy export`, or make one of this file with "
+            "`qdeploy adopt` or `qdeploy quantize`"
+        )
     checksum = entries[CHECKSUM_KEY]
     if sha256_of(_blanked(data, checksum)) != checksum.value:
         raise ArtifactError(f"{path} is damaged: its checksum does not match its contents; export or copy it again")
     if external:
         raise ArtifactError(f"{path} keeps weights in another file, which no checksum covers; export it as one file")
     try:
-        return Artifact(path, data, Card.from_dict(json.loads(entries[CARD_KEY].value)))
-    except (ArtifactError, ValueError, RecursionError) as error:
+        return Artifact(path, data, Card.from_dict(parse_json(entries[CARD_KEY].value)), foreign=True)
+    except ArtifactError as error:
         raise ArtifactError(f"{path} {error}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} has an unusable card: {error}") from error
 
 
 def sealed(data: bytes) -> bytes:

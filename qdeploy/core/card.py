@@ -16,15 +16,19 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from qdeploy.core.confidence import Confidence, Cut
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.intervals import PairedDifference
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.reference import Reference
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 SCHEMA = 2
+LARGEST_GOLDENS = 64 << 20
+"""Bytes of the pixels of all goldens: a card may say anything, and a few kB of it can unpack to gigabytes."""
 Fields = Mapping[str, Any]
 
 
@@ -44,6 +48,11 @@ class ModelInfo:
     num_classes: int
     config: dict[str, Any] = field(default_factory=dict)
     """Everything that rebuilds the model."""
+
+    @property
+    def macs_shown(self) -> str:
+        """The multiply-accumulates in words."""
+        return f"{self.macs / 1e6:.1f} M MACs" if self.macs else "MACs not counted"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -250,6 +259,9 @@ class Goldens:
             ValueError: If a field is missing or of another type.
         """
         shape = tuple(fields["shape"])
+        size = math.prod(n for n in shape if type(n) is int)
+        if not 0 <= size <= LARGEST_GOLDENS:
+            raise ValueError(f"its goldens have {size} bytes, at most {LARGEST_GOLDENS} are read")
         if "logits" in fields:
             rows = tuple(tuple(float(v) for v in row) for row in fields["logits"])
         else:
@@ -258,7 +270,7 @@ class Goldens:
             width = len(values) // max(1, shape[0])
             rows = tuple(values[i : i + width] for i in range(0, len(values), max(1, width)))
         return cls(
-            pixels=zlib.decompress(base64.b64decode(fields["images_zlib_base64"])),
+            pixels=zlib.decompressobj().decompress(base64.b64decode(fields["images_zlib_base64"]), size + 1),
             shape=shape,
             rows=rows,
             min_sqnr_db=float(fields["min_sqnr_db"]),
@@ -290,7 +302,25 @@ class Card:
     accuracy: Accuracy | None
     """None before it is measured."""
     goldens: Goldens
+    confidence: Confidence | None = None
+    """How far its probabilities can be trusted; None in files of earlier versions, whose temperature is 1."""
     task: str = "image-classification"
+
+    @property
+    def temperature(self) -> float:
+        """What the graph divides the logits by before their softmax."""
+        return 1.0 if self.confidence is None else self.confidence.temperature
+
+    @property
+    def cut(self) -> Cut | None:
+        """Which images are unknown; None if the file answers all."""
+        threshold = None if self.confidence is None else self.confidence.threshold
+        return None if threshold is None else Cut(threshold, self.temperature)
+
+    @property
+    def reference(self) -> Reference | None:
+        """The file's answers to the validation images; None if the card does not have them."""
+        return None if self.confidence is None else self.confidence.reference
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -311,6 +341,7 @@ class Card:
             "qat_epochs": self.qat_epochs,
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
             "goldens": self.goldens.to_dict(),
+            "confidence": self.confidence.to_dict() if self.confidence else None,
         }
 
     @classmethod
@@ -339,6 +370,7 @@ class Card:
     @classmethod
     def _parsed(cls, fields: Fields) -> Card:
         calibration, choice, accuracy = (fields[k] for k in ("calibration", "float_choice", "accuracy"))
+        confidence = fields.get("confidence")  # cards of earlier versions have none
         kinds = {"name": str, "task": str, "precision": str, "target": str, "qat_epochs": int}
         return cls(
             **_typed("card", fields, kinds),
@@ -351,6 +383,7 @@ class Card:
             float_choice=None if choice is None else FloatLayersRecord.from_dict(choice),
             accuracy=None if accuracy is None else Accuracy.from_dict(accuracy),
             goldens=Goldens.from_dict(fields["goldens"]),
+            confidence=None if confidence is None else Confidence.from_dict(confidence),
         )
 
     def _check(self) -> None:
@@ -364,6 +397,9 @@ class Card:
             or {len(row) for row in goldens.rows} != {len(self.labels)}
         ):
             raise ValueError("labels, preprocessing and goldens do not belong together")
+        reference = self.reference
+        if reference is not None and len(reference.classes) != len(self.labels):
+            raise ValueError("its answers to the validation images are of other classes than its labels")
 
 
 def _typed(what: str, fields: Fields, kinds: Mapping[str, type]) -> dict[str, Any]:

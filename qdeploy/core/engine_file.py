@@ -12,6 +12,8 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qdeploy.core.json_text import parse_json
+
 ENGINE_SCHEMA = 1
 MAGIC = b"\x93QDPLAN\n"
 """Neither text nor the beginning of an ONNX file; a transfer that rewrites line ends destroys it."""
@@ -101,7 +103,7 @@ def unpack(data: bytes) -> tuple[EngineHeader, bytes]:
     if _digest(data[: _DIGEST.start], data[_DIGEST.stop :]) != digest:
         raise ValueError("is damaged: its checksum does not match its contents; export or copy it again")
     end = _FRAME.size + length
-    fields = json.loads(data[_FRAME.size : end])
+    fields = parse_json(data[_FRAME.size : end])
     if not isinstance(fields, dict):
         raise ValueError("has an unusable engine header: it must be a table")
     return EngineHeader.from_dict(fields), data[end:]

@@ -26,8 +26,12 @@ ImageReason = Literal[
     "unsupported-mode",
     "truncated",
     "damaged",
+    "not-finite",
+    "out-of-memory",
 ]
 """Why an image was refused, for programs; docs/checking.md says what each means."""
+PASSING: frozenset[ImageReason] = frozenset({"unreadable", "out-of-memory"})
+"""Reasons of the moment and not of the image: they are kept nowhere, and the image is tried again."""
 
 
 class QdeployError(Exception):

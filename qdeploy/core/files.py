@@ -1,19 +1,23 @@
-"""Files and folders written atomically, JSON files, locks between processes, and folders named by date."""
+"""Files written whole, JSON files, locks between processes, and folders named by date."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from qdeploy.core.errors import InputError
+from qdeploy.core.json_text import parse_json
 from qdeploy.core.progress import Note
+from qdeploy.core.regular import TooLargeError, read_regular
+from qdeploy.core.whole import file_made_whole
+
+MOST_JSON_BYTES = 1 << 28
 
 
 def sha256_of(data: bytes) -> str:
@@ -25,24 +29,6 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all."""
     with file_made_whole(path) as stream:
         stream.write(data)
-
-
-@contextmanager
-def file_made_whole(path: Path) -> Iterator[BinaryIO]:
-    """Yield a temporary file in the same folder that is flushed and renamed if the block succeeds, else removed."""
-    import tempfile  # costs milliseconds, which reading does not have
-
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def write_rendered(path: Path, render: Callable[[], bytes], note: Note) -> bytes | None:
@@ -74,63 +60,13 @@ def read_json(path: Path) -> Any:
         InputError: If the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_regular(path, MOST_JSON_BYTES).decode(), finite=False)
+    except TooLargeError as error:
+        raise InputError(f"{path} {error}, more than any JSON file of qdeploy") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); it is damaged or not written by qdeploy") from error
-
-
-def require_writable(folder: Path) -> None:
-    """Check that a folder can be created, if need be, and written to, and create nothing.
-
-    Raises:
-        InputError: If not.
-    """
-    nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise InputError(f"cannot write to {folder}: {nearest} is a file, not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {folder}: no permission in {nearest}", fix="give another folder with `out`")
-
-
-@contextmanager
-def folder_made_whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``target`` if the block succeeds and vanishes if it fails."""
-    import shutil
-    import tempfile
-
-    require_writable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        yield work
-        work.chmod(0o755)
-        if target.exists():
-            _swap(work, target)
-        else:
-            os.replace(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-def _swap(work: Path, target: Path) -> None:
-    import shutil
-    import tempfile
-
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
-    try:
-        os.replace(target, old / "previous")
-        try:
-            os.replace(work, target)
-        except OSError:
-            os.replace(old / "previous", target)
-            raise
-    finally:
-        shutil.rmtree(old)
 
 
 class BusyError(OSError):

@@ -19,25 +19,25 @@ def join(parts: Iterable[str]) -> Markup:
     return Markup("".join(part if isinstance(part, Markup) else part.translate(_ESCAPES) for part in parts))
 
 
-def tag(name: str, *children: str, **attributes: str | float) -> Markup:
+def tag(_name: str, /, *children: str, **attributes: str | float) -> Markup:
     """Return an element.
 
     Args:
-        name: Name of the element.
+        _name: Name of the element.
         children: What is in it; text is escaped.
         attributes: Escaped, too. ``_`` stands for ``-``, and one at the end is left out: ``class_``, ``text_anchor``.
             Empty ones are left out.
     """
     pairs = ((key.rstrip("_").replace("_", "-"), str(value)) for key, value in attributes.items())
     head = "".join(f' {key}="{value.translate(_ESCAPES)}"' for key, value in pairs if value)
-    end = "" if name in _VOID else f"{join(children)}</{name}>"
-    return Markup(f"<{name}{head}>{end}")
+    end = "" if _name in _VOID else f"{join(children)}</{_name}>"
+    return Markup(f"<{_name}{head}>{end}")
 
 
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "", row_kinds: Sequence[str] = ()
 ) -> Markup:
-    """Return a table.
+    """Return a table, which scrolls by itself where the page is too narrow for it.
 
     Args:
         head: The names of the columns.
@@ -49,7 +49,8 @@ def table(
         tag("tr", *(tag("td", cell) for cell in row), class_=row_kinds[i] if row_kinds else "")
         for i, row in enumerate(rows)
     ]
-    return tag("table", tag("tr", *(tag("th", name) for name in head)), *lines, class_=kind)
+    inside = tag("table", tag("tr", *(tag("th", name) for name in head)), *lines, class_=kind)
+    return tag("div", inside, class_="wide")
 
 
 def page(title: str, style: str, *body: str) -> str:
@@ -60,5 +61,6 @@ def page(title: str, style: str, *body: str) -> str:
         style: CSS, which is never text of a user: it is not escaped.
         body: The elements of the page.
     """
-    head = [tag("meta", charset="utf-8"), tag("title", title), tag("style", Markup(style))]
+    narrow = tag("meta", name="viewport", content="width=device-width, initial-scale=1")
+    head = [tag("meta", charset="utf-8"), narrow, tag("title", title), tag("style", Markup(style))]
     return f'<!doctype html><html lang="en">{join(head)}{tag("body", *body)}</html>\n'

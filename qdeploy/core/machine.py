@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ FAST_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """With one of them products of 8 bits are summed in 32 bits; x86 without them sums pairs of products in 16."""
 
 SEVEN_BIT_TARGET = "x86-avx2"
+MOST_THREADS = 1024
 
 
 @lru_cache(maxsize=1)
@@ -77,6 +81,30 @@ def usable_cores() -> int:
     """Return the number of cores this process may use: its affinity, limited by the CPU quota of its cgroups."""
     cores, quota = affine_cores(), cpu_quota()
     return cores if quota is None else min(cores, max(1, int(quota)))
+
+
+def wanted_threads() -> int | None:
+    """Return the number of threads that ``OMP_NUM_THREADS`` asks for; None where it is not set or no such number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested regions
+    return int(first) if first.isdigit() and 1 <= int(first) <= MOST_THREADS else None
+
+
+_given: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """Let ``compute_threads`` give this number within it, unless it is None."""
+    token = _given.set(threads or _given.get())
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def compute_threads() -> int:
+    """Return with how many threads to compute: what was asked for, here or by ``OMP_NUM_THREADS``, else all cores."""
+    return _given.get() or wanted_threads() or usable_cores()
 
 
 def affine_cores() -> int:

@@ -36,6 +36,34 @@ def label_ranks(logits_NK: Floats, labels_N: NDArray[np.int64]) -> NDArray[np.in
     return (~(logits_NK <= own) | (lower & (logits_NK == own))).sum(axis=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MacroScores:
+    """Means over the classes, each of the same weight however many images it has, in [0, 1]."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def confusion_of(logits_NK: Floats, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each label (rows) got each answer (columns), ``[K, K]``."""
+    confusion_KK = np.zeros((logits_NK.shape[1],) * 2, np.int64)
+    np.add.at(confusion_KK, (labels_N, logits_NK.argmax(axis=1)), 1)
+    return confusion_KK
+
+
+def macro_scores(confusion_KK: NDArray[np.int64]) -> MacroScores:
+    """Average precision, recall and F1 over the classes that occur, as a label or as an answer.
+
+    A precision without answers and a recall without images count as 0, as in scikit-learn.
+    """
+    right, labelled, answered = confusion_KK.diagonal(), confusion_KK.sum(axis=1), confusion_KK.sum(axis=0)
+    occurs = labelled + answered > 0
+    shares = (right / np.maximum(count, 1) for count in (answered, labelled, (labelled + answered) / 2))
+    precision, recall, f1 = (float(share[occurs].mean()) for share in shares)
+    return MacroScores(precision=precision, recall=recall, f1=f1)
+
+
 def agreement(a_NK: Floats, b_NK: Floats) -> float:
     """Return the share of samples in [0, 1] for which both have the same largest logit."""
     return float((a_NK.argmax(axis=1) == b_NK.argmax(axis=1)).mean())
@@ -98,6 +126,6 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def paired_difference(new_NK: Floats, old_NK: Floats, labels_N: NDArray[np.int64]) -> PairedDifference:
-    """Compare two models' predictions sample by sample."""
+    """Compare two models' predictions sample by sample; of equal logits the lower index counts, as ``predict`` says."""
     new, old = new_NK.argmax(1) == labels_N, old_NK.argmax(1) == labels_N
     return paired_counts(int((old & ~new).sum()), int((new & ~old).sum()), len(labels_N))

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from qdeploy.core.errors import InputError
+from qdeploy.core.image_formats import FORMATS, chosen_formats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,14 +44,22 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour behind transparent pixels."""
+    formats: tuple[str, ...] = field(default=FORMATS, compare=False)
+    """Which files are taken: a choice of whoever runs the model, and no rule of the model's."""
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InputError(f"preprocessing size must be positive, found {self.size}")
+        if type(self.size) is not int or self.size < 1:
+            raise InputError(f"preprocessing size must be a positive whole number, found {self.size}")
         if self.interpolation not in FILTERS:
             raise InputError(f"interpolation must be one of {', '.join(FILTERS)}, found '{self.interpolation}'")
-        if min(self.std) <= 0:
-            raise InputError(f"preprocessing std must be positive, found {self.std}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise InputError(f"preprocessing {name} must be three finite numbers, found {values}")
+        if not all(map(math.isfinite, self.mean)):
+            raise InputError(f"preprocessing mean must be three finite numbers, found {self.mean}")
+        if not all(0 < s < math.inf for s in self.std):
+            raise InputError(f"preprocessing std must be positive and finite, found {self.std}")
 
     def __call__(self, source: Path | bytes | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Turn a path, a file's bytes, a PIL image or a uint8 array into uint8 ``[size, size, 3]``, RGB.
@@ -76,7 +87,7 @@ class Preprocessing:
         """Turn a source into an upright RGB image of its own size; the rules are the same for every kind."""
         images = _images()
         if isinstance(source, (bytes, Path)):
-            return images.decode(source, self.background)
+            return images.decode(source, self.background, self.formats)
         if isinstance(source, images.Image.Image):
             return images.rgb_from_pil(source, self.background)
         return images.rgb_from_array(source, self.background)
@@ -104,10 +115,18 @@ class Preprocessing:
 
         return np.asarray(self.fit(image))
 
+    def taking(self, formats: Iterable[str] | None) -> Preprocessing:
+        """Return the same rules for files of some formats only, such as ``["jpeg", "png"]``; of all for None.
+
+        Raises:
+            InputError: If one is unknown.
+        """
+        return self if formats is None else replace(self, formats=chosen_formats(formats))
+
     def to_dict(self) -> dict[str, Any]:
         """Return every rule as JSON-ready values, with a hash over all of them."""
         rules = {
-            **{name: value for name, value in asdict(self).items() if name != "interpolation"},
+            **{name: value for name, value in asdict(self).items() if name not in ("interpolation", "formats")},
             "exif_transpose": True,
             "colour": "RGB",
             "sixteen_bit": "upper 8 bits",

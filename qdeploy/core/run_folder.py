@@ -14,12 +14,14 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.files import newest, read_json, sha256_of, write_json
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.records import RecordError, decode
+from qdeploy.core.regular import read_regular
 
 RUNS = Path("runs")
 RECORD = "run.json"
 LOCK = ".lock"
 """Held by the process that trains; gone when the run is complete."""
 SCHEMA = 2
+MOST_WEIGHTS_BYTES = 1 << 36
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,11 @@ class RunResults:
     data_share: float
     """Share of the training time spent on gathering and augmenting images; with a GPU, of the host's time alone."""
     peak_memory_bytes: int
+    epoch_s: float | None = None
+    """Seconds of training an epoch, mean of the last ten, without validation (as the thesis counts, 5.4); None before
+    the first epoch has ended and in older records."""
+    chance: float | None = None
+    """Share of the largest class among the test images, in percent: what answering it always would give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,9 @@ class RunRecord:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; what is not there yet is left out."""
         results = asdict(self.results) if self.results else None
+        for name in ("epoch_s", "chance"):
+            if results and results[name] is None:
+                del results[name]
         late = {"results": results, "weights": self.weights, "weights_sha256": self.weights_sha256}
         return {
             "schema": SCHEMA,
@@ -172,9 +182,10 @@ def read_run(folder: Path) -> tuple[RunRecord, bytes]:
     if record.weights is None:
         raise InputError(f"{folder} has no weights yet", fix="go on with its training by `resume`")
     try:
-        weights = (folder / Path(record.weights).name).read_bytes()
+        weights = read_regular(folder / Path(record.weights).name, MOST_WEIGHTS_BYTES)
     except OSError as error:
-        raise InputError(f"{folder / record.weights} cannot be read: {error.strerror}; train again") from error
+        why = error.strerror or error
+        raise InputError(f"{folder / record.weights} cannot be read: {why}; train again") from error
     if sha256_of(weights) != record.weights_sha256:
         raise InputError(f"{folder} is damaged: {record.weights} is not the file that run.json describes; train again")
     return record, weights

@@ -2,19 +2,21 @@
 
 ``<cache>/decoded/<name>-<16 digits>/`` belongs to one data set at one place and one preprocessing. It appears whole
 or not at all (``core.files.folder_made_whole``); only one process builds it at a time. It is used as long as its
-fingerprint is that of the data: path, size and time of change of the files, not their contents, so that a start does
-not read the data set; a file changed with its size and time kept is not noticed (delete the folder then). After a
-change it is built again, and images whose file is the same are copied from the old one.
+fingerprint is that of the data: path, size and times of change of the files, not their contents, so that a start does
+not read the data set. After a change it is built again, and images whose file is the same are copied from the old one.
+An image that could not be read for a reason of the moment is tried again at every start: the cache holds what is known
+of the data, and not what the system refused once.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +26,18 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from qdeploy.core.errors import DataError, InputError
-from qdeploy.core.files import folder_made_whole, locked, read_json, write_json
+from qdeploy.core.errors import DataError, one_line
+from qdeploy.core.files import locked, read_json, write_json
+from qdeploy.core.image_formats import FORMATS
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Progress
+from qdeploy.core.whole import folder_made_whole
 from qdeploy.data.dataset import Dataset, Rows
 from qdeploy.data.places import cache_folder
 from qdeploy.data.reading import read_rows, shape_of
 from qdeploy.data.source import Place, Source, identity
 
-SCHEMA = 1
+SCHEMA = 3
 """Raised when a reader, the splits or the files here change: older folders are then built again."""
 PIXELS = "pixels.npy"
 COLUMNS = ("labels", "hashes", "keys")
@@ -57,18 +61,18 @@ def load_cached(place: Place, preprocessing: Preprocessing, seed: int, progress:
     Raises:
         DataError: If the data set cannot be used.
     """
-    source = None if place.files else place.read()
-    fingerprint = _fingerprint(place, source, seed)
+    read = functools.cache(place.read)
+    fingerprint = _fingerprint(place, None if place.files else read(), seed)
     target = folder_of(place, preprocessing)
     kept, notes = _try_open(target, preprocessing)
-    if kept and kept.fingerprint == fingerprint:
+    if kept and _is_current(kept, fingerprint, read):
         return kept.rows.dataset(cache=target)
-    source = source or place.read()
+    source = read()
     rows: Rows | None = None
     try:
         with _workshop(target):
             kept, _ = _try_open(target, preprocessing)  # another process may have built it while this one waited
-            if kept and kept.fingerprint == fingerprint:
+            if kept and _is_current(kept, fingerprint, read):
                 return kept.rows.dataset(tuple(notes), cache=target)
             known = kept.rows if kept and kept.decoder == _decoder() else None
             with folder_made_whole(target) as folder:
@@ -88,9 +92,20 @@ def load_cached(place: Place, preprocessing: Preprocessing, seed: int, progress:
     return rows.dataset(tuple(notes))
 
 
+def _is_current(kept: _Kept, fingerprint: str, read: Callable[[], Source]) -> bool:
+    """Return whether a folder holds what decoding would give now: also of what could not be read nothing can."""
+    if kept.fingerprint != fingerprint:
+        return False
+    names = set(kept.rows.passing)
+    again = (r for part in read().records.values() for r in part if str(r.source) in names) if names else ()
+    return not any(r.is_readable() for r in again)
+
+
 def folder_of(place: Place, preprocessing: Preprocessing) -> Path:
     """Return the folder for a data set at its place under one preprocessing."""
     text = f"{place.name}\n{place.path}\n{preprocessing.to_dict()['sha256']}"
+    if preprocessing.formats != FORMATS:
+        text += f"\n{sorted(preprocessing.formats)}"
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", place.name).strip(".-")[:40] or "data"
     return cache_folder().absolute() / "decoded" / f"{slug}-{_digest(text)[:16]}"
 
@@ -125,7 +140,7 @@ def _workshop(target: Path) -> Iterator[None]:
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
     with locked(target.parent / f".{target.name}.lock", wait=True):
-        for left in target.parent.glob(f".{target.name}-*"):
+        for left in target.parent.glob(f".{target.name}.*.part"):
             shutil.rmtree(left, ignore_errors=True)
         yield
 
@@ -161,6 +176,7 @@ def _save(folder: Path, rows: Rows, fingerprint: str) -> None:
         "classes": rows.classes,
         "problems": rows.problems,
         "counts": rows.counts,
+        "passing": rows.passing,
         "sha256": rows.dataset().sha256,
         "preprocessing": rows.preprocessing.to_dict(),
         "decoder": _decoder(),
@@ -186,8 +202,8 @@ def _try_open(folder: Path, preprocessing: Preprocessing) -> tuple[_Kept | None,
         return _open(folder, preprocessing), []
     except _OlderError:
         return None, []
-    except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return None, [f"the decoded images in {folder} were damaged ({error}) and are made again"]
+    except Exception as error:  # a damaged header makes numpy's reader raise whatever Python's own parser does
+        return None, [f"the decoded images in {folder} were damaged ({one_line(error)}) and are made again"]
 
 
 class _OlderError(Exception):
@@ -215,6 +231,7 @@ def _open(folder: Path, preprocessing: Preprocessing) -> _Kept:
         problems=tuple(meta["problems"]),
         pixels=np.asarray(np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)),
         counts=tuple(meta["counts"]),
+        passing=tuple(meta["passing"]),
         **columns,
     )
     if _columns_sha256(rows) != meta["columns_sha256"]:

@@ -5,6 +5,7 @@ A record is its label bytes (CIFAR-100: coarse, then fine) and 3,072 bytes of pi
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def _records(layout: Layout, path: Path, name: str, data: bytes) -> list[Record]
 
 def _files_of_folder(layout: Layout, folder: Path) -> dict[str, bytes]:
     try:
-        return {name: (folder / name).read_bytes() for name in layout.files if (folder / name).is_file()}
+        return {name: (folder / name).read_bytes() for name in layout.files if os.path.isfile(folder / name)}
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error}") from error
 
@@ -143,7 +144,7 @@ def _is_set(layout: Layout, path: Path) -> bool:
     if path.is_dir():
         if _is_pickled(layout, path):
             raise DataError(f"{path} is the Python version, a pickle; qdeploy reads the binary one, {layout.archive}")
-        return any((path / name).is_file() for name in (*layout.train, layout.test))
+        return any(os.path.isfile(path / name) for name in (*layout.train, layout.test))
     if not path.name.endswith((".tar.gz", ".tgz")) or not path.is_file():
         return False
     if layout.archive.partition("-binary")[0] + "-" in path.name:
@@ -158,7 +159,7 @@ def _is_set(layout: Layout, path: Path) -> bool:
 
 def _is_pickled(layout: Layout, path: Path) -> bool:
     names = ("data_batch_1", "test_batch") if layout.count == 10 else ("train", "test", "meta")
-    return all((path / name).is_file() for name in names)
+    return all(os.path.isfile(path / name) for name in names)
 
 
 def fetch_cifar(layout: Layout, url: str = URL, progress: Progress | None = None) -> Path:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qdeploy.core.preprocessing import Preprocessing
 
 SPLITS = ("train", "val", "test")
+SHOWN_PROBLEMS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,17 @@ class Dataset:
     """What happened at this load and belongs on stderr: a cache that was damaged or could not be written."""
     cache: Path | None = None
     """The folder with the decoded images, if they are kept."""
+    generated: bool = False
+    """Whether a program made the images: their labels mean nothing."""
+
+    def problem_notes(self) -> tuple[str, ...]:
+        """Return what to tell where the data are only used: the first problems, and how many there are."""
+        count = len(self.problems)
+        if not count:
+            return ()
+        more = f"and {count - SHOWN_PROBLEMS:,} more; " if count > SHOWN_PROBLEMS else ""
+        first = "; ".join(self.problems[:SHOWN_PROBLEMS])
+        return (f"{count:,} problem(s) with the data: {first}; {more}`qdeploy data` lists them",)
 
     @property
     def sha256(self) -> str:
@@ -83,6 +95,8 @@ class Rows:
     """Keys of the records; see ``Record.key``."""
     counts: tuple[int, ...]
     """Rows of train, val and test."""
+    passing: tuple[str, ...] = ()
+    """Images that could not be read for a reason of the moment (``core.errors.PASSING``): they are tried again."""
 
     def dataset(self, notes: tuple[str, ...] = (), cache: Path | None = None) -> Dataset:
         """Cut the splits out; they share the table's memory."""

@@ -10,6 +10,9 @@ import re
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -17,6 +20,28 @@ from typing import IO, Literal
 from qdeploy.core.errors import DataError
 from qdeploy.core.files import BusyError, locked
 from qdeploy.core.progress import Progress
+
+
+class NotHereError(DataError):
+    """A file would have to be downloaded, and must not be."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"{url} is not on this machine")
+        self.url = url
+
+
+_allowed: ContextVar[bool] = ContextVar("downloads", default=True)
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Within it, ``fetch`` raises ``NotHereError`` in place of downloading."""
+    token = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
 
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60.0
@@ -62,6 +87,8 @@ def fetch(url: str, target: Path, checksum: Checksum, manual: str, progress: Pro
     """
     if target.is_file():
         return
+    if not _allowed.get():
+        raise NotHereError(url)
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

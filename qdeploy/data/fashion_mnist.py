@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 def has_fashion_mnist(folder: Path) -> bool:
     """Tell whether a folder holds the four published files."""
-    return all((folder / name).is_file() for name in SHA256)
+    return all(os.path.isfile(folder / name) for name in SHA256)
 
 
 def local_folder() -> Path | None:

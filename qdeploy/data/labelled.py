@@ -7,6 +7,7 @@ Array names: B images of a batch, S height and width.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -80,9 +81,27 @@ def labelled_images(
     return _one_split(load_dataset(data, rules, progress), split, source, index, notes)
 
 
+def image_names(dataset: Dataset, data: str) -> list[str]:
+    """Return the path of each image of train, val and test; data set, split and number where it is no file of its own.
+
+    Args:
+        dataset: The images.
+        data: Where the data set was loaded from.
+    """
+    source = find_place(data).read()
+    return [name for split in SPLITS for name in _names(dataset, split, source)]
+
+
+def _names(dataset: Dataset, split: str, source: Source) -> list[str]:
+    paths = {r.key: str(r.source) for part in source.records.values() for r in part if r.key}
+    return [paths.get(key, f"{dataset.name}/{split}/{i}") for i, key in enumerate(dataset.splits[split].keys)]
+
+
 def _matched(source: Source, labels: tuple[str, ...]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Find each class's position in a model's labels, and say if the order differs or labels have no class."""
-    name, classes = source.name, source.classes
+    name = source.name
+    by_form = {unicodedata.normalize("NFC", label): label for label in labels}  # as folders' names are read
+    classes = tuple(c if c in labels else by_form.get(c, c) for c in source.classes)
     foreign = [c for c in classes if c not in labels]
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
@@ -105,8 +124,7 @@ def _one_split(
     dataset: Dataset, split: str, source: Source, index: NDArray[np.int64], notes: tuple[str, ...]
 ) -> LabelledImages:
     images = dataset.splits[split]
-    paths = {r.key: str(r.source) for part in source.records.values() for r in part if r.key}
-    places = [paths.get(key, f"{dataset.name}/{split}/{i}") for i, key in enumerate(images.keys)]
+    places = _names(dataset, split, source)
 
     def batches(size: int) -> Iterator[Batch]:
         for start in range(0, len(images), size):

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core.errors import ImageError
+from qdeploy.core.errors import PASSING, ImageError
+from qdeploy.core.image import image_bytes
 from qdeploy.core.image_formats import MAX_FILE_BYTES
 from qdeploy.core.progress import Progress
 
@@ -59,12 +60,22 @@ class Record:
         """
         return self.source.read() if isinstance(self.source, ZipMember) else self.source
 
+    def is_readable(self) -> bool:
+        """Return whether the system gives its bytes now, whatever they are."""
+        try:
+            image = self.image()
+            if isinstance(image, Path):
+                image_bytes(image)
+        except ImageError as error:
+            return error.reason not in PASSING
+        return True
+
     @property
     def key(self) -> str:
         """32 hexadecimal digits that change when the file does, or nothing for pixels in memory.
 
-        A file is known by its path, size and time of change: its content is not read, so that 100,000 files are
-        checked in a second. A zip's member is known by its name, size and CRC.
+        A file is known by its path, size, and times of change of its content and of its state: its content is not
+        read, so that 100,000 files are checked in a second. A zip's member is known by its name, size and CRC.
         """
         if isinstance(self.source, np.ndarray):
             return ""
@@ -114,9 +125,13 @@ class Reader:
 
 
 def identity(path: Path) -> str:
-    """Return a file's absolute path, size and time of change as a text."""
+    """Return a file's absolute path, size, and times of change as a text.
+
+    The second time, of its state (ctime), changes with every writing and nobody can set it: a file is another one after
+    its content was replaced at the same size and time, and after its permissions were changed.
+    """
     try:
         status = os.stat(path)
     except OSError as error:
         return f"{path} {error.strerror}"
-    return f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}"
+    return f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

@@ -43,6 +43,18 @@ def split_rows(
     return {name: kept[name] for name in SPLITS}
 
 
+def expected_counts(source: Source) -> dict[str, int]:
+    """Return how many images each split will have if every one is usable and none repeats another."""
+    counts = {name: len(records) for name, records in source.records.items()}
+    by_class = Counter(record.label for record in source.records["train"])
+    for name in SPLITS:
+        if name not in counts:
+            held = Counter({k: max(1, round(n * source.holdout)) for k, n in by_class.items()})
+            by_class -= held
+            counts["train"], counts[name] = by_class.total(), held.total()
+    return {name: counts[name] for name in SPLITS}
+
+
 def _without_repeats(
     given: dict[str, Index], labels: Index, hashes: list[str], problems: list[str]
 ) -> dict[str, Index]:

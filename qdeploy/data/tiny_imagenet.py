@@ -7,6 +7,7 @@ the Qonstraint paper.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def _labels(wnids: list[str], words: str) -> tuple[str, ...]:
 def is_tiny_imagenet(path: Path) -> bool:
     """Tell by its content whether this is the unpacked folder or the zip; a zip is opened later."""
     if path.is_dir():
-        return (path / "wnids.txt").is_file() and (path / "train").is_dir()
+        return os.path.isfile(path / "wnids.txt") and os.path.isdir(path / "train")
     if path.suffix.lower() != ".zip" or not path.is_file():
         return False
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Protocol
@@ -39,13 +40,22 @@ class FolderTree:
         except (OSError, ValueError) as error:
             raise DataError(f"{file} cannot be read ({error}); unpack the published archive again") from error
 
-    def files(self, folder: str) -> list[str]:  # noqa: D102
-        root = self.root / folder
-        return sorted(p.name for p in root.iterdir() if p.is_file()) if root.is_dir() else []
+    def files(self, folder: str) -> list[str]:  # noqa: D102  whatever is no folder: it is refused when it is read
+        return sorted(name for name, is_folder in self._entries(folder) if not is_folder)
 
     def folders(self, folder: str) -> list[str]:  # noqa: D102
+        return sorted(name for name, is_folder in self._entries(folder) if is_folder)
+
+    def _entries(self, folder: str) -> list[tuple[str, bool]]:
+        """Return what a folder holds, each with whether it is a folder; nothing of one that is not there."""
         root = self.root / folder
-        return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        try:
+            with os.scandir(root) as entries:
+                return [(e.name, os.path.isdir(e.path)) for e in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise DataError(f"{root} cannot be read: {error.strerror or error}") from error
 
     def image(self, path: str) -> Path:  # noqa: D102
         return self.root / path

@@ -9,33 +9,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdeploy.export.api import export, export_module, export_onnx
+    from qdeploy.export.api import adopt_onnx, export, export_module, export_onnx
     from qdeploy.export.config import ExportConfig
     from qdeploy.export.int8.float_choice import SearchConfig
     from qdeploy.export.kits.table import write_kits
     from qdeploy.export.lint.report import LintReport, lint_file
+    from qdeploy.export.recalibration import Recalibration, recalibrate
     from qdeploy.export.report.record import ExportReport
+    from qdeploy.export.sources.foreign import ForeignConfig
 
 __all__ = [
     "ExportConfig",
     "ExportReport",
+    "ForeignConfig",
     "LintReport",
+    "Recalibration",
     "SearchConfig",
+    "adopt_onnx",
     "export",
     "export_module",
     "export_onnx",
     "lint_file",
+    "recalibrate",
     "write_kits",
 ]
 _HOMES = {
     "ExportConfig": "config",
     "ExportReport": "report.record",
+    "ForeignConfig": "sources.foreign",
     "LintReport": "lint.report",
+    "Recalibration": "recalibration",
     "SearchConfig": "int8.float_choice",
+    "adopt_onnx": "api",
     "export": "api",
     "export_module": "api",
     "export_onnx": "api",
     "lint_file": "lint.report",
+    "recalibrate": "recalibration",
     "write_kits": "kits.table",
 }
 

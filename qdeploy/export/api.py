@@ -9,7 +9,7 @@ from torch import nn
 
 from qdeploy.core.artifact import EXPORTS
 from qdeploy.core.errors import InputError
-from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Note, StepProgress, no_progress, silent
 from qdeploy.core.run_folder import newest_run
 from qdeploy.data.catalog import load_dataset
@@ -17,8 +17,12 @@ from qdeploy.data.dataset import Dataset
 from qdeploy.export.config import ExportConfig
 from qdeploy.export.pipeline import export_source
 from qdeploy.export.report.record import ExportReport
+from qdeploy.export.sources.findings import what_data_say
+from qdeploy.export.sources.foreign import ForeignConfig
+from qdeploy.export.sources.generated import generated_dataset
+from qdeploy.export.sources.labels import matched, require_count
 from qdeploy.export.sources.module import module_source
-from qdeploy.export.sources.onnx_file import onnx_source
+from qdeploy.export.sources.onnx_file import AS_IT_IS, onnx_source
 from qdeploy.export.sources.run import run_source
 
 
@@ -84,7 +88,7 @@ def export_module(
         raise InputError("the data was loaded with another preprocessing than the module's; load it with that one")
     if tuple(labels) != dataset.classes:
         raise InputError(f"the labels are {', '.join(labels)}, the data's classes {', '.join(dataset.classes)}")
-    source = module_source(module, len(labels), preprocessing, name)
+    source = module_source(module, len(labels), preprocessing, name, note)
     return export_source(source, lambda: dataset, config or ExportConfig(), out, note)
 
 
@@ -93,8 +97,7 @@ def export_onnx(
     data: str,
     out: Path,
     *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    foreign: ForeignConfig = AS_IT_IS,
     config: ExportConfig | None = None,
     note: Note = silent,
     progress: StepProgress = no_progress,
@@ -102,13 +105,12 @@ def export_onnx(
     """Export a float ONNX file, made by any tool, with the same checks, INT8 and card as a run.
 
     Args:
-        file: An image classifier: one float32 input ``[batch, 3, S, S]`` or ``[batch, S, S, 3]``, the batch not
-            fixed, and one output of logits or probabilities ``[batch, K]``, whatever their names. Or a float file of
-            qdeploy, which says itself how images become its input.
-        data: A data set as ``qdeploy train`` takes it, whose K classes in their order are those of the output.
+        file: An image classifier: one input of images ``[batch, C, H, W]`` or ``[batch, H, W, C]``, and logits or
+            probabilities of K classes. Or a float file of qdeploy, which says itself how images become its input.
+        data: A data set as ``qdeploy train`` takes it, with the file's K classes or, where its labels are known, some
+            of them.
         out: The export's folder.
-        mean: What is taken from each channel of an image in [0, 1].
-        std: What that is divided by.
+        foreign: What the graph does not say: labels, mean and std, colours, which output.
         config: What to make.
         note: Called with a line after each step.
         progress: Takes a step's name, and returns what is called with the number of its parts that are done and their
@@ -118,9 +120,51 @@ def export_onnx(
         InputError: If the file is no such graph, or the data do not fit it.
         VerdictError: If a step's parity is missed.
     """
-    source, rules = onnx_source(file, mean, std)
-    dataset = load_dataset(data, rules)
-    classes = source.model.num_classes
-    if classes != len(dataset.classes):
-        raise InputError(f"{file} tells {classes} classes apart, {data} has {len(dataset.classes)}; give its own data")
+    source, rules = onnx_source(file, foreign)
+    for text in source.notes:
+        note(text)
+    dataset, texts = matched(load_dataset(data, rules), source.labels, source.model.num_classes, file)
+    for text in (*texts, *what_data_say(source, dataset)):
+        note(text)
     return export_source(source, lambda: dataset, config or ExportConfig(), out, note, progress)
+
+
+def adopt_onnx(
+    file: Path,
+    out: Path,
+    *,
+    data: str | None = None,
+    foreign: ForeignConfig = AS_IT_IS,
+    note: Note = silent,
+    progress: StepProgress = no_progress,
+) -> ExportReport:
+    """Make a model file of a float ONNX file, made by any tool, without quantizing it.
+
+    It is complete: card, labels, preprocessing, goldens, and the hash of the file that it was made from.
+
+    Args:
+        file: As ``export_onnx`` takes it.
+        out: The export's folder.
+        data: Images to compare and measure on; without them generated ones are compared, and no accuracy is known.
+        foreign: What the graph does not say; the labels must be known, from here, the file or the data.
+        note: Called with a line after each step.
+        progress: As ``export_onnx`` takes it.
+
+    Raises:
+        InputError: If the file is no such graph, or its labels are not known.
+        VerdictError: If a step's parity is missed.
+    """
+    if data is not None:
+        return export_onnx(file, data, out, foreign=foreign, note=note, progress=progress)
+    source, rules = onnx_source(file, foreign)
+    for text in source.notes:
+        note(text)
+    if source.labels is None:
+        raise InputError(
+            f"nothing says what the {source.model.num_classes} classes of {file} are called",
+            fix="give `labels`, or `data` with a folder for each class",
+        )
+    require_count(source.labels, source.model.num_classes, file)
+    note(source.labels.said())
+    dataset = generated_dataset(rules, source.labels.labels)
+    return export_source(source, lambda: dataset, ExportConfig(), out, note, progress)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qdeploy.core.errors import InputError, near_miss
-from qdeploy.core.machine import native_target
+from qdeploy.core.machine import MOST_THREADS, native_target
+from qdeploy.export.confidence import require_coverage
 from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.export.int8.ranges import METHODS
@@ -51,8 +52,16 @@ class ExportConfig:
     """Leave these in float instead of searching: parts as the report names them, modules, nodes; ``none``: nothing."""
     like: Path | None = None
     """Leave in float what this INT8 file of the same model does, instead of searching."""
+    coverage: float | None = None
+    """Share of the validation images, in (0, 1), that keep their label; what has a lower score than these is unknown.
+    None: every image gets a label."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """How hard the layers that stay in float are searched for."""
+    threads: int | None = None
+    """CPU threads that compute; by default what OMP_NUM_THREADS asks for, else all cores. Speed is measured with those
+    of a user of the file all the same."""
+    choice_runs: int | None = None
+    """Former name of ``search.runs``, which it sets: scripts that were written for it still run."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -78,8 +87,11 @@ class ExportConfig:
         return tuple(name for name in ("tensorrt", "tensorrt_rtx") if getattr(self, name))
 
     def __post_init__(self) -> None:
+        if self.choice_runs is not None:
+            object.__setattr__(self, "search", replace(self.search, runs=self.choice_runs))
         for target in self.targets:
             encoding_for(target)
+        require_coverage(self.coverage)
         if self.kit is not None:
             kit_names(self.kit)
         known = (*METHODS, "mixed", "auto")
@@ -99,5 +111,7 @@ class ExportConfig:
             raise InputError("`max_drop_relative` must be between 0 and 100 percent", found=relative)
         if not 1 <= self.calibration_images <= 100_000:
             raise InputError("`calibration_images` must be between 1 and 100000", found=self.calibration_images)
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise InputError(f"`threads` must be between 1 and {MOST_THREADS}", found=self.threads)
         if not 0 <= self.max_drop <= 100:
             raise InputError("`max_drop` must be between 0 and 100 points", found=self.max_drop)

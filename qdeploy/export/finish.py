@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,17 @@ from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.card import Accuracy, Card, Goldens
+from qdeploy.core.confidence import Confidence
 from qdeploy.core.intervals import PairedDifference, wilson_interval
 from qdeploy.core.metrics import Floats, Parity, measure, paired_difference, topk_percent
 from qdeploy.core.progress import Note, StepProgress
 from qdeploy.data.dataset import Dataset, Split
+from qdeploy.export.confidence import Diagram, Labelled, confidence_images, confidence_of
 from qdeploy.export.config import ExportConfig
+from qdeploy.export.graph.finite import called, require_finite
 from qdeploy.export.graph.parity import require_same_in_batches, run_outputs, run_session
 from qdeploy.export.graph.seal import sealed_bytes
+from qdeploy.export.graph.temperature import with_temperature
 from qdeploy.export.sources.source import Source
 from qdeploy.runtime.session import Session, open_session
 
@@ -42,6 +47,7 @@ class Made:
     """A graph with everything measured of it."""
 
     model: onnx.ModelProto
+    """The graph without its temperature: what other forms are made of."""
     data: bytes
     """The sealed file."""
     card: Card
@@ -53,6 +59,8 @@ class Made:
     file: str
     float_layers: str = ""
     """The set of layers left in float by INT8, in words."""
+    diagram: Diagram | None = None
+    """How far its probabilities can be taken at their word; None without labelled images."""
 
 
 def open_graph(model: onnx.ModelProto, card: Card) -> Session:
@@ -84,19 +92,31 @@ def finish(
         output: Which output the reference is compared with: ``logits`` or ``probabilities``.
         float_layers: For INT8, what stays in float, in words.
         fp32: What its accuracy is compared with; None for the fp32 file itself.
+
+    Raises:
+        InputError: If the fp32 file's answer to a test image is not finite.
     """
     session = open_graph(model, card)
     logits, probabilities = run_outputs(session, work.parity_pixels)
     require_same_in_batches(file, session, work.parity_pixels, logits)
     test = work.dataset.splits["test"]
     test_logits = run_session(session, test.pixels)
+    if fp32 is None:
+        require_finite(model, test_logits, test.pixels, partial(called, "test", test.hashes, 0))
     images = work.parity_pixels[:GOLDEN_IMAGES]
     goldens = Goldens.of(images, session.infer(images)[0], golden_db)
     against = paired_difference(test_logits, fp32.test_logits, test.labels) if fp32 else None
-    card = replace(card, accuracy=_accuracy(test_logits, test, against), goldens=goldens)
+    accuracy = None if work.dataset.generated else _accuracy(test_logits, test, against)
+    card = replace(card, accuracy=accuracy, goldens=goldens, confidence=None)
+    diagram, deployed = None, model
+    if not work.dataset.generated:
+        confidence, diagram = _confidence(work, session, Labelled(logits=test_logits, labels=test.labels))
+        card = replace(card, confidence=confidence)
+        deployed = with_temperature(model, confidence.temperature)
+        session = session if deployed is model else open_graph(deployed, card)
     return Made(
         model=model,
-        data=sealed_bytes(model, card),
+        data=sealed_bytes(deployed, card),
         card=card,
         session=session,
         parity=measure(reference_NK, logits if output == "logits" else probabilities),
@@ -104,7 +124,14 @@ def finish(
         test_logits=test_logits,
         file=file,
         float_layers=float_layers,
+        diagram=diagram,
     )
+
+
+def _confidence(work: Work, session: Session, test: Labelled) -> tuple[Confidence, Diagram | None]:
+    images = confidence_images(work.dataset.splits["val"])
+    val = Labelled(logits=run_session(session, images.pixels), labels=images.labels)
+    return confidence_of(val, test, work.dataset.classes, work.config.coverage)
 
 
 def first_card(work: Work, source: Source) -> Card:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes, write_json, write_rendered
+from qdeploy.core.files import sha256_of, write_bytes, write_json, write_rendered
+from qdeploy.core.machine import computing_with
 from qdeploy.core.metrics import measure
 from qdeploy.core.progress import Note, StepProgress, no_progress, silent
+from qdeploy.core.whole import files_in, folder_made_whole
 from qdeploy.data.dataset import Dataset
+from qdeploy.export.confidence import confidence_images, require_threshold_images
 from qdeploy.export.config import ExportConfig
 from qdeploy.export.engines.build import require_builder
 from qdeploy.export.engines.step import build_engines
 from qdeploy.export.finish import Made, Work, finish, first_card
+from qdeploy.export.graph.finite import called, require_finite
 from qdeploy.export.graph.fp16 import to_fp16
 from qdeploy.export.graph.parity import FOLD_TOLERANCE, FP32_TOLERANCE, require_equal, require_sound
 from qdeploy.export.graph.ties import without_ties
@@ -30,16 +36,19 @@ from qdeploy.export.int8.calibrate import Calibration
 from qdeploy.export.int8.pinned import int8_artifact
 from qdeploy.export.int8.step import Int8Made, int8_step
 from qdeploy.export.kits.table import is_own_kit, require_kits, write_kits
-from qdeploy.export.measure import measure_and_judge
+from qdeploy.export.measure import measure_and_judge, with_memory
 from qdeploy.export.report.page import html_report
 from qdeploy.export.report.record import ExportReport, Step
 from qdeploy.export.sources.source import Source
+from qdeploy.export.stress import not_finite
+from qdeploy.runtime.device import DEVICE_FILE
+from qdeploy.runtime.trial import remember
 
 PARITY_IMAGES = 512
 FLOAT_GOLDEN_DB = 80.0
 HALF_GOLDEN_DB = 30.0
 """Least agreement of fp16 with fp32; sound graphs reach 45 to 70."""
-OWN_FILES = re.compile(r"model\.[a-z0-9.-]+\.(onnx|engine)|report\.(json|html)|calibration\.json")
+OWN_FILES = re.compile(r"model\.[a-z0-9.-]+\.(onnx|engine)|report\.(json|html)|(calibration|device)\.json")
 """What an export's folder may hold and be replaced."""
 
 
@@ -67,21 +76,30 @@ def export_source(
         VerdictError: If a step's parity is missed.
     """
     _require_own(out)
+    if (out / DEVICE_FILE).exists():
+        note(f"{out / DEVICE_FILE} tells of the files that are replaced, and goes with them: run `qdeploy tune` again")
     if config.like is not None:
         int8_artifact(config.like)
     for builder in config.builders:
         require_builder(builder)
     require_kits(config.kits)
-    with folder_made_whole(out) as folder, ExitStack() as stack:
+    with folder_made_whole(out) as folder, computing_with(config.threads), ExitStack() as stack:
         dataset = read()
-        for text in dataset.notes:
+        for text in (*dataset.notes, *dataset.problem_notes()):
             note(text)
-        name = f"{source.model.name.replace('/', '-')}-{dataset.name}"
+        if config.coverage is not None and dataset.generated:
+            raise InputError("`coverage` takes labelled images, and there are none", fix="give `data`")
+        require_threshold_images(confidence_images(dataset.splits["val"]).labels, dataset.classes, config.coverage)
+        name = f"{re.sub('[/:]', '-', source.model.name)}-{dataset.name}"
         pixels = _parity_pixels(source.graph, dataset, note)
         work = Work(dataset=dataset, name=name, config=config, note=note, progress=progress, parity_pixels=pixels)
         stack.callback(gc.unfreeze)
         gc.freeze()  # else what tracing has left is looked through again and again
         fp32, steps = _float_step(work, source)
+        if broken := not_finite(fp32.session, work.parity_pixels):
+            note(
+                f"the float model itself gives no number for {', '.join(broken)}: `qdeploy predict` refuses such images"
+            )
         half = [_half_step(work, fp32)] if config.fp16 else []
         int8: list[Int8Made] = []
         if config.int8:
@@ -90,9 +108,12 @@ def export_source(
         judged = measure_and_judge(work, [fp32, *half], int8, steps, out)
         for item in judged.kept:
             write_bytes(folder / item.file, item.data)
-        report = replace(judged.report, engines=build_engines(work, judged.kept, folder, out))
+            remember(Artifact(out / item.file, item.data, item.card))
+        report = with_memory(judged.report, folder, note)
+        report = replace(report, engines=build_engines(work, judged.kept, folder, out))
         write_json(folder / "report.json", report.to_dict())
-        write_rendered(folder / "report.html", lambda: html_report(report.to_dict(), judged.flips).encode(), note)
+        page = partial(html_report, flips=judged.flips, confusion=judged.confusion)
+        write_rendered(folder / "report.html", lambda: page(report.to_dict()).encode(), note)
         write_kits(folder, config.kits)
     return report
 
@@ -111,7 +132,7 @@ def _require_own(out: Path) -> None:
         raise InputError(f"cannot export to {out}, the folder you are in", fix="give a new folder with `out`")
     if not out.is_dir():
         return
-    others = [p.name for p in out.iterdir() if not _is_own(p)]
+    others = [p.name for p in files_in(out) if not _is_own(p)]
     if others:
         raise InputError(
             f"{out} holds '{others[0]}' and would be replaced", fix="give an empty or new folder with `out`"
@@ -126,16 +147,24 @@ def _float_step(work: Work, source: Source) -> tuple[Made, list[Step]]:
     """Make the fp32 file: every form of the model, and the graph, must give what the model gave as it came."""
     first, *others = source.references(work.parity_pixels)
     steps = []
+    require_finite(source.graph, first.values, work.parity_pixels, partial(_called, work))
+    largest = max(1.0, float(np.abs(first.values).max()))  # rounding is relative to the values
     for other in others:
         parity = measure(first.values, other.values)
-        tolerance = FOLD_TOLERANCE * max(1.0, float(np.abs(first.values).max()))
-        require_equal(f"{first.form} to {other.form}", parity, tolerance)
+        require_equal(f"{first.form} to {other.form}", parity, FOLD_TOLERANCE * largest)
         steps.append(Step(step=f"{first.form} to {other.form}", parity=parity))
     card = first_card(work, source)
     made = finish(work, source.graph, card, first.values, "model.fp32.onnx", FLOAT_GOLDEN_DB, output=first.output)
-    require_equal(f"{first.form} to fp32", made.parity, FP32_TOLERANCE)
+    require_equal(f"{first.form} to fp32", made.parity, FP32_TOLERANCE * largest)
     work.note(f"fp32: {first.output} within {made.parity.max_abs:.1e} of {first.form} on {made.parity.n} images")
     return made, [*steps, Step(step=f"{first.form} to fp32", parity=made.parity)]
+
+
+def _called(work: Work, position: int) -> str:
+    """Return what an image of those that are compared is called."""
+    images = work.dataset.splits["val"]
+    same = (i for i, p in enumerate(images.pixels) if np.array_equal(p, work.parity_pixels[position]))
+    return called("validation", images.hashes, 0, next(same))
 
 
 def _half_step(work: Work, fp32: Made) -> Made:

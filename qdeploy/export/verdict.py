@@ -8,6 +8,7 @@ from enum import Enum
 from qdeploy.bench import Comparison, Speed
 from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.intervals import PairedDifference
+from qdeploy.export.stress import Stress
 
 
 class Outcome(str, Enum):
@@ -24,6 +25,8 @@ class Reason(str, Enum):
 
     LOSS_OVER = "it loses more accuracy than allowed"
     LOSS_NOT_SHOWN = "its loss is not shown to be within what is allowed"
+    NOT_FINITE = "its answer to an image of the stress set is not finite"
+    STRESSED = "it answers an image of the stress set with no regard to fp32"
     NOT_FASTER = "it is not faster than fp32 on this device"
 
 
@@ -44,7 +47,7 @@ class Policy:
     strict: bool = False
     """Reject what is not shown to be within the budget."""
     allow_drop: bool = False
-    """Keep a file whatever it loses."""
+    """Keep a file whatever it loses, as long as its answers are numbers."""
     allow_slower: bool = False
     """Keep a file that is not faster than fp32."""
 
@@ -60,6 +63,10 @@ class Verdict:
     budget: AccuracyBudget
     speed: Comparison | None
     """Speed against fp32; None if this machine does not run the file's target."""
+    not_finite: tuple[str, ...] = ()
+    """Images of the stress set whose answer is no number."""
+    stressed: tuple[str, ...] = ()
+    """Images of the stress set that are answered with no regard to fp32."""
 
     @property
     def keep(self) -> bool:
@@ -72,33 +79,58 @@ class Verdict:
         return self.keep and self.speed is not None and self.speed.finding is Speed.FASTER
 
 
-def decide(loss: Loss, speed: Comparison | None, budget: AccuracyBudget, policy: Policy) -> Verdict:
+def decide(
+    loss: Loss, speed: Comparison | None, budget: AccuracyBudget, policy: Policy, stress: Stress | None = None
+) -> Verdict:
     """Decide what is done with an INT8 file.
 
     Args:
         loss: Loss of accuracy against fp32.
         speed: Speed against fp32, measured side by side; None where it could not be measured.
         budget: What may be lost.
-        policy: What the user allows in any case.
+        policy: What the user allows in any case; answers that are not finite are never allowed.
+        stress: Answers to the stress set.
     """
+    not_finite, stressed = (stress.not_finite, stress.broken) if stress else ((), ())
     shown = budget.judge(loss.difference, loss.flips)
     reasons = []
     if shown is Shown.OVER:
         reasons.append(Reason.LOSS_OVER)
     elif shown is Shown.NOT_SHOWN:
         reasons.append(Reason.LOSS_NOT_SHOWN)
+    if not_finite:
+        reasons.append(Reason.NOT_FINITE)
+    if stressed:
+        reasons.append(Reason.STRESSED)
     tolerable = budget.tolerates(loss.difference, loss.flips, strict=policy.strict)
     slower = speed is not None and speed.finding is not Speed.FASTER
     if slower:
         reasons.append(Reason.NOT_FASTER)
-    rejected = (not tolerable and not policy.allow_drop) or (slower and not policy.allow_slower)
+    lossy = (not tolerable or bool(stressed)) and not policy.allow_drop
+    rejected = bool(not_finite) or lossy or (slower and not policy.allow_slower)
     warned = shown is Shown.NOT_SHOWN and not policy.allow_drop
     outcome = Outcome.REJECTED if rejected else Outcome.NOT_SHOWN if warned else Outcome.ACCEPTED
-    return Verdict(outcome=outcome, reasons=tuple(reasons), shown=shown, loss=loss, budget=budget, speed=speed)
+    return Verdict(
+        outcome=outcome,
+        reasons=tuple(reasons),
+        shown=shown,
+        loss=loss,
+        budget=budget,
+        speed=speed,
+        not_finite=not_finite,
+        stressed=stressed,
+    )
 
 
 def in_words(
-    verdict: Verdict, what: str, kept: str, test: PairedDifference, policy: Policy, *, finetuned: bool = False
+    verdict: Verdict,
+    what: str,
+    kept: str,
+    test: PairedDifference,
+    policy: Policy,
+    *,
+    finetuned: bool = False,
+    p50_ms: tuple[float, float] | None = None,
 ) -> str:
     """Return a verdict as one line.
 
@@ -109,15 +141,26 @@ def in_words(
         test: INT8 minus fp32 accuracy on the test split.
         policy: What the user allows.
         finetuned: Whether its weights were fine-tuned for INT8 already.
+        p50_ms: Median latencies of one image of the file and of fp32, of the same launches as ``verdict.speed``.
     """
     speed = _speed_words(verdict.speed)
     if verdict.outcome is not Outcome.REJECTED:
         accuracy = f"{test.points:+.2f} +- {test.margin95:.2f} points of top-1 on {test.n} test images"
         doubt = f"; NOT SHOWN: {_not_shown_words(verdict)}" if verdict.outcome is Outcome.NOT_SHOWN else ""
         return f"{what} accepted: {accuracy}, {speed}{doubt}"
+    if verdict.not_finite:
+        return f"{what} REJECTED: its answer is not finite for {_images(verdict.not_finite)}; kept {kept}"
     loss, flips = verdict.loss.difference, verdict.loss.flips
+    if verdict.stressed and not policy.allow_drop and verdict.budget.tolerates(loss, flips, strict=policy.strict):
+        return (
+            f"{what} REJECTED: it answers otherwise than fp32, where that is sure or gives no number, for "
+            f"{_images(verdict.stressed)}; kept {kept}; keep INT8 with `allow_drop`"
+        )
     if policy.allow_drop or verdict.budget.tolerates(loss, flips, strict=policy.strict):
-        return f"{what} REJECTED: not faster on this device, {speed}; kept {kept}; keep INT8 with `allow_slower`"
+        return (
+            f"{what} REJECTED: not faster on this device, {speed}{_slower_words(p50_ms)}; kept {kept}; keep INT8 with "
+            "`allow_slower`"
+        )
     hint = "" if finetuned else "try `qat_epochs=2` when exporting a run, or "
     cost = (
         f"it costs {-loss.points:.2f} +- {loss.margin95:.2f} points of top-1 on {loss.n} validation images, at most "
@@ -128,11 +171,27 @@ def in_words(
     return f"{what} REJECTED: {cost}; kept {kept}; {hint}keep INT8 with `allow_drop`"
 
 
+def _images(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 1} more of the stress set" if len(names) > 1 else ""
+    return f"the image '{names[0]}'{more}"
+
+
 def _speed_words(speed: Comparison | None) -> str:
     if speed is None:
         return "its speed must be measured on the target"
     low, high = speed.ci95
     return f"{speed.ratio:.2f}x the speed of fp32 (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _slower_words(p50_ms: tuple[float, float] | None) -> str:
+    """Say how long both take, and why a file is no faster whose parts are."""
+    if p50_ms is None:
+        return ""
+    return (
+        f": an image takes {p50_ms[0]:.3f} ms in INT8 and {p50_ms[1]:.3f} ms in fp32. What single parts save is "
+        "measured while all others are INT8 and does not add up: between INT8 and float every value is converted, and "
+        "layers that fp32 computes in one go are apart"
+    )
 
 
 def _not_shown_words(verdict: Verdict) -> str:

@@ -52,6 +52,11 @@ class Classifier(nn.Module):
         """Return the logits and those of the paths that have a training loss of their own; most models have none."""
         return Paths(self(image), None, None)
 
+    @property
+    def feature_module(self) -> nn.Module | None:
+        """The part whose output are the features that are classified; None where a library's network hides it."""
+        return None
+
     def set_confidence(self, confidence: float) -> None:
         """Let every drop path follow the controller's confidence in [0, 1]."""
         for module in self.modules():

@@ -40,12 +40,13 @@ class Deployed(nn.Module):
         super().__init__()
         self.register_buffer("offset", 255.0 * torch.tensor(mean).reshape(1, 3, 1, 1))
         self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(std)).reshape(1, 3, 1, 1))
-        self.model = copy.deepcopy(model).requires_grad_(False).cpu()
-        self.eval()
+        with torch.no_grad():  # else the weights of a copied ScriptModule are results of a computation
+            self.model = copy.deepcopy(model).cpu()
+        self.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Classify images; normalisation is inside."""
-        nchw = image.float().permute(0, 3, 1, 2)  # cast first: TensorRT transposes no uint8
+        nchw = image.float().permute(0, 3, 1, 2).contiguous()  # cast first: TensorRT transposes no uint8
         logits = self.model((nchw - self.offset) * self.scale)
         return logits, logits.softmax(dim=-1)
 
@@ -91,6 +92,7 @@ class FoldedBlock(nn.Module):
         self.act = block.act
         self.excite = block.excite
         self.subtract_mean = block.recentre is None
+        self.clamp_gate = block.clamp_gate
         if block.recentre is not None:
             assert self.mlp_out.bias is not None
             self.mlp_out.bias -= block.recentre.running_mean
@@ -100,6 +102,7 @@ class FoldedBlock(nn.Module):
         x = (x + self.mix_out(self.act(self.mix(x)))).clamp(-CLAMP, CLAMP)
         x = (x + self.mlp_out(self.act(self.mlp(x)))).clamp(-CLAMP, CLAMP)
         x = self.excite(x)
+        x = x.clamp(-CLAMP, CLAMP) if self.clamp_gate else x
         return x - x.mean(dim=(1, 2, 3), keepdim=True) if self.subtract_mean else x
 
 

@@ -8,15 +8,17 @@ Array names: B batch, C channels, H height, W width, P positions in a patch, N p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.models.classifier import Classifier
-from qdeploy.models.operators import ATTENTIONS, CONVOLUTIONS, FUSIONS, unit
+from qdeploy.models.operators import ATTENTIONS, CARDINALITY, CONVOLUTIONS, FUSIONS, Mixing, grouped, unit
 
 PATCH = 2
 STRIDE = 32
@@ -45,6 +47,11 @@ class MobileVitConfig:
     """Height and width of the image in pixels, 32 or more; the thesis trains at 224 and tests at 256."""
     expansions: tuple[int, ...] = (4, 4, 2, 2, 2, 2, 2)
     """Expansion of the seven MV2 blocks: the one guess behind the counts; 2 everywhere would miss 3,136 parameters."""
+    groups: int = CARDINALITY
+    """Most groups of the grouped convolution; the thesis' table has 2."""
+    mixing: Mixing = "dense"
+    """How the groups of the grouped convolution are mixed: dense, by a 1x1 convolution over all channels; or shuffle,
+    by a channel shuffle and a 1x1 convolution in groups."""
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -60,6 +67,12 @@ class MobileVitConfig:
             raise InputError(f"input size {self.input_size} is too small for the strides; give {STRIDE} or more")
         if len(self.expansions) != len(STRIDES) or min(self.expansions) < 1:
             raise InputError(f"expansions must be {len(STRIDES)} numbers of 1 or more, found {self.expansions}")
+        if not 1 <= self.groups <= WIDTHS[-1]:
+            raise InputError(f"groups must be between 1 and {WIDTHS[-1]}, found {self.groups}")
+        if self.mixing not in get_args(Mixing):
+            raise InputError(f"mixing must be one of {', '.join(get_args(Mixing))}, found '{self.mixing}'")
+        if self.conv != "grouped" and (self.groups, self.mixing) != (CARDINALITY, "dense"):
+            raise InputError(f"groups and mixing are of the grouped convolution, found conv={self.conv}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -74,6 +87,13 @@ class MobileVitConfig:
         """Build a freshly initialised model."""
         return MobileVit(self)
 
+    @property
+    def convolution(self) -> Callable[..., nn.Module]:
+        """``(c_in, c_out, kernel, stride)`` to a module."""
+        if self.conv == "grouped":
+            return partial(grouped, groups=self.groups, mixing=self.mixing)
+        return CONVOLUTIONS[self.conv]
+
 
 class InvertedResidual(nn.Module):
     """MV2: expand with the grid's convolution, 3x3 of each channel alone, project; added to its input if it fits."""
@@ -81,7 +101,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, config: MobileVitConfig, c_in: int, c_out: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = expansion * c_in
-        self.expand = CONVOLUTIONS[config.conv](c_in, hidden, 1)
+        self.expand = config.convolution(c_in, hidden, 1)
         self.spatial = unit(hidden, hidden, 3, stride, groups=hidden)
         self.project = unit(hidden, c_out, 1, act=False)
         self.adds = stride == 1 and c_in == c_out
@@ -112,7 +132,7 @@ class MobileVitBlock(nn.Module):
 
     def __init__(self, config: MobileVitConfig, channels: int, dim: int, depth: int) -> None:
         super().__init__()
-        self.local = CONVOLUTIONS[config.conv](channels, channels, 3)
+        self.local = config.convolution(channels, channels, 3)
         self.widen = unit(channels, dim, 1)
         self.layers = nn.Sequential(*(Layer(config.attention, dim) for _ in range(depth)))
         self.narrow = unit(dim, channels, 1)
@@ -152,7 +172,7 @@ class MobileVit(Classifier):
     def __init__(self, config: MobileVitConfig) -> None:
         super().__init__()
         self.config = config
-        conv = CONVOLUTIONS[config.conv]
+        conv = config.convolution
         self.stem = conv(3, WIDTHS[0], 3, 2)
         blocks: list[nn.Module] = []
         for c_in, c_out, stride, expansion in zip(WIDTHS, WIDTHS[1:], STRIDES, config.expansions, strict=False):
@@ -162,6 +182,11 @@ class MobileVit(Classifier):
         self.blocks = nn.Sequential(*blocks)
         self.head = conv(WIDTHS[-1], HEAD_WIDTH, 1)
         self.classify = nn.Linear(HEAD_WIDTH, config.num_classes)
+
+    @property
+    def feature_module(self) -> nn.Module:
+        """The last convolution."""
+        return self.head
 
     def forward(self, image: Tensor) -> Tensor:
         """Classify normalised images ``[B, 3, S, S]`` of any size from 32 on; the result is ``[B, K]``."""

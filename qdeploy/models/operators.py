@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+Mixing = Literal["dense", "shuffle"]
 CARDINALITY = 2
-"""Most groups of the grouped convolution; the thesis' text says 8, its table 2."""
+"""Most groups of the grouped convolution, if nothing else is asked for; the thesis' text says 8, its table 2."""
 HEADS = 4
 MHA_INNER = 128
 """Width of queries, keys and values of multi-head attention, whatever the token's width (table)."""
@@ -36,15 +38,61 @@ def depthwise(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Module:
     return nn.Sequential(unit(c_in, c_in, kernel, stride, groups=c_in), unit(c_in, c_out, 1))
 
 
-def grouped(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Module:
-    """Build a convolution in groups that keeps the width, then a 1x1 convolution."""
-    groups = next(g for g in range(CARDINALITY, 0, -1) if c_in % g == c_out % g == 0)
-    return nn.Sequential(unit(c_in, c_in, kernel, stride, groups=groups), unit(c_in, c_out, 1))
+def grouped(
+    c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = CARDINALITY, mixing: Mixing = "dense"
+) -> nn.Module:
+    """Build a convolution in groups that keeps the width, then a 1x1 convolution.
+
+    Args:
+        c_in: Channels of the input.
+        c_out: Channels of the output.
+        kernel: Height and width of the first convolution's kernel.
+        stride: Stride of the first convolution.
+        groups: Most groups; what is taken is the largest number up to it that divides both widths.
+        mixing: dense: the 1x1 convolution sees all channels (the thesis' table); shuffle: it is in groups, too, and a
+            channel shuffle between the two lets each of its groups see several of the first (ShuffleNet, arXiv
+            1707.01083; the thesis' future work).
+    """
+    groups = next(g for g in range(min(groups, c_in), 0, -1) if c_in % g == c_out % g == 0)
+    spatial = unit(c_in, c_in, kernel, stride, groups=groups)
+    if mixing == "dense" or groups == 1:
+        return nn.Sequential(spatial, unit(c_in, c_out, 1))
+    return nn.Sequential(spatial, ChannelShuffle(groups), unit(c_in, c_out, 1, groups=groups))
+
+
+class ChannelShuffle(nn.Module):
+    """Deal the channels of the groups out in turn: one of the first, one of the second, and so on."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape ``[B, C, H, W]``."""
+        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def pointwise(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Module:
     """Build a 1x1 convolution in place of one of any kernel."""
-    return unit(c_in, c_out, 1, stride)
+    layers = unit(c_in, c_out, 1, stride)
+    if stride > 1 and c_in < 8:
+        layers[0] = StridedPoints(c_in, c_out, 1, stride, bias=False)
+    return layers
+
+
+class StridedPoints(nn.Conv2d):
+    """A 1x1 convolution with a stride, of few channels; in training it takes the positions first, which is the same.
+
+    The weight's gradient of such a convolution, of less than 8 channels and channels-last, writes outside its memory in
+    PyTorch 2.14 on CPUs with AVX2 and without AVX-512: the process ends with "double free or corruption".
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, C', H / stride, W / stride]``, rounded up, of ``[B, C, H, W]``."""
+        if not self.training:
+            return super().forward(x)
+        down, right = self.stride
+        return nn.functional.conv2d(x[..., ::down, ::right], self.weight, self.bias)
 
 
 class MultiHeadAttention(nn.Module):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from qdeploy.core.errors import InputError
 from qdeploy.models.classifier import Classifier, Paths
-from qdeploy.models.heads import GapHead, SotaHead
+from qdeploy.models.heads import GapHead, HeadNorm, HybridHead, SotaHead
 from qdeploy.models.layers import (
     CLAMP,
     Activation,
@@ -31,13 +31,21 @@ from qdeploy.models.layers import (
     norm_conv,
 )
 
-Head = Literal["gap", "sota"]
+Head = Literal["gap", "sota", "gap+sota"]
 Stem = Literal["soft", "aggressive"]
 Recentre = Literal["sample", "running"]
+Clamps = Literal["once", "throughout"]
 _CHOICES = {
     name: get_args(kind)
-    for name, kind in (("head", Head), ("stem", Stem), ("recentre", Recentre), ("norm", Norm), ("act", Activation))
-}
+    for name, kind in (
+        ("head", Head), ("stem", Stem), ("recentre", Recentre), ("norm", Norm), ("act", Activation),
+        ("head_norm", HeadNorm), ("clamps", Clamps), ("stage_kernel", Literal[2, 3]),
+    )
+}  # fmt: skip
+_RANGES = {
+    "excite_gain": (0.01, 10), "res_scale": (-10, 10), "drop_path": (0, 0.9), "head_drop_path": (0, 0.9),
+    "stem_dropout": (0, 0.9), "fusion_dropout": (0, 0.9),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,7 @@ class QonstraintConfig:
     input_size: int = 64
     """Height and width of the image in pixels; the paper's and our only published size."""
     head: Head = "gap"
+    """gap: pooling and a linear layer; sota: the paper's three paths; gap+sota: both, mixed by a learned number."""
     norm: Norm = "layernorm"
     """layernorm is the paper's 5.9, batchnorm its 5.5 and 5.6, foldable the deployable form of the latter."""
     stem: Stem = "soft"
@@ -69,6 +78,15 @@ class QonstraintConfig:
     """Stochastic depth of the last block; rises linearly from 0."""
     stem_dropout: float = 0.05
     fusion_dropout: float = 0.1
+    head_norm: HeadNorm = "mixed"
+    """Norms of the SOTA head; the named models have layernorm (5.9) or batchnorm (5.5, 5.6)."""
+    head_drop_path: float = 0.0
+    """Stochastic depth of the SOTA head's residual branches (paper, III.B.5)."""
+    clamps: Clamps = "once"
+    """throughout: also behind the gate of every block, whose gain of up to 2 would leave the bounds, and after every
+    stage of the SOTA head; once: as models were before there was the choice, and cheaper."""
+    stage_kernel: int = 3
+    """Height and width of the strided convolution of each stage; 2 with depths 1, 3, 4 meets the paper's count too."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
@@ -80,7 +98,19 @@ class QonstraintConfig:
             )
         for name, legal in _CHOICES.items():
             if getattr(self, name) not in legal:
-                raise InputError(f"{name} must be one of {', '.join(legal)}, found {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(map(str, legal))}, found {getattr(self, name)!r}")
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} must be between {low:g} and {high:g}, found {getattr(self, name)}")
+        for name, count in (("dims", 4), ("depths", 3)):
+            values = getattr(self, name)
+            if len(values) != count or min(values) < 1:
+                raise InputError(f"{name} must be {count} numbers of 1 or more, found {values}")
+        multiple = max(1, min(8, self.fusion_dim // 16))
+        if self.fusion_dim < 8 or self.fusion_dim % max(multiple, 4):
+            raise InputError(
+                f"fusion_dim must be a multiple of {max(multiple, 4)} and at least 8, found {self.fusion_dim}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -140,6 +170,7 @@ class QonvViTBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.excite = TokenExcite(channels, config.excite_gain, config.act)
         self.recentre = RunningRecentre(channels) if config.recentre == "running" else None
+        self.clamp_gate = config.clamps == "throughout"
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to the same shape."""
@@ -147,9 +178,13 @@ class QonvViTBlock(nn.Module):
         x = x.clamp(-CLAMP, CLAMP)
         x = x + self.drop_path(self.res_scale2 * self.mlp_out(self.act(self.mlp(x))))
         if self.recentre is not None:  # before the clamp, so that it folds into the bias of mlp_out
-            return self.excite(self.recentre(x).clamp(-CLAMP, CLAMP))
-        x = self.excite(x.clamp(-CLAMP, CLAMP))
+            return self._gated(self.recentre(x).clamp(-CLAMP, CLAMP))
+        x = self._gated(x.clamp(-CLAMP, CLAMP))
         return x - x.mean(dim=(1, 2, 3), keepdim=True)
+
+    def _gated(self, x: Tensor) -> Tensor:
+        x = self.excite(x)
+        return x.clamp(-CLAMP, CLAMP) if self.clamp_gate else x
 
 
 class Backbone(nn.Module):
@@ -164,7 +199,8 @@ class Backbone(nn.Module):
             c_in, c_out = config.dims[stage], config.dims[stage + 1]
             first = sum(config.depths[:stage])
             blocks = [QonvViTBlock(c_out, config, rates[first + i]) for i in range(depth)]
-            down = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
+            padding = 1 if config.stage_kernel == 3 else 0
+            down = nn.Conv2d(c_in, c_out, config.stage_kernel, stride=2, padding=padding)
             self.stages.append(nn.Sequential(down, activation(config.act), *blocks))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,6 +246,20 @@ class FusionBlockV2(nn.Module):
         return x_BNC.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
+def _head(config: QonstraintConfig, num_tokens: int) -> GapHead | SotaHead | HybridHead:
+    if config.head == "gap":
+        return GapHead(config.fusion_dim, config.num_classes)
+    sota = SotaHead(
+        config.fusion_dim,
+        config.num_classes,
+        num_tokens=num_tokens,
+        norm=config.head_norm,
+        drop_path=config.head_drop_path,
+        clamp_stages=config.clamps == "throughout",
+    )
+    return sota if config.head == "sota" else HybridHead(GapHead(config.fusion_dim, config.num_classes), sota)
+
+
 class Qonstraint(Classifier):
     """The whole classifier: normalised ``[B, 3, S, S]`` images to ``[B, K]`` logits."""
 
@@ -223,15 +273,16 @@ class Qonstraint(Classifier):
         self.backbone = Backbone(config)
         self.fusion = FusionBlockV2(c2, c3, config.fusion_dim, config.fusion_dropout, config.act)
         side = config.input_size // (8 if config.stem == "soft" else 16)
-        self.head: GapHead | SotaHead
-        if config.head == "gap":
-            self.head = GapHead(config.fusion_dim, config.num_classes)
-        else:
-            self.head = SotaHead(config.fusion_dim, config.num_classes, num_tokens=side * side)
+        self.head = _head(config, num_tokens=side * side)
         initialise(self)
         for module in self.modules():
             if isinstance(module, TokenExcite):  # starts as the identity
                 nn.init.zeros_(module.fc2.weight)
+
+    @property
+    def feature_module(self) -> nn.Module:
+        """The fused features, which the head sees."""
+        return self.fusion
 
     def features(self, image: Tensor) -> Tensor:
         """Return the fused features ``[B, d, S/8, S/8]`` (S/16 with the aggressive stem)."""
@@ -250,8 +301,4 @@ class Qonstraint(Classifier):
             labels: ``[B]``; makes the head's confidence the probability of the true class, as the paper says.
                 For training only: the label leaks into the logits.
         """
-        features = self.features(image)
-        if isinstance(self.head, SotaHead):
-            transformer, conv, auxiliary = self.head.paths(features)
-            return Paths(self.head.combine(transformer, conv, auxiliary, labels), transformer, auxiliary)
-        return Paths(self.head(features), None, None)
+        return self.head.forward_paths(self.features(image), labels)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
-from qdeploy.core.errors import ArtifactError
+from qdeploy.core.confidence import UNKNOWN, Cut, score
+from qdeploy.core.errors import ArtifactError, ImageError
 from qdeploy.core.files import read_json
 from qdeploy.core.machine import native_target
 from qdeploy.runtime.device import Setup, setup_for
-from qdeploy.runtime.session import open_session
+from qdeploy.runtime.session import Rows, open_session
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+
+    from qdeploy.core.drift import DriftWatch
 
 ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
@@ -41,6 +45,12 @@ class Prediction:
     labels: tuple[str, ...]
     scores: Sequence[float]
     """The probability of each label, in [0, 1], summing to 1."""
+    score: float | None = None
+    """How much the image is like those that the model was made with; None if the model calls nothing unknown."""
+    unknown: bool = False
+    """Whether ``score`` is below the model's threshold."""
+    energy: float | None = None
+    """The score, whether or not the model calls anything unknown, for ``DriftWatch``; None of a server's answer."""
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
@@ -56,7 +66,12 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The most probable label."""
+        """The most probable label, or ``unknown``."""
+        return UNKNOWN if self.unknown else self.would_be
+
+    @property
+    def would_be(self) -> str:
+        """The most probable label, also of an unknown image."""
         return self.labels[self.index]
 
     @property
@@ -69,14 +84,57 @@ class Prediction:
         best = sorted(range(len(self.scores)), key=self.scores.__getitem__, reverse=True)[:k]
         return [Ranked(self.labels[i], i, self.scores[i]) for i in best]
 
+    def told(self) -> dict[str, Any]:
+        """Return what JSON says beside the labels: nothing of a model that calls nothing unknown."""
+        if self.score is None:
+            return {}
+        return {"label": self.label, "unknown": self.unknown, "score": round(self.score, 4)}
+
+
+def predictions(
+    labels: tuple[str, ...], logits: Rows, probabilities: Rows, cut: Cut | None = None, temperature: float = 1.0
+) -> list[Prediction | ImageError]:
+    """Return the prediction of each row of logits and probabilities ``[B, K]``, or why there is none.
+
+    NaN has no place in an order: ranked, it would give the label of whichever class is compared last.
+
+    Args:
+        labels: The K labels.
+        logits: What an unknown image is told by.
+        probabilities: What the labels are ranked by.
+        cut: Which images are unknown; None for a model that answers all.
+        temperature: What the graph divides the logits by.
+    """
+    return [_judged(labels, *rows, cut, temperature) for rows in zip(logits, probabilities, strict=True)]
+
+
+def _judged(
+    labels: tuple[str, ...], logits: list[float], row: list[float], cut: Cut | None, temperature: float
+) -> Prediction | ImageError:
+    if not isfinite(sum(row)):
+        return not_finite()
+    energy = score(max(logits), max(row), temperature)
+    if cut is None:
+        return Prediction(labels, row, energy=energy if isfinite(energy) else None)
+    return Prediction(labels, row, energy, energy < cut.threshold, energy) if isfinite(energy) else not_finite()
+
+
+def not_finite() -> ImageError:
+    """Return what is said of an image to which a model gives NaN or infinity."""
+    return ImageError(
+        "the model's answer to it is not finite",
+        "not-finite",
+        fix="the model file is not sound for this image: compare with its fp32 file, or export it again",
+    )
+
 
 class Classifier:
     """An opened artifact with its own preprocessing and labels. Safe to call from several threads.
 
     Leaving a ``with`` closes it.
 
-    Its ``note`` says which file was taken for this CPU, whether a ``device.json`` was used, or why not, and what else
-    is particular to this machine; None if nothing is.
+    Its ``cut`` says which images are unknown, None if none is. Its ``note`` says which file was taken for this CPU,
+    whether a ``device.json`` was used, or why not, and what else is particular to this machine; None if nothing is.
     """
 
     def __init__(
@@ -86,9 +144,14 @@ class Classifier:
         threads: int | None = None,
         selftest: bool = True,
         note: str | None = None,
+        formats: Iterable[str] | None = None,
+        abstain: bool = True,
     ) -> None:
         self.artifact = artifact
         self.card = artifact.card
+        self.cut = self.card.cut if abstain else None
+        if formats is not None:
+            self.card = replace(self.card, preprocessing=self.card.preprocessing.taking(formats))
         self.session = open_session(artifact, engine, threads, selftest)
         self.note = "; ".join(filter(None, (note, self.session.note))) or None
 
@@ -102,21 +165,51 @@ class Classifier:
         """Classify one image (path, file's bytes, PIL image or uint8 array ``[H, W, 3]``) or a list of them.
 
         Raises:
-            ImageError: If an image cannot be read.
+            ImageError: If an image cannot be read, or the model's answer to it is not finite.
         """
         if not isinstance(image, list):
             return self.classify_bytes(self._preprocess(image), 1)[0]
         return self.classify_bytes(b"".join([self._preprocess(i) for i in image]), len(image))
 
     def classify(self, images_BSSC: NDArray[np.uint8]) -> list[Prediction]:
-        """Classify preprocessed images ``[B, S, S, 3]``."""
-        _, probabilities = self.session.infer(images_BSSC)
-        return [Prediction(self.card.labels, row) for row in probabilities.tolist()]
+        """Classify preprocessed images ``[B, S, S, 3]``.
+
+        Raises:
+            ImageError: If the model's answer to one is not finite.
+        """
+        logits, probabilities = self.session.infer(images_BSSC)
+        return _all_of(self._predictions(logits.tolist(), probabilities.tolist()))
 
     def classify_bytes(self, images: bytes, count: int) -> list[Prediction]:
-        """Classify so many preprocessed images, whose bytes follow each other; numpy is not needed."""
-        _, probabilities = self.session.infer_bytes(images, count)
-        return [Prediction(self.card.labels, row) for row in probabilities]
+        """Classify so many preprocessed images, whose bytes follow each other; numpy is not needed.
+
+        Raises:
+            ImageError: If the model's answer to one is not finite.
+        """
+        return _all_of(self.answers(images, count))
+
+    def answers(self, images: bytes, count: int) -> list[Prediction | ImageError]:
+        """Do as ``classify_bytes`` does, and give for each image its prediction, or why there is none."""
+        logits, probabilities = self.session.infer_bytes(images, count)
+        return self._predictions(logits, probabilities)
+
+    def watch_drift(self, window: int | None = None) -> DriftWatch | None:
+        """Return what tells whether later answers are like those to the validation images; give it each answer.
+
+        Args:
+            window: Answers that are judged together; by default 500.
+
+        Returns:
+            The watch; None if the card does not say what those were, as of files of earlier versions.
+
+        Raises:
+            InputError: If the window is too small.
+        """
+        if self.card.reference is None:
+            return None
+        from qdeploy.core.drift import WINDOW, DriftWatch  # which the start of a program need not wait for
+
+        return DriftWatch(self.card.reference, self.card.labels, WINDOW if window is None else window)
 
     def close(self) -> None:
         """Free the model; a call raises afterwards."""
@@ -130,8 +223,21 @@ class Classifier:
     ) -> None:
         self.close()
 
+    def _predictions(self, logits: Rows, probabilities: Rows) -> list[Prediction | ImageError]:
+        return predictions(self.card.labels, logits, probabilities, self.cut, self.card.temperature)
+
     def _preprocess(self, image: ImageLike) -> bytes:
         return self.card.preprocessing.to_bytes(Path(image) if isinstance(image, str) else image)
+
+
+def _all_of(answers: list[Prediction | ImageError]) -> list[Prediction]:
+    found = [answer for answer in answers if isinstance(answer, Prediction)]
+    if len(found) < len(answers):
+        place, error = next((i, a) for i, a in enumerate(answers) if isinstance(a, ImageError))
+        if len(answers) == 1:
+            raise error
+        raise ImageError(f"image {place} of {len(answers)}, from 0: {error}", error.reason)
+    return found
 
 
 def find_artifact(given: Path | None = None) -> Path:
@@ -192,13 +298,20 @@ def _fitting(folder: Path) -> tuple[Path, str | None]:
             name = for_here[0].replace("\\", "/").rpartition("/")[2]
     except (LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{folder} is damaged: its report.json names no model file", fix="export again") from error
-    if not isinstance(name, str) or not (folder / name).is_file():
+    if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
         raise ArtifactError(f"{folder} is damaged: its recommended model file is missing", fix="export again")
     return folder / name, note
 
 
 def load(
-    model: str | Path | None = None, *, engine: str | None = None, threads: int | None = None, selftest: bool = True
+    model: str | Path | None = None,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    selftest: bool = True,
+    formats: Iterable[str] | None = None,
+    abstain: bool = True,
+    trusted_keys: Iterable[str | Path] | None = None,
 ) -> Classifier:
     """Open a model file for classification; costs no torch.
 
@@ -208,6 +321,12 @@ def load(
         threads: Threads of one inference; by default what ``qdeploy tune`` chose, else 1 for small models and the
             usable cores for others.
         selftest: Whether to check the file's goldens.
+        formats: Which image files are taken, such as ``["jpeg", "png"]``; by default all that can be read.
+        abstain: Whether images below the file's threshold, if it has one, are ``unknown``.
+        trusted_keys: Files of public keys, one of which must have signed the model file; by default those that the
+            environment names in ``QDEPLOY_TRUSTED_KEYS``, and without any a file needs no signature.
     """
+    keys = None if trusted_keys is None else tuple(map(Path, trusted_keys))
     setup = find_setup(SHIPPED if model is None else Path(model), engine, threads)
-    return Classifier(read_artifact(setup.path), setup.engine, setup.threads, selftest, setup.note)
+    artifact = read_artifact(setup.path, trusted=keys)
+    return Classifier(artifact, setup.engine, setup.threads, selftest, setup.note, formats, abstain)

@@ -6,9 +6,9 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from qdeploy.core.errors import ImageError, ImageReason, InputError
 from qdeploy.core.image_formats import MAX_FILE_BYTES
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.classifier import Classifier, Prediction
-from qdeploy.runtime.inputs import STDIN
+from qdeploy.runtime.inputs import STDIN, Arriving
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -39,6 +39,8 @@ class Answer:
     """The error's code."""
     latency_ms: dict[str, float]
     """decode, preprocess and infer, in milliseconds; infer is the batch's time divided by its images."""
+    frames: int = 1
+    """Frames or pages of the file, of which the first was classified; 2 of a GIF that moves."""
 
     def to_dict(self, top: int) -> dict[str, Any]:
         """Return the JSON line of ``qdeploy predict``."""
@@ -49,7 +51,8 @@ class Answer:
             for r in self.prediction.top(top)
         ]
         times = {k: round(v, 4) for k, v in self.latency_ms.items()}
-        return {"image": self.image, "predictions": best, "latency_ms": times}
+        more = {"frames": self.frames} if self.frames > 1 else {}
+        return {"image": self.image, **self.prediction.told(), "predictions": best, "latency_ms": times, **more}
 
 
 def predict_files(
@@ -62,7 +65,8 @@ def predict_files(
 
     Args:
         classifier: The opened model.
-        images: Paths, or ``-`` for standard input.
+        images: Paths, or ``-`` for standard input. Those of ``Arriving`` are answered as they come: a batch is what is
+            there, up to ``batch_size``.
         batch_size: Images of one inference; by default ``VOLUME_BATCH``.
         workers: Threads; by default as many as usable cores. Where one batch holds all images none is started.
 
@@ -76,22 +80,45 @@ def predict_files(
 
 
 def _stream(classifier: Classifier, images: Iterator[str], batch_size: int, workers: int) -> Iterator[Answer]:
+    if isinstance(images, Arriving):
+        yield from _pooled(classifier, images.take, images.idle, batch_size, workers)
+        return
     first, second = list(islice(images, batch_size)), list(islice(images, batch_size))
     if not second:
         yield from answer(classifier, first)
         return
+    rest = chain([first, second], iter(lambda: list(islice(images, batch_size)), []), [[]])
+    yield from _pooled(classifier, lambda _: next(rest), lambda: False, batch_size, workers)
+
+
+def _pooled(
+    classifier: Classifier,
+    take: Callable[[int], list[str]],
+    idle: Callable[[], bool],
+    batch_size: int,
+    workers: int,
+) -> Iterator[Answer]:
+    """Answer batches in threads, in their order.
+
+    Args:
+        classifier: The opened model.
+        take: Gives the next batch of so many, or fewer; an empty one at the end.
+        idle: Whether the next batch is not there yet, so that answers are better waited for.
+        batch_size: Images of one inference.
+        workers: Threads.
+    """
     from concurrent.futures import ThreadPoolExecutor  # costs milliseconds, which one image does not have
 
     waiting: deque[Future[list[Answer]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        waiting.append(pool.submit(answer, classifier, first))
-        batch = second
-        while batch:
-            waiting.append(pool.submit(answer, classifier, batch))
-            if len(waiting) > workers * LOOK_AHEAD:
+        while True:
+            if waiting and (len(waiting) > workers * LOOK_AHEAD or idle()):
                 yield from waiting.popleft().result()
-            batch = list(islice(images, batch_size))
+            elif batch := take(batch_size):
+                waiting.append(pool.submit(answer, classifier, batch))
+            else:
+                break
         while waiting:
             yield from waiting.popleft().result()
     finally:
@@ -103,17 +130,19 @@ def answer(classifier: Classifier, images: list[str]) -> list[Answer]:
     ready = [_prepare(classifier, image) for image in images]
     good = [r.pixels for r in ready if r.pixels is not None]
     begin = time.perf_counter_ns()
-    predictions = iter(classifier.classify_bytes(b"".join(good), len(good)))
+    answers = iter(classifier.answers(b"".join(good), len(good)))
     infer_ms = (time.perf_counter_ns() - begin) / 1e6 / max(1, len(good))
+    found = [(r, next(answers) if r.error is None else r.error) for r in ready]
     return [
         Answer(
             image=r.image,
-            prediction=next(predictions) if r.pixels is not None else None,
-            error=str(r.error) if r.error else None,
-            reason=r.error.reason if r.error else None,
+            prediction=None if isinstance(a, ImageError) else a,
+            error=str(a) if isinstance(a, ImageError) else None,
+            reason=a.reason if isinstance(a, ImageError) else None,
             latency_ms={"decode": r.decode_ms, "preprocess": r.preprocess_ms, "infer": infer_ms},
+            frames=r.frames,
         )
-        for r in ready
+        for r, a in found
     ]
 
 
@@ -124,6 +153,7 @@ class _Ready:
     error: ImageError | None
     decode_ms: float = 0.0
     preprocess_ms: float = 0.0
+    frames: int = 1
 
 
 def _prepare(classifier: Classifier, image: str) -> _Ready:
@@ -135,7 +165,8 @@ def _prepare(classifier: Classifier, image: str) -> _Ready:
         return _Ready(image, None, error)
     middle = time.perf_counter_ns()
     pixels = rules.fit(decoded).tobytes()
-    return _Ready(image, pixels, None, (middle - begin) / 1e6, (time.perf_counter_ns() - middle) / 1e6)
+    frames = decoded.info.get("frames", 1)
+    return _Ready(image, pixels, None, (middle - begin) / 1e6, (time.perf_counter_ns() - middle) / 1e6, frames)
 
 
 def _listable(path: Path) -> Path:

@@ -6,6 +6,7 @@ The model travels through Ray. The images do not: every machine opens them by th
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import ray
 import ray.data
 
 from qdeploy.core.artifact import Artifact
+from qdeploy.core.card import Card
 from qdeploy.core.errors import InputError, QdeployError
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.classifier import Classifier, Prediction
@@ -40,8 +42,12 @@ class RayConfig:
     engine: str = "ort"
     threads: int = 1
     """Threads of each session, and cores that Ray reserves for it."""
+    formats: tuple[str, ...] | None = None
+    """Which image files are taken; by default all that can be read."""
     selftest: bool = True
     """Whether each session is checked against the goldens on its machine."""
+    abstain: bool = True
+    """Whether images below the file's threshold, if it has one, are ``unknown``."""
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers), ("threads", self.threads)):
@@ -53,18 +59,30 @@ class Worker:
     """An actor with one open session."""
 
     def __init__(self, artifact: Artifact, config: RayConfig) -> None:
-        self.classifier = Classifier(artifact, config.engine, config.threads, config.selftest)
+        self.classifier = Classifier(
+            artifact, config.engine, config.threads, config.selftest, formats=config.formats, abstain=config.abstain
+        )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Answer a batch of paths with columns: probabilities ``[B, K]`` (zeros: none), error, reason, latency_ms."""
+        """Answer a batch of paths with columns.
+
+        They are probabilities ``[B, K]`` (zeros: none), energy (NaN: none), unknown, error, reason, latency_ms.
+        """
         answers = answer(self.classifier, [os.fsdecode(p) for p in batch["path"]])
         nothing = np.zeros(len(self.classifier.card.labels), np.float32)
         return {
             "probabilities": np.stack([a.prediction.probabilities if a.prediction else nothing for a in answers]),
+            "energy": np.array([_energy(a) for a in answers]),
+            "unknown": np.array([a.prediction is not None and a.prediction.unknown for a in answers]),
             "error": np.array([a.error or "" for a in answers], object),
             "reason": np.array([a.reason or "" for a in answers], object),
             "latency_ms": np.array([[a.latency_ms[p] for p in PHASES] for a in answers]),
         }
+
+
+def _energy(answer: Answer) -> float:
+    found = answer.prediction.energy if answer.prediction else None
+    return math.nan if found is None else found
 
 
 def predict_on_ray(artifact: Artifact, images: Iterable[str], config: RayConfig | None = None) -> Iterator[Answer]:
@@ -85,7 +103,7 @@ def predict_on_ray(artifact: Artifact, images: Iterable[str], config: RayConfig 
         raise InputError("Ray cannot read standard input on other machines", fix="give files")
     _connect(config.address)
     try:
-        answers = _rows(_dataset(artifact, names, config), artifact.card.labels)
+        answers = _rows(_dataset(artifact, names, config), artifact.card, config.abstain)
         yield from (replace(a, image=name) for name, a in zip(names, answers, strict=True))
     except ray.exceptions.RayError as error:
         raise RayFailedError(f"Ray failed: {_last_line(error)}") from error
@@ -133,13 +151,16 @@ def _dataset(artifact: Artifact, names: list[str], config: RayConfig) -> ray.dat
     )
 
 
-def _rows(dataset: ray.data.Dataset, labels: tuple[str, ...]) -> Iterator[Answer]:
+def _rows(dataset: ray.data.Dataset, card: Card, abstain: bool) -> Iterator[Answer]:
+    judged = abstain and card.cut is not None
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        columns = (batch[name] for name in ("probabilities", "error", "reason", "latency_ms"))
-        for probabilities, error, reason, times in zip(*columns, strict=True):
+        columns = (batch[name] for name in ("probabilities", "energy", "unknown", "error", "reason", "latency_ms"))
+        for probabilities, found, unknown, error, reason, times in zip(*columns, strict=True):
+            energy = None if math.isnan(found) else float(found)
+            score, row = energy if judged else None, probabilities.tolist()
             yield Answer(
                 image="",
-                prediction=None if error else Prediction(labels, probabilities.tolist()),
+                prediction=None if error else Prediction(card.labels, row, score, bool(unknown), energy),
                 error=str(error) or None,
                 reason=reason or None,
                 latency_ms=dict(zip(PHASES, map(float, times), strict=True)),

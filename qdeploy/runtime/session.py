@@ -192,6 +192,7 @@ ENGINES = {
     "openvino-bf16": Engine(
         f"{_OPENVINO}:OpenVinoBf16Session", "openvino", "qdeploy[openvino]", golden_db=BF16_GOLDEN_DB
     ),
+    "native": Engine("qdeploy.runtime.engines.native_session:NativeSession", "qdeploy", "qdeploy"),
     "tensorrt": Engine(_TENSORRT, "tensorrt", "qdeploy[tensorrt]", builder="tensorrt"),
     "tensorrt-rtx": Engine(_TENSORRT, "tensorrt_rtx", "qdeploy[tensorrt-rtx]", builder="tensorrt_rtx"),
 }
@@ -204,7 +205,8 @@ def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = 
         artifact: A verified model file.
         engine: A key of ``ENGINES``.
         threads: Threads of one inference; by default 1 for small models, else the usable cores.
-        selftest: Whether to run the goldens; they cost milliseconds.
+        selftest: Whether to run the goldens, which cost milliseconds; and before them, once on each machine, to try the
+            graph in a process with limits (``runtime.trial``).
 
     Raises:
         InputError: If the engine or the number of threads is unknown or out of range.
@@ -218,9 +220,18 @@ def open_session(artifact: Artifact, engine: str = "ort", threads: int | None = 
         raise InputError("`threads` must be between 1 and 1024", found=threads)
     opener = engine_class(engine)
     _require_kind(artifact, engine)
+    if selftest and artifact.foreign:
+        from qdeploy.runtime.trial import require_bounded
+
+        require_bounded(artifact)
     session = opener(artifact, threads)
     if selftest:
-        check_goldens(artifact, session, ENGINES[engine].least_db(artifact.card.precision))
+        try:
+            check_goldens(artifact, session, ENGINES[engine].least_db(artifact.card.precision))
+        except EngineError as error:
+            if engine != "ort":  # whose hardware may be to blame
+                raise
+            raise ArtifactError(error.what, fix="the file is damaged or forged: export it again") from error
     return session
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qdeploy.serve.collect_config import CollectConfig
     from qdeploy.serve.config import ServeConfig
     from qdeploy.serve.server import Server
     from qdeploy.serve.workers import serve
 
-__all__ = ["ServeConfig", "Server", "serve"]
-_ROOMS = {"ServeConfig": "config", "Server": "server", "serve": "workers"}
+__all__ = ["CollectConfig", "ServeConfig", "Server", "serve"]
+_ROOMS = {"CollectConfig": "collect_config", "ServeConfig": "config", "Server": "server", "serve": "workers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 
 from qdeploy.core.errors import QdeployError
 from qdeploy.serve.body import Header, decompressed, json_object, too_large
+from qdeploy.serve.explanation import explained
 from qdeploy.serve.images import PredictTask
 from qdeploy.serve.lanes import Task
 from qdeploy.serve.oip import JSON_HEADERS, Answer, InferTask
@@ -60,6 +61,7 @@ class Application:
         self._futures: dict[Task[Answer], asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
         self._prefix = os.urandom(4).hex()
+        self._explaining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -99,6 +101,9 @@ class Application:
         if path == "/predict":
             _allow(method, POST)
             return await self._predict(scope, headers, receive)
+        if path == "/explain":
+            _allow(method, POST)
+            return await self._explain(scope, headers, receive)
         if path.startswith("/v2/models/"):
             return await self._model(path, method, headers, receive)
         if path.startswith("/v2/repository/"):
@@ -202,6 +207,22 @@ class Application:
             PredictTask(served, opened, headers, body, c.max_body_bytes, c.max_images, top), len(body)
         )
 
+    async def _explain(self, scope: Scope, headers: Header, receive: Receive) -> Answer:
+        """Show where a model looks: one request at a time, and beside the queue, which does not wait for it."""
+        model, version, _ = _query(scope["query_string"])
+        body = decompressed(await self._body(headers, receive), headers, self._config.max_body_bytes)
+        served, opened = self._service.models.get(model, version)
+        if self._service.draining:
+            raise draining()
+        if self._explaining:
+            raise busy(1)
+        self._explaining = True
+        try:
+            document = await asyncio.get_running_loop().run_in_executor(None, explained, served, opened, body)
+        finally:
+            self._explaining = False
+        return _json(document)
+
     def _admit(self, model: str | None, version: str | None) -> None:
         """Refuse a request for which there is no place, before anything is done for it: many may come."""
         lanes = self._service.lanes
@@ -248,6 +269,7 @@ class Application:
     async def _work(self, task: Task[Answer], size: int) -> Answer:
         """Send a task whose request has so many bytes through the queue and wait for its answer."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
+        self._service.look(task)
         try:
             if self._service.draining:
                 raise draining()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from typing import Any, NoReturn
+from typing import Any
 
+from qdeploy.core.json_text import parse_json
 from qdeploy.serve.refusal import RefusedError
 
 Header = dict[bytes, bytes]
@@ -50,14 +50,9 @@ def json_object(text: bytes) -> dict[str, Any]:
         RefusedError: 400 if it is none, holds NaN or infinity, or is nested too deeply.
     """
     try:
-        value = json.loads(text, parse_constant=_not_json)
-    except (ValueError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RefusedError(400, "bad-json", f"the request is not JSON: {what[:200]}") from error
+        value = parse_json(text)
+    except ValueError as error:
+        raise RefusedError(400, "bad-json", f"the request is not JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise RefusedError(400, "bad-json", f"the request must be a JSON object, found a {type(value).__name__}")
     return value
-
-
-def _not_json(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -13,11 +12,13 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from qdeploy.core.errors import ImageError, InputError, QdeployError
 from qdeploy.core.image_formats import MAX_FILE_BYTES
+from qdeploy.core.json_text import parse_json
 from qdeploy.runtime.classifier import Prediction
 
 Image = str | Path | bytes
 _IMAGE_REASONS = frozenset(
     {"empty", "too-large", "too-many-pixels", "unsupported-format", "unsupported-mode", "truncated", "damaged"}
+    | {"not-finite", "out-of-memory"}
 )
 
 
@@ -101,7 +102,8 @@ class Client:
                 raise ImageError(text, error.reason) from error  # type: ignore[arg-type]
             raise
         ranked = sorted(answer["predictions"], key=lambda r: r["index"])
-        prediction = Prediction(tuple(r["label"] for r in ranked), [r["probability"] for r in ranked])
+        labels, probabilities = tuple(r["label"] for r in ranked), [r["probability"] for r in ranked]
+        prediction = Prediction(labels, probabilities, answer.get("score"), answer.get("unknown", False))
         return prediction, answer["latency_ms"]
 
     def ready(self) -> bool:
@@ -143,7 +145,7 @@ class Client:
     def _call(self, method: str, path: str, body: bytes | None = None) -> Any:
         status, data = self._exchange(method, path, body)
         try:
-            answer = json.loads(data)
+            answer = parse_json(data)
         except ValueError as error:
             raise ServerError(f"{self.url} is no qdeploy server: its answer is not JSON", status) from error
         if status >= 400:

@@ -6,11 +6,15 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qdeploy.core.drift import LEAST_ANSWERS, WINDOW
 from qdeploy.core.errors import InputError
+from qdeploy.core.image_formats import chosen_formats
 from qdeploy.core.machine import usable_cores
+from qdeploy.serve.collect_config import CollectConfig
 from qdeploy.serve.sources.config import SourcesConfig
 
 MOST_CONNECTIONS = 20_000
+MOST_WINDOW = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +57,22 @@ class ServeConfig:
     """Longest that a server that stops waits for its last answers."""
     poll_s: float = 1.0
     """How often the model files are looked at for changes; 0 never."""
+    formats: tuple[str, ...] | None = None
+    """Which image files are taken, such as ``("jpeg", "png")``; by default all that can be read."""
+    abstain: bool = True
+    """Whether images below a file's threshold, if it has one, are ``unknown``."""
+    drift_window: int = WINDOW
+    """Answers that are compared together with those to a model's validation images; 0 compares none."""
+    trusted_keys: tuple[Path, ...] | None = None
+    """Public keys, one of which must have signed a model file; by default those of ``QDEPLOY_TRUSTED_KEYS``."""
     selftest: bool = True
     """Whether a model's goldens are checked before it serves."""
     log_requests: bool = False
     """Whether every request is logged, or failures only."""
     report: Path | None = None
     """File that gets the report when the server stops."""
+    collect: CollectConfig | None = None
+    """Which images are kept to be labelled; by default none."""
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     """Folders and cameras; of several processes the first has them."""
 
@@ -79,6 +93,12 @@ class ServeConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"`{name}` must be between {low} and {high}", found=getattr(self, name))
+        if self.drift_window and not LEAST_ANSWERS <= self.drift_window <= MOST_WINDOW:
+            raise InputError(
+                f"`drift_window` must be 0 or between {LEAST_ANSWERS} and {MOST_WINDOW}", found=self.drift_window
+            )
+        if self.formats is not None:
+            chosen_formats(self.formats)
         for name in ("threads", "max_batch"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= 1024:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 
+from qdeploy.core.confidence import UNKNOWN
 from qdeploy.core.errors import ImageError
 from qdeploy.core.image_formats import MAX_FILE_BYTES
+from qdeploy.runtime.classifier import not_finite
 from qdeploy.runtime.session import Rows
 from qdeploy.serve.body import Header, decompressed
 from qdeploy.serve.lanes import Task
@@ -44,6 +48,8 @@ class PredictTask(Task[Answer]):
         self._top = top
         self._names: list[str] = []
         self._refused: list[RefusedError | None] = []
+        self._files: list[bytes] = []
+        """What was decoded, kept only where somebody looks."""
 
     def prepare(self) -> bytes:
         """Decode the images.
@@ -54,7 +60,7 @@ class PredictTask(Task[Answer]):
         body = decompressed(self._body, self._headers, self._max_body)
         kind = self._headers.get(b"content-type", b"")
         if not kind.lower().startswith(MULTIPART):
-            self.count = 1
+            self.count, self._files = 1, [body]
             try:
                 return self.opened.card.preprocessing.to_bytes(body)
             except ImageError as error:
@@ -65,18 +71,23 @@ class PredictTask(Task[Answer]):
             raise self._refused[0]
         good = [p for p in pixels if p]
         self.count = len(good)
+        if self.look:
+            self._files = [bytes(part.data) for part, p in zip(parts, pixels, strict=True) if p]
         return b"".join(good)
 
     def finish(self, logits: Rows, probabilities: Rows) -> Answer:
         """Write the answer; by hand, since a JSON library would take as long as decoding the image."""
-        rows = iter(probabilities)
+        if self.look:
+            for file, *both in zip(self._files, logits, probabilities, strict=True):
+                self.look(file, *both)
+        rows = zip(logits, probabilities, strict=True)
         if len(self._names) < 2:
-            what = f'"predictions": {self._ranked(next(rows))}'
+            what = self._told(*next(rows))
+            if what is None:
+                raise refused_image(not_finite())
         else:
             entries = [
-                f'{{"image": {json.dumps(name)}, {json.dumps(refused.document)[1:]}'
-                if refused
-                else f'{{"image": {json.dumps(name)}, "predictions": {self._ranked(next(rows))}}}'
+                f'{{"image": {json.dumps(name)}, {self._one_of_many(refused, rows)}}}'
                 for name, refused in zip(self._names, self._refused, strict=True)
             ]
             what = f'"images": [{", ".join(entries)}]'
@@ -95,6 +106,24 @@ class PredictTask(Task[Answer]):
         except ImageError as error:
             self._refused[-1] = refused_image(error)
             return b""
+
+    def _one_of_many(self, refused: RefusedError | None, rows: Iterator[tuple[list[float], list[float]]]) -> str:
+        """Return what is told of an image beside its name; it takes its rows if it has any."""
+        told = None if refused else self._told(*next(rows))
+        return told or json.dumps((refused or refused_image(not_finite())).document)[1:-1]
+
+    def _told(self, logits: list[float], row: list[float]) -> str | None:
+        """Return an answer as JSON without its braces; None if it is not finite."""
+        if not isfinite(sum(row)):
+            return None
+        told, cut = f'"predictions": {self._ranked(row)}', self.opened.cut
+        if cut is None:
+            return told
+        score = cut.score(logits, row)
+        if not isfinite(score):
+            return None
+        label = json.dumps(UNKNOWN if score < cut.threshold else self.opened.card.labels[row.index(max(row))])
+        return f'"label": {label}, "unknown": {json.dumps(score < cut.threshold)}, "score": {score:.4f}, {told}'
 
     def _ranked(self, row: list[float]) -> str:
         """Return the most probable labels as JSON."""

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -18,6 +18,7 @@ from qdeploy.serve.models import Opened, Served
 from qdeploy.serve.refusal import RefusedError, busy, draining, late
 
 A = TypeVar("A")
+Look = Callable[[bytes, Sequence[float], Sequence[float]], None]
 
 BURST_NS = 4_000_000
 """Longest time after which the loop looks for events, while cheap tasks wait; none is interrupted."""
@@ -42,6 +43,8 @@ class Task(ABC, Generic[A]):
         self.error: BaseException | None = None
         self.done: Callable[[Task[A]], None] = lambda task: None
         """Called in the lane when the answer or the error is there."""
+        self.look: Look | None = None
+        """Called with each image that is answered, as it was sent, its logits and its probabilities."""
 
     @abstractmethod
     def prepare(self) -> bytes:
@@ -216,6 +219,10 @@ class Lanes:
             except BaseException as error:
                 self._end(task, error)
             first = last
+        if (drift := tasks[0].opened.drift) is not None:  # when the answers are there: it costs them nothing
+            temperature = tasks[0].opened.card.temperature
+            for logit, row in zip(logits, probabilities, strict=True):
+                drift.add_row(logit, row, temperature)
 
     def _end(self, task: Task[Any], error: BaseException | None = None) -> None:
         task.error = error

@@ -8,8 +8,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from qdeploy import __version__
+from qdeploy.core.drift import PARTS
 from qdeploy.core.machine import resident_bytes
-from qdeploy.serve.report import since_start
+from qdeploy.serve.report import report, since_start
 from qdeploy.serve.service import Service
 from qdeploy.serve.stats import Times
 
@@ -45,6 +46,7 @@ class _Counts:
         yield GaugeMetricFamily("qdeploy_resident_memory_bytes", "Resident memory.", value=resident_bytes())
         yield GaugeMetricFamily("qdeploy_ready", "Whether the server is ready.", value=int(self._service.ready))
         yield self._models()
+        yield from self._drift()
         build = GaugeMetricFamily("qdeploy_build_info", "Version of qdeploy.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
@@ -59,6 +61,29 @@ class _Counts:
                 words = (s.name, str(s.version), opened.card.precision, opened.session.engine, opened.sha256)
                 loaded.add_metric(words, 1)
         return loaded
+
+    def _drift(self) -> Iterator[Metric]:
+        names = ["model", "version"]
+        differs = GaugeMetricFamily(
+            "qdeploy_drift", "Whether the last window of answers differs from those to validation images.", labels=names
+        )
+        psi = GaugeMetricFamily(
+            "qdeploy_drift_psi", "Population stability index of the last window of answers.", labels=[*names, "of"]
+        )
+        windows = CounterMetricFamily("qdeploy_drift_windows", "Windows of answers that were judged.", labels=names)
+        alarms = CounterMetricFamily("qdeploy_drift_alarms", "Windows of answers that differed.", labels=names)
+        for model in report(self._service)["models"]:
+            found = model.get("drift")
+            if found is None:
+                continue
+            words = (model["name"], model["version"])
+            windows.add_metric(words, found["windows"])
+            alarms.add_metric(words, found["alarms"])
+            if latest := found["latest"]:
+                differs.add_metric(words, int(found["differs"]))
+                for part in PARTS:
+                    psi.add_metric((*words, part), latest[part]["psi"])
+        yield from (differs, psi, windows, alarms)
 
 
 def exposition(service: Service) -> bytes:

@@ -7,15 +7,18 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.card import Card
+from qdeploy.core.confidence import Cut
+from qdeploy.core.drift import FALSE_ALARMS, DriftWatch
 from qdeploy.core.errors import InputError, QdeployError, near_miss
 from qdeploy.core.machine import resident_bytes, usable_cores
+from qdeploy.core.signing import signature_of
 from qdeploy.runtime.classifier import find_setup
 from qdeploy.runtime.device import DEVICE_FILE
 from qdeploy.runtime.session import SMALL_MACS, Session, open_session
@@ -44,6 +47,10 @@ class Opened:
     platform: str
     """Triton's word for the kind of file."""
     session: Session = field(repr=False)
+    cut: Cut | None = field(repr=False)
+    """Which images are unknown; None if none is."""
+    drift: DriftWatch | None = field(repr=False)
+    """Whether its answers are like those to the validation images; None if its card does not say what those were."""
     label_texts: tuple[str, ...] = field(repr=False)
     """The beginning of each label's entry in an answer, up to its probability."""
     engine: str
@@ -121,6 +128,10 @@ class Served:
         self.swaps = 0
         """Times that a changed file took the place of the former."""
         self.counters = Counters()
+        self.explainer: tuple[str, Any] | None = None
+        """What explains the answers, once it was asked for, and the hash of its file."""
+        self.drifted = False
+        """Whether the log says that its answers differ from those to its validation images."""
         self.path: Path | None = None
         self.stamp: Any = None
         """Sizes and times of the files when they were read."""
@@ -137,7 +148,9 @@ class Served:
         if self.path is None:
             return None
         folder = self.path.parent
-        return tuple(_stamp(p) for p in (self.path, folder / "report.json", folder / DEVICE_FILE))
+        return tuple(
+            _stamp(p) for p in (self.path, signature_of(self.path), folder / "report.json", folder / DEVICE_FILE)
+        )
 
 
 class Models:
@@ -258,6 +271,22 @@ class Models:
                 served.stamp = now  # one message for one change
                 self._event("model-refused", level="error", model=served.name, version=served.version, why=str(error))
 
+    def tell_drift(self) -> None:
+        """Write into the log when a model's answers begin or cease to differ from those to its validation images."""
+        for served in self._order:
+            drift = served.opened.drift if served.opened else None
+            latest = drift.latest if drift else None
+            if drift is None or latest is None or served.drifted == latest.differs:
+                continue
+            if latest.differs or served.drifted:
+                self._event(
+                    "drift" if latest.differs else "drift-ended",
+                    model=served.name,
+                    version=served.version,
+                    why=drift.text,
+                )
+            served.drifted = latest.differs
+
     def close(self) -> None:
         """Let all models go."""
         for served in self._order:
@@ -267,7 +296,7 @@ class Models:
         name, given = _name_and_path(word)
         setup = find_setup(given, self._config.engine, self._config.threads)
         if name is None:
-            card = read_artifact(setup.path).card
+            card = read_artifact(setup.path, trusted=self._config.trusted_keys).card
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{card.name}-{card.precision}").lstrip("._-")[:128] or "model"
         versions = self.served.setdefault(name, {})
         served = Served(name, len(versions) + 1, given)
@@ -277,7 +306,7 @@ class Models:
     def _open(self, given: Path | None) -> Opened:
         begin, before = time.perf_counter(), resident_bytes()
         setup = find_setup(given, self._config.engine, self._config.threads)
-        artifact = read_artifact(setup.path)
+        artifact = read_artifact(setup.path, trusted=self._config.trusted_keys)
         share = max(1, usable_cores() // self._config.workers)
         threads = setup.threads or (1 if artifact.card.model.macs < SMALL_MACS else share)
         note = setup.note
@@ -285,17 +314,21 @@ class Models:
             note = "; ".join(filter(None, (note, f"{share} threads instead of {threads}, this process's share")))
             threads = share
         session = open_session(artifact, setup.engine, threads, self._config.selftest)
+        card = artifact.card
+        card = replace(card, preprocessing=card.preprocessing.taking(self._config.formats))
         run_ms = _warm(session, 1)
         max_batch = self._config.max_batch or (CHEAP_BATCH if run_ms < CHEAP_MS else 1)
         if max_batch > 1:
             _warm(session, max_batch)
         return Opened(
             path=artifact.path,
-            card=artifact.card,
+            card=card,
             sha256=artifact.sha256,
             size_bytes=len(artifact.data),
             platform="onnxruntime_onnx" if artifact.engine is None else "tensorrt_plan",
             session=session,
+            cut=card.cut if self._config.abstain else None,
+            drift=self._drift_watch(card),
             label_texts=tuple(
                 f'{{"label": {json.dumps(label)}, "index": {i}, "probability": '
                 for i, label in enumerate(artifact.card.labels)
@@ -308,6 +341,13 @@ class Models:
             load_ms=(time.perf_counter() - begin) * 1e3,
             memory_bytes=max(0, resident_bytes() - before),
         )
+
+    def _drift_watch(self, card: Card) -> DriftWatch | None:
+        """Return what compares a model's answers, of which each process may use its share of the false alarms."""
+        c = self._config
+        if card.reference is None or not c.drift_window:
+            return None
+        return DriftWatch(card.reference, card.labels, c.drift_window, FALSE_ALARMS / c.workers)
 
 
 def _warm(session: Session, count: int) -> float:

@@ -3,7 +3,7 @@
 With the extensions for binary tensors and classification. Specifications: KServe's open-inference-protocol
 (inference_rest.md), Triton's extension_binary_data.md and extension_classification.md.
 
-The input ``image`` is UINT8 ``[N, S, S, 3]``, or BYTES ``[N]`` or ``[N, 1]``: a JPEG, PNG, WebP or BMP file each. In
+The input ``image`` is UINT8 ``[N, S, S, 3]``, or BYTES ``[N]`` or ``[N, 1]``: an image file each. In
 JSON the element of a BYTES tensor is a file in base64. The outputs ``logits`` and ``probabilities`` are FP32
 ``[N, K]``.
 """
@@ -15,12 +15,14 @@ import binascii
 import json
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import isfinite
 from typing import Any, NamedTuple
 
 from qdeploy.core.errors import ImageError
+from qdeploy.runtime.classifier import not_finite
 from qdeploy.runtime.session import Rows
 from qdeploy.serve.body import Header, decompressed, json_object
 from qdeploy.serve.lanes import Task
@@ -74,6 +76,7 @@ class InferTask(Task[Answer]):
         self._max_body, self._max_images = max_body, max_images
         self._id: str | None = None
         self._outputs: Sequence[WantedOutput] = ()
+        self._files: list[bytes] = []
 
     def prepare(self) -> bytes:
         """Parse the request and return its pixels.
@@ -93,7 +96,16 @@ class InferTask(Task[Answer]):
         return self._pixels(_only_input(request), binary)
 
     def finish(self, logits: Rows, probabilities: Rows) -> Answer:
-        """Write the answer, as JSON or with binary tensors behind it."""
+        """Write the answer, as JSON or with binary tensors behind it.
+
+        Raises:
+            RefusedError: If a probability is not finite, or a logit that is wanted.
+        """
+        if not all(isfinite(sum(row)) for row in probabilities):
+            raise refused_image(not_finite())
+        if self.look:
+            for file, *both in zip(self._files, logits, probabilities, strict=True):
+                self.look(file, *both)
         rows = {"logits": logits, "probabilities": probabilities}
         described, blobs = [], []
         for wanted in self._outputs:
@@ -120,8 +132,10 @@ class InferTask(Task[Answer]):
             top = min(wanted.top, classes)
             texts = [text for row in rows for text in _classified(row, top, self.opened.card.labels)]
             return {"name": wanted.name, "datatype": "BYTES", "shape": [len(rows), top]}, texts
-        flat = chain.from_iterable(rows)
-        data = _floats(flat) if wanted.binary else list(flat)
+        flat = list(chain.from_iterable(rows))
+        if not isfinite(sum(flat)):  # as logits may be whose probabilities are finite
+            raise refused_image(not_finite())
+        data = _floats(flat) if wanted.binary else flat
         return {"name": wanted.name, "datatype": "FP32", "shape": [len(rows), classes]}, data
 
     def _pixels(self, tensor: dict[str, Any], binary: bytes) -> bytes:
@@ -143,14 +157,24 @@ class InferTask(Task[Answer]):
         wanted = self.count * size * size * 3 if datatype == "UINT8" else self.count
         data = _data(tensor, binary)
         if datatype == "UINT8":
-            return _pixel_bytes(data, wanted)
-        return b"".join([self._decoded(file) for file in _files(data, wanted)])
+            pixels = _pixel_bytes(data, wanted)
+            if self.look:
+                self._files = list(_as_files(pixels, self.count, size))
+            return pixels
+        self._files = _files(data, wanted)
+        return b"".join([self._decoded(file) for file in self._files])
 
     def _decoded(self, file: bytes) -> bytes:
         try:
             return self.opened.card.preprocessing.to_bytes(file)
         except ImageError as error:
             raise refused_image(error) from error
+
+
+def _as_files(pixels: bytes, count: int, size: int) -> Iterator[bytes]:
+    """Return pixels as image files (PPM), for whoever keeps some of them."""
+    head, each = f"P6\n{size} {size}\n255\n".encode(), len(pixels) // count
+    return (head + pixels[i * each : (i + 1) * each] for i in range(count))
 
 
 def _split(body: bytes, headers: Header) -> tuple[bytes, bytes]:

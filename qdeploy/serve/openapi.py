@@ -39,6 +39,9 @@ def openapi(token: bool) -> Document:
                 "model": {"type": "string"},
                 "version": {"type": "string"},
                 "predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Ranked"}},
+                "label": {"type": "string"},
+                "unknown": {"type": "boolean"},
+                "score": {"type": "number"},
                 "images": {"type": "array", "items": {"type": "object"}},
                 "latency_ms": {"type": "object", "additionalProperties": {"type": "number"}},
             },
@@ -116,6 +119,12 @@ def _paths() -> Document:
         },
         "responses": _responses("Predicted"),
     }
+    explain = {
+        "summary": "Show where in an image file a model finds its answer.",
+        "parameters": [_parameter(name, "query", {"type": "string"}) for name in ("model", "version")],
+        "requestBody": predict["requestBody"],
+        "responses": _responses("Any"),
+    }
     infer = {
         "summary": "Infer from tensors or image files.",
         "requestBody": {
@@ -126,6 +135,7 @@ def _paths() -> Document:
     }
     paths: Document = {
         "/predict": {"post": predict},
+        "/explain": {"post": explain},
         "/v2": {"get": _get("The server's name, version and extensions.")},
         "/v2/health/live": {"get": _get("Whether the process answers.")},
         "/v2/health/ready": {"get": _get("Whether all models are loaded and warm.")},

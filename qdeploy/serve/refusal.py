@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from qdeploy.core.errors import ImageError, QdeployError
 
-_IMAGE_STATUS = {"too-large": 413, "too-many-pixels": 413, "unsupported-format": 415}
+_IMAGE_STATUS = {
+    "too-large": 413,
+    "too-many-pixels": 413,
+    "unsupported-format": 415,
+    "not-finite": 500,
+    "out-of-memory": 500,
+}
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
@@ -31,7 +37,7 @@ class RefusedError(QdeployError):
 
 
 def refused_image(error: ImageError) -> RefusedError:
-    """Return the refusal of something that is not an image that can be classified."""
+    """Return the refusal of an image that cannot be classified."""
     return RefusedError(_IMAGE_STATUS.get(error.reason, 400), error.reason, f"image: {error}")
 
 

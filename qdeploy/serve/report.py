@@ -39,6 +39,7 @@ def snapshot(service: Service) -> Document:
             "queue": {"waiting": service.waiting, "capacity": c.queue},
             "max_batch": max((s.opened.max_batch for s in service.models.all if s.opened), default=1),
             "deadline_s": c.deadline_s,
+            **({"collect": service.collector.to_dict()} if service.collector else {}),
         },
         "machine": machine(),
         "models": [_model(s) for s in service.models.all],
@@ -52,7 +53,12 @@ def compose(snapshots: Sequence[Document]) -> Document:
     """Return one report of the snapshots of all workers; the first is the one that was asked."""
     first = snapshots[0]
     models = [
-        {**model, "images": sum(s["models"][i]["images"] for s in snapshots)} for i, model in enumerate(first["models"])
+        {
+            **model,
+            "images": sum(s["models"][i]["images"] for s in snapshots),
+            **({"drift": _drift([s["models"][i].get("drift") for s in snapshots])} if "drift" in model else {}),
+        }
+        for i, model in enumerate(first["models"])
     ]
     memory = first["memory"]
     if len(snapshots) > 1:
@@ -94,6 +100,15 @@ def _stretch(slot: Slot) -> Document:
     }
 
 
+def _drift(found: Sequence[Document | None]) -> Document | None:
+    """Return one account of all workers': that of one whose last answers differ, if there is one, and all counts."""
+    known = [one for one in found if one is not None]
+    if not known:
+        return None
+    worst = max(known, key=lambda one: (one["differs"] is True, one["differs"] is False, one["so_far"]))
+    return {**worst, **{key: sum(one[key] for one in known) for key in ("windows", "alarms", "false_alarms")}}
+
+
 def _model(served: Served) -> Document:
     opened: Opened | None = served.opened
     head = {
@@ -124,6 +139,7 @@ def _model(served: Served) -> Document:
         "input_size": card.preprocessing.size,
         "accuracy": card.accuracy.to_dict() if card.accuracy else None,
         "dataset": card.origin.dataset.name,
+        "drift": opened.drift.to_dict() if opened.drift else None,
         "load_ms": round(opened.load_ms, 1),
         "memory_bytes": opened.memory_bytes,
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Event as Flag
 from threading import Thread
 from typing import Any
 
 from qdeploy.core.errors import ImageError
 from qdeploy.core.image import load_decoders
-from qdeploy.runtime.classifier import Prediction
+from qdeploy.runtime.classifier import Prediction, predictions
 from qdeploy.runtime.session import Rows
+from qdeploy.serve.collect import Collector
 from qdeploy.serve.config import ServeConfig
 from qdeploy.serve.lanes import Lanes, Task
 from qdeploy.serve.memory import Memory
@@ -34,7 +36,14 @@ class ImageTask(Task[Prediction]):
 
     def finish(self, logits: Rows, probabilities: Rows) -> Prediction:
         """Return the prediction."""
-        return Prediction(self.opened.card.labels, probabilities[0])
+        if self.look:
+            self.look(self.data, logits[0], probabilities[0])
+        (answer,) = predictions(
+            self.opened.card.labels, logits, probabilities, self.opened.cut, self.opened.card.temperature
+        )
+        if isinstance(answer, ImageError):
+            raise refused_image(answer)
+        return answer
 
 
 class Service:
@@ -52,6 +61,7 @@ class Service:
         """Whether new requests are refused."""
         self.others: Callable[[], list[dict[str, Any]]] = list
         """Snapshots of the other workers; see ``qdeploy.serve.report``."""
+        self.collector = Collector(config.collect, event) if config.collect else None
         self._lanes: Lanes | None = None
         self._stop = Flag()
         self._look_after = Thread(target=self._look, name="look-after", daemon=True)
@@ -68,6 +78,8 @@ class Service:
         c = self.config
         self._lanes = Lanes(self.models.lanes, c.queue, c.deadline_s)
         self.memory.ready()
+        if self.collector:
+            self.collector.start()
         self.stats.begin()
         self._look_after.start()
 
@@ -92,6 +104,11 @@ class Service:
             raise RefusedError(503, "not-ready", "the models are being opened", ((b"retry-after", b"1"),))
         return self._lanes
 
+    def look(self, task: Task[Any]) -> None:
+        """Let a task's images be seen by what collects some of them, if anything does."""
+        if self.collector:
+            task.look = partial(self.collector.offer, task.served, task.opened)
+
     def count(self, task: Task[Any]) -> tuple[float, ...]:
         """Count a task that was answered and return the milliseconds of its phases."""
         times = task.times_ms()
@@ -103,7 +120,7 @@ class Service:
         """Classify one encoded image through the queue and wait for the answer.
 
         Args:
-            data: A JPEG, PNG, WebP or BMP file's bytes.
+            data: An image file's bytes.
             model: Name of the model; by default the first.
 
         Returns:
@@ -115,6 +132,7 @@ class Service:
         done = Flag()
         task = ImageTask(*self.models.get(model))
         task.data = data
+        self.look(task)
         task.done = lambda _: done.set()
         try:
             self.lanes.submit(task)
@@ -138,6 +156,8 @@ class Service:
             self._look_after.join(5)
         if self._lanes is not None:
             self._lanes.close()
+        if self.collector:
+            self.collector.close()
         self.models.close()
 
     def _look(self) -> None:
@@ -145,6 +165,7 @@ class Service:
         every = self.config.poll_s or 1.0
         while not self._stop.wait(every):
             self.memory.look()
+            guarded(self.models.tell_drift, self.event)
             if self.config.poll_s:
                 guarded(self.models.look, self.event)
 

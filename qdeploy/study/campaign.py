@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.files import BusyError, locked
-from qdeploy.core.machine import cpu_name, environment
+from qdeploy.core.machine import cpu_name, environment, wanted_threads
 from qdeploy.core.records import RecordError, decode
 from qdeploy.data.catalog import location_of
 from qdeploy.study import checks
 from qdeploy.study.forecast import Forecast, unfinished
 from qdeploy.study.halving import Score, kept, most_rungs, plan, predicted_s
+from qdeploy.study.judgement import Judgement, judge
 from qdeploy.study.page import write_tables
 from qdeploy.study.pareto import Point
 from qdeploy.study.process import LocalPool, Outcome, Pool
@@ -47,10 +48,15 @@ class SweepResult:
     """One row a model, in the order given."""
     pareto: tuple[Point, ...]
     """The fronts, each from its cheapest point on."""
+    judgement: Judgement | None = None
+    """The verdict against the baseline, if there is one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of ``qdeploy sweep``."""
-        return asdict(self)
+        values = asdict(self)
+        if self.judgement is None:
+            del values["judgement"]
+        return values
 
 
 def sweep(config: SweepConfig | None = None, out: Path | None = None, progress: Progress | None = None) -> SweepResult:
@@ -74,9 +80,13 @@ def sweep(config: SweepConfig | None = None, out: Path | None = None, progress: 
         if config.epochs is None and config.budget_minutes is None:
             config = replace(config, budget_minutes=DEFAULT_BUDGET_MINUTES)
             progress.note(f"no epochs and no budget given: taking a budget of {DEFAULT_BUDGET_MINUTES:g} minutes")
+    if config.baseline is not None and config.baseline not in config.models:
+        config = replace(config, models=(*config.models, config.baseline))
     config = checks.completed(config)
     folder = checks.free_folder(config, out)
     models = checks.known_models(config, lambda done, total: progress.phase(done, total, "fetching the data"))
+    models = checks.fitting(config, checks.small_enough(config, models, progress.note), progress.note)
+    config = replace(config, models=tuple(models))
     config = replace(config, data=location_of(str(config.data)))
     record = Record(
         folder=folder,
@@ -89,13 +99,20 @@ def sweep(config: SweepConfig | None = None, out: Path | None = None, progress: 
         return _run(Campaign(record, pool, progress).prepare(), pool, progress)
 
 
-def resume(folder: Path | None = None, progress: Progress | None = None, *, retry_failed: bool = False) -> SweepResult:
+def resume(
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    retry_failed: bool = False,
+    jobs: int | None = None,
+) -> SweepResult:
     """Go on with a sweep; steps that have ended are kept.
 
     Args:
         folder: The sweep's folder; the default is the newest below ``./sweeps``.
         progress: Told how far it is.
         retry_failed: Whether what failed is tried again.
+        jobs: Trials at a time from now on; by default as before.
 
     Raises:
         InputError: If there is no such sweep, it is complete, or another process works at it.
@@ -107,6 +124,8 @@ def resume(folder: Path | None = None, progress: Progress | None = None, *, retr
         raise InputError(f"{record.folder} is complete, see its sweep.html", fix=hint)
     if retry_failed:
         record = record.without_failures()
+    if jobs is not None:
+        record = replace(record, config=replace(record.config, jobs=jobs))
     began_on = record.environment.get("cpu")
     if began_on != cpu_name():
         progress.note(f"the sweep began on {began_on}; everything is measured again on this machine")
@@ -122,7 +141,9 @@ def _run(record: Record, pool: Pool, progress: Progress) -> SweepResult:
         progress.started(record.folder)
         record = Campaign(record, pool, progress).go()
     rows = rows_of(record)
-    return SweepResult(out=str(record.folder), trials=tuple(rows), pareto=pareto_of(rows))
+    return SweepResult(
+        out=str(record.folder), trials=tuple(rows), pareto=pareto_of(rows), judgement=judge(rows, record.config)
+    )
 
 
 @contextmanager
@@ -139,7 +160,7 @@ class Campaign:
 
     def __init__(self, record: Record, pool: Pool, progress: Progress) -> None:
         self.record, self.config, self.pool, self.progress = record, record.config, pool, progress
-        self.local = LocalPool(self.config.jobs, self.config.threads)
+        self.local = LocalPool(self.config.jobs, self.config.cores)
         self.alone = LocalPool(1, 1)
         self._begin, self._before_s = time.monotonic(), record.spent_s
         self._noted: set[str] = set()
@@ -292,6 +313,9 @@ class Campaign:
             settings=dict(config.settings),
             seed=config.seed or 0,
             device=config.device,
+            threads=config.threads or wanted_threads() or 0,
+            cores=config.cores,
+            on_integers=config.on_integers,
         )
 
     def _rung_of(self, model: str) -> int:

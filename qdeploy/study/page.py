@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
+import csv
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from qdeploy.core.figures import Bar, Dot, quantities, scatter, verdict
 from qdeploy.core.files import write_bytes, write_rendered
 from qdeploy.core.html import Markup, page, table, tag
 from qdeploy.core.intervals import wilson_interval
+from qdeploy.core.page_style import STYLE
 from qdeploy.core.progress import Note
-from qdeploy.study.pareto import Point
+from qdeploy.study.pareto import Point, points
 from qdeploy.study.record import Record
-from qdeploy.study.rows import Row, csv_of, pareto_of, rows_of
+from qdeploy.study.rows import AT_CHANCE, Row, csv_of, noise_of, pareto_of, rows_of
 
-_STYLE = """
-body{font:14px/1.5 system-ui,sans-serif;max-width:90rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}
-table{border-collapse:collapse}th,td{text-align:right;padding:.25rem .5rem;border-bottom:1px solid #d8dee6}
-th:first-child,td:first-child,td:last-child{text-align:left}
-.front{background:#eef4ee}.failed{color:#a03c2c}
-.note{background:#eef2f7;border-left:4px solid #3b6ea8;padding:.6rem 1rem}
-"""
 _UNITS = {"latency": ("ms", 1.0, 3), "size": ("kB", 1e-3, 0), "params": ("parameters", 1.0, 0)}
+_TITLES = {"latency": "latency of one image, ms", "size": "size of the file, kB", "params": "parameters"}
 
 
 def write_tables(record: Record, note: Note) -> None:
-    """Write all four, each whole or not at all; first what holds the results, ``sweep.json`` and ``sweep.csv``.
+    """Write all five, each whole or not at all; first what holds the results, ``sweep.json`` and ``sweep.csv``.
 
     Args:
         record: State of the sweep.
@@ -37,11 +32,13 @@ def write_tables(record: Record, note: Note) -> None:
     pareto = pareto_of(rows)
     record.save(trials=[asdict(r) for r in rows], pareto=[asdict(p) for p in pareto])
     write_bytes(record.folder / "sweep.csv", csv_of(rows))
-    picture = _picture(record, rows, note)
-    write_rendered(record.folder / "sweep.html", lambda: html_page(record, rows, pareto, picture).encode(), note)
+    _picture(record, rows, note)
+    if record.complete:
+        write_rendered(record.folder / "learning.png", lambda: _learning(record), note)
+    write_rendered(record.folder / "sweep.html", lambda: html_page(record, rows, pareto).encode(), note)
 
 
-def _picture(record: Record, rows: Sequence[Row], note: Note) -> bytes | None:
+def _picture(record: Record, rows: Sequence[Row], note: Note) -> None:
     """Draw ``pareto.png``, or take the present one where no point of it has changed."""
     path = record.folder / "pareto.png"
 
@@ -52,7 +49,20 @@ def _picture(record: Record, rows: Sequence[Row], note: Note) -> bytes | None:
 
         return draw_pareto(rows, title_of(record))
 
-    return write_rendered(path, draw, note)
+    write_rendered(path, draw, note)
+
+
+def _learning(record: Record) -> bytes:
+    from qdeploy.study.picture import draw_learning
+
+    curves = {}
+    for name in record.models:
+        trained = record.longest(name)
+        log = record.trial_folder(name) / f"run-{trained[0].rung}" / "log.csv" if trained else None
+        if log and log.is_file():
+            with log.open(newline="") as lines:
+                curves[name] = [float(row["val_top1"]) for row in csv.DictReader(lines)]
+    return draw_learning(curves, title_of(record))
 
 
 def title_of(record: Record) -> str:
@@ -61,29 +71,71 @@ def title_of(record: Record) -> str:
     return f"{len(record.models)} models on {data}"
 
 
-def html_page(record: Record, rows: Sequence[Row], pareto: Sequence[Point], picture: bytes | None) -> str:
-    """Return the page: the picture, the fronts, the table. It needs no other file and runs no script."""
+def html_page(record: Record, rows: Sequence[Row], pareto: Sequence[Point]) -> str:
+    """Return the page: the answer, plots, the fronts, the table. It needs no other file and runs no script."""
     title, shown = title_of(record), _sorted(rows)
     return page(
         title,
-        _STYLE,
+        STYLE,
         tag("h1", title),
-        tag("p", _summary(record, rows), class_="note"),
-        *_drawn(picture),
-        *(part for axis in _UNITS for part in _front(axis, [p for p in pareto if p.axis == axis])),
+        _answer(record, pareto),
+        *_most_accurate(shown),
+        tag("p", _summary(record, rows), class_="small"),
+        *(part for axis in _UNITS for part in _front(axis, rows, [p for p in pareto if p.axis == axis])),
         tag("h2", "All models"),
         table(_HEAD, [_cells(r) for r in shown], row_kinds=[_class(r) for r in shown]),
         tag("h2", "Measured on"),
         tag("p", _machine(record.environment)),
+        tag("p", "Everything as data: ", tag("a", "sweep.json", href="sweep.json")),
     )
 
 
-def _drawn(picture: bytes | None) -> list[Markup]:
-    if picture is None:
-        return [tag("p", "The picture could not be drawn.")]
-    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    legend = "Circles are fp32 files, squares INT8 files; filled ones are on the front. The colour tells the epochs."
-    return [tag("img", alt="Pareto fronts", src=source), tag("p", legend)]
+def _answer(record: Record, pareto: Sequence[Point]) -> Markup:
+    """Say which model to look at first, or that there is none yet."""
+    found = [p for p in pareto if p.axis == "latency"]
+    if not found:
+        return verdict("wait" if not record.complete else "bad", "No model has been measured.")
+    best, fastest = max(found, key=lambda p: p.top1), min(found, key=lambda p: p.cost)
+    words = f"Most accurate: {best.name} ({best.precision}), {best.top1:.2f} % in {best.cost:.3g} ms."
+    if fastest != best:
+        words += f" Fastest: {fastest.name} ({fastest.precision}), {fastest.top1:.2f} % in {fastest.cost:.3g} ms."
+    return verdict("good" if record.complete else "wait", words if record.complete else f"{words} Not complete.")
+
+
+def _most_accurate(shown: Sequence[Row]) -> list[Markup]:
+    """Show the four quantities of the most accurate model that was measured."""
+    r = next((r for r in shown if r.latency_fp32_ms is not None), None)
+    if r is None:
+        return []
+    kinds: tuple[tuple[str, str, float, Callable[[float], str]], ...] = (
+        ("Accuracy, with its 95 % interval", "test_top1_{}", 1.0, lambda v: f"{v:.2f} %"),
+        ("Latency of one image", "latency_{}_ms", 1.0, lambda v: f"{v:.3f} ms"),
+        ("Size of the file", "size_{}_bytes", 1e-6, lambda v: f"{v:.2f} MB"),
+        ("Peak memory of a process", "peak_{}_bytes", 1e-6, lambda v: f"{v:.0f} MB"),
+    )
+    given = []
+    for title, column, scale, words in kinds:
+        values = [(p, getattr(r, column.format(p))) for p in ("fp32", "int8")]
+        bars = [
+            Bar(
+                name=p,
+                precision=p,
+                value=v * scale,
+                words=words(v * scale),
+                interval=_interval(v, r.test_n) if "top1" in column else None,
+            )
+            for p, v in values
+            if v is not None
+        ]
+        given.append((title, bars))
+    return [tag("h3", r.name), quantities(given)]
+
+
+def _interval(top1: float, n: int | None) -> tuple[float, float] | None:
+    if not n:
+        return None
+    low, high = wilson_interval(top1 / 100, n)
+    return 100 * low, 100 * high
 
 
 def _summary(record: Record, rows: Sequence[Row]) -> str:
@@ -99,18 +151,28 @@ def _summary(record: Record, rows: Sequence[Row]) -> str:
             f" Accuracy is of {best.test_n} test images: the best fp32 model's 95 % interval is "
             f"{100 * low:.1f} to {100 * high:.1f} %, and nearer neighbours are not told apart."
         )
+    if text_of_noise := noise_of(rows):
+        text += f" {text_of_noise[0].upper()}{text_of_noise[1:]}."
     return text
 
 
-def _front(axis: str, found: Sequence[Point]) -> list[Markup]:
+def _front(axis: str, rows: Sequence[Row], found: Sequence[Point]) -> list[Markup]:
     unit, scale, digits = _UNITS[axis]
-    rows = [(p.name, p.precision, f"{p.top1:.2f}", f"{p.cost * scale:,.{digits}f}", str(p.epochs)) for p in found]
+    dots = [
+        Dot(name=f"{p.name} {p.precision}", x=p.cost * scale, y=p.top1, precision=p.precision, best=p in found)
+        for p in points(rows, axis)
+    ]
+    lines = [(p.name, p.precision, f"{p.top1:.2f}", f"{p.cost * scale:,.{digits}f}", str(p.epochs)) for p in found]
     head = ("model", "precision", "test top-1 %", unit, "epochs")
-    return [tag("h2", f"Front of accuracy against {axis}"), table(head, rows)]
+    label = f"Front of accuracy against {axis}"
+    plot = [scatter(dots, _TITLES[axis], "test top-1, %", label)] if dots else []
+    words = "Filled points are on the front: nothing measured is more accurate at no more cost."
+    return [tag("h2", label), *plot, tag("p", words, class_="small"), table(head, lines)]
 
 
 _HEAD = (
     "model", "parameters", "M MACs", "input", "rung", "epochs", "val top-1 %", "test fp32 %", "test int8 %", "n",
+    "fp32 precision %", "fp32 recall %", "int8 precision %", "int8 recall %",
     "fp32 ms", "int8 ms", "runs", "int8 speed", "fp32 MB", "int8 MB", "fp32 kB", "int8 kB", "s/epoch", "fronts",
 )  # fmt: skip
 
@@ -130,6 +192,10 @@ def _cells(r: Row) -> tuple[str, ...]:
         _number(r.test_top1_fp32, 2),
         _number(r.test_top1_int8, 2),
         _number(r.test_n),
+        _number(r.precision_fp32, 2),
+        _number(r.recall_fp32, 2),
+        _number(r.precision_int8, 2),
+        _number(r.recall_int8, 2),
         _number(r.latency_fp32_ms, 3),
         _number(r.latency_int8_ms, 3),
         _number(r.latency_n),
@@ -139,7 +205,7 @@ def _cells(r: Row) -> tuple[str, ...]:
         _number(r.size_fp32_bytes, 0, 1e-3),
         _number(r.size_int8_bytes, 0, 1e-3),
         _number(r.epoch_s, 1),
-        " ".join(part for part in (r.pareto, r.error) if part),
+        " ".join(part for part in (r.pareto, AT_CHANCE if r.learnt_nothing else "", r.error) if part),
     )
 
 
@@ -148,7 +214,7 @@ def _number(value: float | None, digits: int = 0, scale: float = 1.0) -> str:
 
 
 def _class(r: Row) -> str:
-    return "failed" if r.error else "front" if r.pareto else ""
+    return "failed" if r.error else "front" if r.pareto else "chance" if r.learnt_nothing else ""
 
 
 def _sorted(rows: Sequence[Row]) -> list[Row]:

@@ -31,11 +31,16 @@ class Point:
     """Milliseconds, bytes or parameters."""
 
 
-def points(rows: Sequence[Row], axis: str) -> list[Point]:
-    """Return every artifact that has an accuracy and a cost on an axis; a failed or unfinished one has not."""
+def points(rows: Sequence[Row], axis: str, *, at_chance: bool = False) -> list[Point]:
+    """Return every artifact that has an accuracy and a cost on an axis; a failed or unfinished one has not.
+
+    Artifacts that are no better than chance are on no front; ``at_chance`` returns those instead of the others.
+    """
     found = []
     for row in rows:
         for precision in PRECISIONS:
+            if row.at_chance(precision) is not at_chance:
+                continue
             top1, cost = getattr(row, f"test_top1_{precision}"), getattr(row, COSTS[axis].format(precision))
             if row.rung is not None and row.epochs is not None and top1 is not None and cost is not None:
                 found.append(

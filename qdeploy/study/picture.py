@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qdeploy.study.pareto import Point, front, points
 from qdeploy.study.rows import Row
@@ -17,6 +17,8 @@ AXES = {
 """The label of each axis, and what its costs are multiplied with."""
 COLOURS = ("#3b6ea8", "#c0562f", "#3a7d44")
 """Colour of each rung; later rungs have the last one."""
+AT_CHANCE = "#b4bcc6"
+"""Of files that are no better than answering the largest class."""
 LOG_FROM = 5.0
 """Ratio of the largest to the smallest cost from which an axis is logarithmic."""
 MARKERS = {"fp32": "o", "int8": "s"}
@@ -27,16 +29,44 @@ LABELLED = 12
 def draw_pareto(rows: Sequence[Row], title: str) -> bytes:
     """Draw the fronts side by side, as a PNG.
 
-    A circle is an fp32 file, a square an INT8 file; filled ones are on the front. The colour tells the rung.
+    A circle is an fp32 file, a square an INT8 file; filled ones are on the front. The colour tells the rung; what is
+    no better than chance is grey.
     """
     figure = Figure(figsize=(15, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     panels = figure.subplots(1, len(AXES), sharey=True)
     for axes, (axis, (label, scale)) in zip(panels, AXES.items(), strict=True):
+        for p in points(rows, axis, at_chance=True):
+            axes.plot(p.cost * scale, p.top1, MARKERS[p.precision], color=AT_CHANCE, markerfacecolor="none")
         _panel(axes, points(rows, axis), label, scale)
     panels[0].set_ylabel("test top-1, %")
     figure.legend(handles=_legend(rows), loc="outside lower center", ncols=6, fontsize=9)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def draw_learning(curves: Mapping[str, Sequence[float]], title: str) -> bytes:
+    """Draw the validation top-1 of every model over its epochs into one picture (thesis, figure 6.1), as a PNG.
+
+    Args:
+        curves: Accuracy in percent of each epoch, by the model's name; the best ones are named.
+        title: Written above.
+    """
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    best = sorted(curves, key=lambda name: -max(curves[name], default=0.0))
+    for i, name in enumerate(best):
+        label = name if i < LABELLED else None
+        axes.plot(range(1, len(curves[name]) + 1), curves[name], linewidth=1.3, label=label, alpha=0.9)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation top-1, %")
+    axes.grid(alpha=0.3)
+    if best:
+        axes.legend(fontsize=8)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
@@ -83,4 +113,6 @@ def _legend(rows: Sequence[Row]) -> list[Line2D]:
     for rung, epochs in rungs:
         colour = COLOURS[min(rung, len(COLOURS)) - 1]
         shown.append(Line2D([], [], marker="o", linestyle="none", color=colour, label=f"{epochs} epoch(s)"))
+    if any(r.at_chance(precision) for r in rows for precision in MARKERS):
+        shown.append(Line2D([], [], marker="o", linestyle="none", color=AT_CHANCE, label="no better than chance"))
     return shown

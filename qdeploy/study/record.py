@@ -61,7 +61,7 @@ class Step:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        return {**asdict(self), "result": asdict(self.result) if self.result else {}}
+        return {**asdict(self), "result": _as_it_was(asdict(self.result)) if self.result else {}}
 
     @classmethod
     def from_dict(cls, values: Any, place: str) -> Step:
@@ -75,6 +75,15 @@ class Step:
             raise RecordError(f"'{place}.kind' is {kept.kind!r}, expected {', '.join(RESULTS)}")
         result = decode(RESULTS[kept.kind], kept.result, f"{place}.result") if kept.error is None else None
         return cls(**{**vars(kept), "result": result})
+
+
+def _as_it_was(result: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what results of older sweeps do not have."""
+    return {
+        key: _as_it_was(value) if isinstance(value, dict) else value
+        for key, value in result.items()
+        if value is not None or key not in ("epoch_s", "precision", "recall")
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,10 @@ class Trained:
     """Number of images of each split."""
     dataset: str
     dataset_sha256: str
+    epoch_s: float | None = None
+    """Seconds of training an epoch, mean of the last ten, without validation; None in older sweeps."""
+    chance: float | None = None
+    """Share of the largest class among the test images, in percent; None in older sweeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,10 @@ class ExportedFile:
     test_n: int
     size_bytes: int
     p50_ms: float | None
+    precision: float | None = None
+    """Precision on the test split, mean over the classes, in percent; None in older sweeps."""
+    recall: float | None = None
+    """Recall, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
+from qdeploy.core.cautions import at_chance, within_noise
 from qdeploy.study.pareto import Point, fronts
 from qdeploy.study.record import Record
-from qdeploy.study.results import ExportedFile, MeasuredFile
+from qdeploy.study.results import ExportedFile, MeasuredFile, Trained
+
+AT_CHANCE = "at chance"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,12 @@ class Row:
     test_top1_int8: float | None
     test_n: int | None
     """Number of test images of the two test accuracies."""
+    precision_fp32: float | None
+    """Precision on the test images, mean over the classes, in percent."""
+    recall_fp32: float | None
+    """Recall, likewise."""
+    precision_int8: float | None
+    recall_int8: float | None
     latency_fp32_ms: float | None
     """Median latency of one image on one thread, in milliseconds."""
     latency_int8_ms: float | None
@@ -48,11 +57,28 @@ class Row:
     size_fp32_bytes: int | None
     size_int8_bytes: int | None
     epoch_s: float | None
-    """Seconds of training and validation of one epoch."""
+    """Seconds of training an epoch, mean of the last ten, without validation; older sweeps: of all, with validation."""
+    chance: float | None = None
+    """Test top-1 in percent of always answering the largest class."""
     pareto: str = ""
     """The fronts that the model's files are on, e.g. ``latency:int8 size:int8``."""
     error: str | None = None
     """Why something is missing, if it failed."""
+
+    def at_chance(self, precision: str) -> bool:
+        """Tell whether a file's accuracy is not shown to be better than answering the largest class."""
+        top1 = self.test_top1_fp32 if precision == "fp32" else self.test_top1_int8
+        if top1 is None or not self.test_n or self.chance is None:
+            return False
+        n = self.test_n
+        return at_chance(top1 / 100 * n, n, self.chance / 100 * n)
+
+    @property
+    def learnt_nothing(self) -> bool:
+        """Whether no file of the model is better than chance, and one was measured."""
+        return self.test_n is not None and all(
+            self.at_chance(p) for p in ("fp32", "int8") if getattr(self, f"test_top1_{p}") is not None
+        )
 
 
 def rows_of(record: Record) -> list[Row]:
@@ -62,6 +88,14 @@ def rows_of(record: Record) -> list[Row]:
     for point in pareto_of(rows):
         places[point.name].append(f"{point.axis}:{point.precision}")
     return [replace(r, pareto=" ".join(places[r.name])) for r in rows]
+
+
+def noise_of(rows: Sequence[Row]) -> str:
+    """Say which models are as good as the best as far as one run of each can tell; empty if the best stands out."""
+    known = [r for r in rows if r.test_top1_fp32 is not None and r.test_n and not r.learnt_nothing]
+    if len({r.test_n for r in known}) != 1:
+        return ""
+    return within_noise({r.name: r.test_top1_fp32 or 0.0 for r in known}, known[0].test_n or 0)
 
 
 def pareto_of(rows: Sequence[Row]) -> tuple[Point, ...]:
@@ -89,6 +123,10 @@ def _row(record: Record, name: str) -> Row:
         test_top1_fp32=fp32.test_top1 if fp32 else None,
         test_top1_int8=int8.test_top1 if int8 else None,
         test_n=fp32.test_n if fp32 else None,
+        precision_fp32=fp32.precision if fp32 else None,
+        recall_fp32=fp32.recall if fp32 else None,
+        precision_int8=int8.precision if int8 else None,
+        recall_int8=int8.recall if int8 else None,
         latency_fp32_ms=fast.latency_ms if fast else None,
         latency_int8_ms=faster.latency_ms if faster else None,
         latency_n=fast.n if fast else None,
@@ -99,9 +137,14 @@ def _row(record: Record, name: str) -> Row:
         peak_int8_bytes=faster.peak_bytes if faster else None,
         size_fp32_bytes=fp32.size_bytes if fp32 else None,
         size_int8_bytes=int8.size_bytes if int8 else None,
-        epoch_s=train.seconds / train.epochs if train else None,
+        epoch_s=_epoch_s(train) if train else None,
+        chance=train.chance if train else None,
         error=_error(record, name),
     )
+
+
+def _epoch_s(train: Trained) -> float:
+    return train.seconds / train.epochs if train.epoch_s is None else train.epoch_s
 
 
 def _error(record: Record, name: str) -> str | None:

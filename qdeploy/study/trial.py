@@ -57,6 +57,12 @@ class Spec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
+    threads: int = 0
+    """CPU threads of the training; 0: the fastest count within ``cores``."""
+    cores: int = 1
+    """Its share of the machine."""
+    on_integers: bool = False
+    """Whether INT8 leaves nothing in float, instead of what is faster so here."""
 
     @property
     def name(self) -> str:
@@ -160,7 +166,7 @@ def _probe(spec: Spec) -> Probed:
 
     watch = Stopwatch()
     with suppress(EnoughError):
-        train(_config(spec), spec.run, watch)
+        train(_config(spec), spec.run, watch, cores=spec.cores)
     return watch.result()
 
 
@@ -174,6 +180,7 @@ def _config(spec: Spec) -> Any:
         epochs=spec.epochs,
         seed=spec.seed,
         device=spec.device,
+        threads=spec.threads,
         **spec.settings,
     )
 
@@ -193,7 +200,7 @@ def _train(spec: Spec) -> Trained:
     from qdeploy.core.run_folder import read_record
     from qdeploy.training import train
 
-    result = train(_config(spec), spec.run, _Log())
+    result = train(_config(spec), spec.run, _Log(), cores=spec.cores)
     record = read_record(spec.run)
     return Trained(
         family=record.model.family,
@@ -208,6 +215,8 @@ def _train(spec: Spec) -> Trained:
         images=record.dataset.images,
         dataset=record.dataset.name,
         dataset_sha256=record.dataset.sha256,
+        epoch_s=result.epoch_s,
+        chance=result.chance,
     )
 
 
@@ -218,7 +227,8 @@ def _export(spec: Spec) -> Exported:
 
     reason = None
     try:
-        config = ExportConfig(int8=True, allow_drop=True, allow_slower=True)
+        layers = ("none",) if spec.on_integers else None
+        config = ExportConfig(int8=True, allow_drop=True, allow_slower=True, float_layers=layers)
         report = export(spec.run, config, spec.export, _log)
     except VerdictError as error:
         reason = _one_line(str(error))
@@ -229,8 +239,11 @@ def _export(spec: Spec) -> Exported:
             test_n=a.accuracy.n,
             size_bytes=a.size_bytes,
             p50_ms=a.latency_ms["p50"],
+            precision=100 * a.macro.precision if a.macro else None,
+            recall=100 * a.macro.recall if a.macro else None,
         )
         for a in report.artifacts
+        if a.accuracy  # a run has its data
     }
     return Exported(artifacts=artifacts, verdict=report.verdict, int8_error=reason)
 

@@ -105,7 +105,7 @@ def strength_of(regime: str, phase: int, randaugment: bool = True) -> Strength:
 
 @torch.no_grad()
 def augment(pixels_BSSC: Tensor, strength: Strength, generator: torch.Generator) -> Tensor:
-    """Crop and resize, mirror half, jitter the colours, erase a box and, if asked for, apply RandAugment.
+    """Crop and resize, mirror half, apply RandAugment if asked for, jitter the colours, erase a box (paper, IV.E.1).
 
     The jitter goes brightness, contrast, saturation; torchvision shuffles the three. A box is erased to black.
 
@@ -138,13 +138,13 @@ def _augment_part(pixels_BSSC: Tensor, strength: Strength, uniform_BD: Tensor) -
     choice_B12 = upload(torch.cat([crop_B4, erase_B4, (flip_B1 < 0.5).float(), factor_B3], dim=1), pixels_BSSC.device)
     crop_B4, erase_B4, flip_B1, factor_B3 = choice_B12.split((4, 4, 1, 3), dim=1)
     image_BCHW = crop_and_flip(pixels_BSSC, crop_B4, flip_B1 > 0.5, resize=strength.crop_scale < 1)
+    if strength.randaugment:
+        image_BCHW = rand_augment(image_BCHW, ops_BU.view(count, strength.num_ops, 2), strength.magnitude)
     if strength.jitter:
         for change, factor_B in zip((brighten, change_contrast, change_saturation), factor_B3.unbind(1), strict=True):
             image_BCHW = change(image_BCHW, factor_B)
     if strength.erase_probability:
         image_BCHW = erase(image_BCHW, erase_B4)
-    if strength.randaugment:
-        image_BCHW = rand_augment(image_BCHW, ops_BU.view(count, strength.num_ops, 2), strength.magnitude)
     return image_BCHW
 
 
@@ -257,19 +257,22 @@ def flip_and_shift(pixels_BSSC: Tensor, *, flip: bool, max_shift: int, generator
     return pixels_BSSC[index, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
 
 
-def crop_and_mirror(pixels_BSSC: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def crop_and_mirror(pixels_BSSC: Tensor, side: int, generator: torch.Generator, pad: int = 0) -> Tensor:
     """Cut a square of ``side`` pixels out of each image, anywhere, and mirror half of them.
 
     Args:
         pixels_BSSC: Images ``[B, S, S, 3]`` of any dtype, S at least ``side``.
         side: Height and width of the result.
         generator: Source of the choices, on the CPU whatever the device.
+        pad: Pixels that the square may reach beyond each border, where the image is reflected; less than S.
     """
     count, size = pixels_BSSC.shape[:2]
-    top, left = torch.randint(0, size - side + 1, (2, count, 1), generator=generator)
+    top, left = torch.randint(0, size + 2 * pad - side + 1, (2, count, 1), generator=generator) - pad
     grid = torch.arange(side)
     mirrored = torch.rand(count, 1, generator=generator) < 0.5
     rows, columns = top + grid, left + torch.where(mirrored, grid.flip(0), grid)
+    if pad:  # reflected without repeating the border, as torch's and torchvision's "reflect"
+        rows, columns = (size - 1 - (size - 1 - i.abs()).abs() for i in (rows, columns))
     device = pixels_BSSC.device
     index = torch.arange(count, device=device)[:, None, None]
     return pixels_BSSC[index, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.data.dataset import Split
+from qdeploy.data.dataset import Dataset, Split
 from qdeploy.training.augment import augment, crop_and_mirror, flip_and_shift, normalise, strength_of
 from qdeploy.training.distributed import World
 from qdeploy.training.mixing import choose_mix, mix, mix_probabilities
@@ -33,14 +34,24 @@ class Batch:
     """Probabilities ``[B, K]``: one-hot, or mixed by MixUp or CutMix."""
     labels: Tensor
     """``[B]``; of a mixed image, the label of its first part."""
+    teacher: Tensor | None = None
+    """The teachers' softened probabilities ``[B, K]``, mixed as the images are; None without a teacher."""
 
 
 class Batches:
     """The training split as batches; the last incomplete one of an epoch is left out."""
 
     def __init__(
-        self, split: Split, classes: int, preprocessing: Preprocessing, config: TrainConfig, world: World
+        self,
+        split: Split,
+        classes: int,
+        preprocessing: Preprocessing,
+        config: TrainConfig,
+        world: World,
+        answers: Tensor | None = None,
     ) -> None:
+        """Take the images; ``answers`` are the teachers' probabilities of each, ``[N, K]``."""
+        self.answers = answers
         self.pixels, self.labels = torch.from_numpy(split.pixels), torch.from_numpy(split.labels)
         self.classes, self.config, self.world = classes, config, world
         self.mean, self.std = normalisation(preprocessing, world.device)
@@ -68,10 +79,16 @@ class Batches:
         image = self._augmented(to_device(self.pixels[index], self.world.device), epoch, generator)
         target = F.one_hot(labels, self.classes).float()
         chances = mix_probabilities(
-            self.constants.phase(epoch) == 2, confidence, mixup=self.config.mixup, cutmix=self.config.cutmix
+            self._phase(epoch) == 2, confidence, mixup=self.config.mixup, cutmix=self.config.cutmix
         )
+        if self.answers is not None:
+            target = torch.cat([target, to_device(self.answers[index], self.world.device)], dim=1)
         image, target = mix(image, target, choose_mix(chances, generator), generator)
-        return Batch(image=image, target=target, labels=labels)
+        own, *taught = target.split(self.classes, dim=1)
+        return Batch(image=image, target=own, labels=labels, teacher=taught[0] if taught else None)
+
+    def _phase(self, epoch: int) -> int:
+        return self.constants.phase(epoch - self.config.continued)
 
     def _order_of(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
@@ -88,10 +105,33 @@ class Batches:
             return normalise(moved, self.mean, self.std)
         if kind == "crop":
             side = max(1, round(self.config.crop * pixels_BSSC.shape[1]))
-            return normalise(crop_and_mirror(pixels_BSSC, side, generator), self.mean, self.std)
-        strength = strength_of(kind, self.constants.phase(epoch), randaugment=self.config.randaugment)
+            return normalise(crop_and_mirror(pixels_BSSC, side, generator, self.config.pad), self.mean, self.std)
+        strength = strength_of(kind, self._phase(epoch), randaugment=self.config.randaugment)
         image = augment(pixels_BSSC, strength, generator)
         return (image - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def training_split(dataset: Dataset, config: TrainConfig) -> Split:
+    """Return the images that are trained on: those of train, or those of train and val."""
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    return joined_splits(train, val) if config.all_images else train
+
+
+def joined_splits(first: Split, *others: Split) -> Split:
+    """Return several splits as one; of those that lie one after the other in one table nothing is copied."""
+    for other in others:
+        shape = (len(first) + len(other), *first.pixels.shape[1:])
+        if first.pixels.ctypes.data + first.pixels.nbytes == other.pixels.ctypes.data:
+            pixels = np.lib.stride_tricks.as_strided(first.pixels, shape, first.pixels.strides)
+        else:
+            pixels = np.concatenate([first.pixels, other.pixels])
+        first = Split(
+            pixels=pixels,
+            labels=np.concatenate([first.labels, other.labels]),
+            hashes=(*first.hashes, *other.hashes),
+            keys=(*first.keys, *other.keys),
+        )
+    return first
 
 
 def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:

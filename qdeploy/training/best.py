@@ -21,6 +21,8 @@ class Best:
     """Take the latest epoch within one standard error of the best, not the best. On a small validation split the
     highest of many noisy readings is a lucky one, and under a cosine the later weights are the better ones. The
     controller's late restarts make no later epoch better: there it is False."""
+    latest: bool = False
+    """Take the latest epoch: where every image is trained on, nothing may choose."""
     weights: Weights = field(default_factory=dict)
     epoch: int = 0
     """Epoch of the best weights, from 1; 0 before the first."""
@@ -34,7 +36,7 @@ class Best:
     def offer(self, model: nn.Module, score: Score, epoch: int, source: str) -> bool:
         """Keep these weights if they are the best, or as good; tell whether."""
         self.highest = max(self.highest, score.top1)
-        if self.weights and score.top1 < self.highest - self._error():
+        if self.weights and not self.latest and score.top1 < self.highest - self._error():
             return False
         self.weights = on_cpu(model.state_dict())
         self.epoch, self.source, self.top1, self.top5 = epoch, source, score.top1, score.top5

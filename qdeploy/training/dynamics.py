@@ -1,9 +1,10 @@
 """The confidence-driven training dynamics of Qonstraint 5.9, as pure functions (paper, III.C and its log).
 
 After each epoch the change of the validation accuracy is the *reward*; its sigmoid, the *confidence*, drives
-the momentum, the EMA decay, the label smoothing, the drop path and, with boosts and resets, the base learning
-rate under a cosine envelope with a warm restart. The constants are the paper's for 70 epochs at a peak
-learning rate of 6e-4; ``Dynamics.scaled`` carries them to other lengths and rates.
+the momentum, the EMA decay, the label smoothing and the drop path. The learning rate is a base under a cosine;
+boosts, plateau resets and the warm restart take the rate *in use* and make of it the new base, so that a base can
+fall as well as rise. The constants are the paper's for 70 epochs at a peak learning rate of 6e-4;
+``Dynamics.scaled`` carries them to other lengths and rates.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ class Dynamics:
     lr_max: float = 6e-4
     period: int = 60
     """Epochs of one cosine cycle; a warm restart follows."""
-    ramp: int = 5
-    """Epochs of the linear warm-up after a restart."""
     patience: int = 4
+    """Epochs in a row without growth, i.e. without a positive reward, before a plateau reset."""
     reward_clamp: float = 5.0
     confidence_slope: float = 0.5
     boost_confidence: float = 0.7
@@ -51,7 +51,7 @@ class Dynamics:
     boosts: bool = True
     plateau_resets: bool = True
     restarts: bool = True
-    """Switches of three mechanisms of the base rate; without restarts it stays at its minimum after the period."""
+    """Switches of three mechanisms of the rate; without restarts it stays at its minimum after the period."""
 
     @property
     def swa_start(self) -> int:
@@ -68,7 +68,8 @@ class Dynamics:
     ) -> Dynamics:
         """Scale the epoch constants to a run's length and the rates to its base learning rate.
 
-        At 70 epochs and 5e-4 they are exactly the paper's.
+        At 70 epochs and 5e-4 they are exactly the paper's. The patience stays: how many epochs without growth are
+        no chance is a matter of the noise of a validation, not of the run's length.
         """
         paper = cls()
         stretch = epochs / PAPER_EPOCHS
@@ -79,8 +80,6 @@ class Dynamics:
             lr_min=lr * (paper.lr_min / PAPER_LR),
             lr_max=lr * (paper.lr_max / PAPER_LR),
             period=max(1, round(paper.period * stretch)),
-            ramp=max(1, round(paper.ramp * stretch)),
-            patience=max(1, round(paper.patience * stretch)),
             reload_epochs=tuple(sorted({max(1, round(e * stretch)) for e in paper.reload_epochs})),
             boosts=boosts,
             plateau_resets=plateau_resets,
@@ -93,18 +92,24 @@ class State:
     """What the controller knows after an epoch; what the next epoch trains with."""
 
     prev_val: float = 0.0
-    best_val: float = -1.0
     confidence: float = 0.5
     momentum: float
     ema: float = 0.97
     """EMA decay per optimizer step."""
     base_lr: float
+    """What the cosine stands on: the rate that the last boost, reset or restart gave."""
     lr: float
     """Learning rate of the next epoch."""
     label_smoothing: float
     auxiliary_weight: float
-    since_boost: int = 0
-    since_best: int = 0
+    reward: float = 0.0
+    """Change of the validation accuracy in the last epoch, in points, clamped."""
+    cycle_epoch: int = 0
+    """Position of the next epoch in its cosine cycle, from 0."""
+    stagnant: int = 0
+    """Epochs in a row without growth."""
+    boosted: bool = False
+    """Whether there was a boost so far; the first one ends a warm-up."""
 
 
 def initial_state(d: Dynamics) -> State:
@@ -118,11 +123,10 @@ def initial_state(d: Dynamics) -> State:
     )
 
 
-def lr_at(d: Dynamics, base_lr: float, epoch: int) -> float:
-    """Return the learning rate of an epoch: the base under the cosine envelope, never below ``lr_min``."""
-    cycle, t = divmod(epoch, d.period) if d.restarts else (0, min(epoch, d.period))
-    ramp = 1.0 if cycle == 0 else _clip((t - 1) / d.ramp, 0.0, 1.0)
-    return max(d.lr_min, base_lr * 0.5 * (1.0 + math.cos(math.pi * t / d.period)) * ramp)
+def lr_at(d: Dynamics, base_lr: float, cycle_epoch: int) -> float:
+    """Return the learning rate at a position of a cycle: the base under the cosine, never below ``lr_min``."""
+    t = min(cycle_epoch, d.period)
+    return max(d.lr_min, base_lr * 0.5 * (1.0 + math.cos(math.pi * t / d.period)))
 
 
 def step(d: Dynamics, state: State, val_top1: float, epoch: int) -> State:
@@ -139,33 +143,40 @@ def step(d: Dynamics, state: State, val_top1: float, epoch: int) -> State:
     late = epoch >= d.late_fraction * d.epochs
     push = d.momentum_gain * reward if reward != 0 else -d.momentum_plateau_step
     cap = d.momentum_cap_late if late else d.momentum_cap_early
-    base, since_boost, since_best = _base_lr(d, state, reward, confidence, val_top1)
-    if d.restarts and (epoch + 1) % d.period == 0:
-        base = d.lr_max
+    boost = d.boosts and reward > 0 and confidence > d.boost_confidence
+    stagnant = 0 if reward > 0 else state.stagnant + 1
+    base, position, stagnant = _rate(d, state, d.boost_gain * reward if boost else None, stagnant)
     progress = min(1.0, (epoch + 1) / max(1, d.epochs - 1))
     return State(
         prev_val=val_top1,
-        best_val=max(state.best_val, val_top1),
         confidence=confidence,
         momentum=_clip(state.momentum + push, d.momentum_floor, cap),
         ema=_clip(0.96 + 0.02 * confidence, 0.90, 0.999),
         base_lr=base,
-        lr=lr_at(d, base, epoch + 1),
+        lr=lr_at(d, base, position),
         label_smoothing=d.smoothing_floor if late else max(d.smoothing_floor, d.smoothing_max * (1 - confidence)),
         auxiliary_weight=d.auxiliary_from + (d.auxiliary_to - d.auxiliary_from) * progress,
-        since_boost=since_boost,
-        since_best=since_best,
+        reward=reward,
+        cycle_epoch=position,
+        stagnant=stagnant,
+        boosted=state.boosted or boost,
     )
 
 
-def _base_lr(d: Dynamics, s: State, reward: float, confidence: float, val: float) -> tuple[float, int, int]:
-    since_best = 0 if val > s.best_val else s.since_best + 1
-    since_boost = s.since_boost + 1
-    if d.boosts and reward > 0 and confidence > d.boost_confidence:
-        return min(d.lr_max, s.base_lr * (1.0 + d.boost_gain * reward)), 0, since_best
-    if d.plateau_resets and since_boost >= d.patience and since_best >= d.patience:
-        return max(s.base_lr, d.reset_fraction * d.lr_max), 0, 0
-    return s.base_lr, since_boost, since_best
+def _rate(d: Dynamics, s: State, boost: float | None, stagnant: int) -> tuple[float, int, int]:
+    """Return the base, the position in the cycle and the epochs without growth for the next epoch.
+
+    Everything acts on the rate in use, which is what an optimizer's ``lr`` holds (paper, III.C.4): a boost makes
+    ``LR (1 + 0.065 r)``, at most the maximum, the new base under the cosine that goes on; a plateau reset and the
+    restart at the end of the cycle make ``max(LR, 0.6 maximum)`` the start of a new cycle.
+    """
+    position = s.cycle_epoch + 1
+    over = d.restarts and position >= d.period
+    if over or (d.plateau_resets and stagnant >= d.patience):
+        return max(s.lr, d.reset_fraction * d.lr_max), 0, 0
+    if boost is not None:
+        return min(d.lr_max, s.lr * (1.0 + boost)), position, stagnant
+    return s.base_lr, position, stagnant
 
 
 def _clip(value: float, low: float, high: float) -> float:

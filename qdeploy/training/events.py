@@ -27,7 +27,7 @@ class EventLog:
     def epoch(self, row: Row) -> None:
         """Write an epoch's row."""
         for name, value in row.items():
-            if name != "epoch":
+            if name != "epoch" and isinstance(value, int | float):
                 self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
 

@@ -5,9 +5,13 @@ Array names: N images, B batch, S height and width, C colours, K classes.
 
 from __future__ import annotations
 
+import copy
+import math
+import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +44,8 @@ class Score:
     loss: float
     top1: float
     top5: float
+    answers: int = 0
+    """How many different labels were answered: 1, or 2 for more; 0 where that was not counted."""
 
 
 class Tally:
@@ -49,6 +55,8 @@ class Tally:
         self.world = world
         dtype = torch.float32 if world.device.type == "mps" else torch.float64
         self.sums = torch.zeros(4, dtype=dtype, device=world.device)
+        self.answers: set[int] = set()
+        """Labels that this process' images were answered with, of an evaluation."""
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
@@ -62,6 +70,34 @@ class Tally:
         loss, top1, top5, count = self.world.sum(self.sums.clone()).tolist()
         count = max(1.0, count)
         return Score(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
+
+
+class FeatureTally:
+    """Mean and standard deviation of all values that a part of a model gives out."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        dtype = torch.float32 if world.device.type == "mps" else torch.float64
+        self.sums = torch.zeros(3, dtype=dtype, device=world.device)
+
+    def add(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        """Count a batch of features; the signature is that of a forward hook."""
+        values = output.float()
+        self.sums += torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()]).to(
+            self.sums.dtype
+        )
+
+    def mean_and_std(self) -> tuple[float | None, float | None]:
+        """Return both over the images of all processes; None if nothing was counted."""
+        count, total, squares = self.world.sum(self.sums.clone()).tolist()
+        if not count:
+            return None, None
+        mean = total / count
+        return mean, math.sqrt(max(0.0, squares / count - mean * mean))
+
+
+class _TooLongError(Exception):
+    """Ends a rehearsal."""
 
 
 class _AllPaths(nn.Module):
@@ -105,7 +141,7 @@ class Learner:
         self.model.train()
         with self.precision.autocast():
             paths = self.network(batch.image, batch.labels if self.config.confidence_from_label else None)
-        loss = total_loss(paths, batch.target, self.config, settings)
+        loss = total_loss(paths, batch.target, self.config, settings, batch.teacher)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         if self.config.clip_norm:
@@ -117,6 +153,24 @@ class Learner:
         tally.add(loss.detach(), paths.logits.detach(), batch.labels)
         return loss.detach()
 
+    def rehearse(self, batch: Batch, limit_s: float) -> None:
+        """Compute the forward pass of a step on a copy, and forget it: weights, statistics and random states stay.
+
+        It takes a third of a step, and is given up between two layers once it has taken ``limit_s`` seconds.
+        """
+        begin = time.perf_counter()
+
+        def look(*_: object) -> None:
+            if time.perf_counter() - begin > limit_s:
+                raise _TooLongError
+
+        twin = copy.deepcopy(self.model).train()
+        for module in twin.modules():
+            module.register_forward_pre_hook(look)
+        labels = batch.labels if self.config.confidence_from_label else None
+        with torch.random.fork_rng(devices=[]), self.precision.autocast(), suppress(_TooLongError):
+            twin.forward_paths(batch.image, labels)
+
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: Split) -> Score:
         """Score a model on a split in the precision of training; each process takes a share of the images."""
@@ -124,15 +178,34 @@ class Learner:
         with self.precision.autocast():
             for logits_BK, labels_B in self._answers(model, split):
                 tally.add(F.cross_entropy(logits_BK, labels_B), logits_BK, labels_B)
-        return tally.score()
+                if len(tally.answers) < 2:
+                    tally.answers.update(logits_BK.argmax(1).unique()[:2].tolist())
+        return replace(tally.score(), answers=min(2, len(tally.answers)))
+
+    def evaluate_features(self, split: Split) -> tuple[Score, float | None, float | None]:
+        """Score the model on a split; also the mean and the standard deviation of the features it classifies."""
+        tally, module = FeatureTally(self.world), self.model.feature_module
+        hook = module.register_forward_hook(tally.add) if module is not None else None
+        try:
+            score = self.evaluate(self.model, split)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return score, *tally.mean_and_std()
 
     @torch.inference_mode()
-    def accuracy(self, model: nn.Module, split: Split) -> float:
-        """Return the top-1 accuracy in percent on a whole split, in float32."""
-        tally = Tally(self.world)
+    def confusion(self, model: nn.Module, split: Split, classes: int) -> Tensor:
+        """Count the answers to a whole split, in float32: whole numbers ``[K, K]``, a row for each true label."""
+        counts = torch.zeros(classes * classes, dtype=Tally(self.world).sums.dtype, device=self.world.device)
         for logits_BK, labels_B in self._answers(model, split):
-            tally.add(logits_BK.new_zeros(()), logits_BK, labels_B)
-        return tally.score().top1
+            pairs = labels_B * classes + logits_BK.argmax(1)
+            counts += torch.bincount(pairs, minlength=classes * classes)
+        return self.world.sum(counts).reshape(classes, classes).round().long().cpu()
+
+    @torch.inference_mode()
+    def probabilities(self, model: nn.Module, split: Split) -> Tensor:
+        """Return a model's probabilities of a split's images, float32 ``[N, K]``, of one process alone."""
+        return torch.cat([logits_BK.softmax(dim=1).cpu() for logits_BK, _ in self._answers(model, split)])
 
     def load(self, weights: Weights) -> None:
         """Replace the model's weights; optimizer and average are left alone."""

@@ -35,9 +35,23 @@ def hardness_weights(logits_BK: Tensor, target_BK: Tensor) -> Tensor:
     return weights_B / weights_B.mean()
 
 
-def total_loss(paths: Paths, target_BK: Tensor, config: TrainConfig, settings: Settings) -> Tensor:
-    """Add up the losses of a model's paths: all, auxiliary (0.4 falling to 0.2), transformer (if asked for)."""
+def distillation_loss(logits_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """Return the mean divergence of the student from its teacher at a temperature, times its square.
+
+    The square keeps the size of the gradient the same whatever the temperature (Hinton et al., 2015).
+    """
+    student_BK = (logits_BK / temperature).log_softmax(dim=1)
+    return temperature**2 * F.kl_div(student_BK, teacher_BK, reduction="batchmean")
+
+
+def total_loss(
+    paths: Paths, target_BK: Tensor, config: TrainConfig, settings: Settings, teacher_BK: Tensor | None = None
+) -> Tensor:
+    """Add up the losses: labels and teacher, auxiliary path (0.4 falling to 0.2), transformer path (if asked for)."""
     loss = soft_cross_entropy(paths.logits.float(), target_BK, settings.label_smoothing, config.hardness)
+    if teacher_BK is not None:
+        taught = distillation_loss(paths.logits.float(), teacher_BK, config.distill_temperature)
+        loss = (1.0 - config.distill_weight) * loss + config.distill_weight * taught
     if paths.auxiliary is not None and settings.auxiliary_weight:
         loss = loss + settings.auxiliary_weight * soft_cross_entropy(paths.auxiliary.float(), target_BK)
     if paths.transformer is not None and config.deep_supervision:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from qdeploy.data.catalog import count_classes
+from qdeploy.data.catalog import count_classes, find_place
+from qdeploy.data.download import NotHereError, without_downloads
+from qdeploy.data.splits import expected_counts
 from qdeploy.models.classifier import Classifier
 from qdeploy.models.registry import create_model, summarise
 from qdeploy.training.device import Precision, choose_precision
 from qdeploy.training.recipes import TrainConfig
+from qdeploy.training.start import require_buildable
 
 FLOAT_BYTES = 4
 COPIES = 5
 """Weights, gradients, AdamW's two moments and the moving average, each in float32."""
+OVERHEAD = 1.55
+"""Largest ratio of the memory that the paper reports (IV.B, on a P100) to what is counted for the same run: allocator,
+workspaces, context and temporaries come on top. The smallest is 1.1."""
+DEVICES = {"the paper's 9.2 GB": 9.2e9, "a P100's 16 GB": 16e9}
+FORWARD_SHARE = 1 / 3
+"""Time of evaluating an image, as a share of that of training on it."""
+MANY_MACS = 300_000_000
+"""Multiply-accumulates of an image from which a step is timed with few images."""
 PROBE = (2, 4)
 """Batch sizes whose difference gives the memory of an image."""
 
@@ -40,15 +52,29 @@ class Plan:
     activation_bytes: int
     """Bytes of the tensors kept for the backward pass of a whole batch, with the weights' low-precision copies; of
     several processes each keeps its share."""
+    images: dict[str, int] | None
+    """Images of each split, if every one is usable; None if the data are not on this machine."""
+    download: str | None
+    """What would be downloaded first; None if the data are here."""
+    steps_per_epoch: int | None
+    epoch_s: float | None
+    """Predicted seconds of an epoch with its two evaluations, from one timed step of a few images on the threads that
+    torch has now; None on a GPU, or without the data."""
 
     @property
     def memory_bytes(self) -> int:
         """Predicted peak on the device; the allocator and the libraries' workspaces come on top."""
         return self.state_bytes + self.activation_bytes
 
+    def fits(self, limit_bytes: float) -> Literal["yes", "perhaps", "no"]:
+        """Tell whether the run fits into a device's memory, given what comes on top on others."""
+        if self.memory_bytes > limit_bytes:
+            return "no"
+        return "yes" if self.memory_bytes * OVERHEAD <= limit_bytes else "perhaps"
+
 
 def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
-    """Work out what a configuration needs; no image is read and nothing trained.
+    """Work out what a configuration needs; no image is decoded, nothing downloaded and nothing trained.
 
     Activations are counted, not estimated: two small forward passes are run on the CPU and every tensor that autograd
     keeps is measured; what grows with the batch is scaled to the batch.
@@ -60,14 +86,26 @@ def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
     Raises:
         InputError: If the model, the data or the device is not there.
     """
+    require_buildable(config)
     num_classes = num_classes or count_classes(config.data)
-    summary = summarise(config.model, num_classes, config.input_size)
+    summary = summarise(config.model, num_classes, config.input_size, config.model_changes)
     side = summary.input_size if config.augmentation != "crop" else round(config.crop * summary.input_size)
     precision = choose_precision(config.device, config.amp)
-    model = create_model(config.model, num_classes, config.input_size)
+    model = create_model(config.model, num_classes, config.input_size, config.model_changes)
     kept = [_kept_bytes(model, precision, count, side) for count in PROBE]
     per_image = (kept[1] - kept[0]) / (PROBE[1] - PROBE[0])
     fixed = max(0.0, kept[0] - PROBE[0] * per_image)
+    images, download = _images(config.data)
+    steps = None
+    if images is not None:
+        trained_on = images["train"] + (images["val"] if config.all_images else 0)
+        steps = max(1, trained_on // config.batch_size)
+    epoch_s = None
+    if images is not None and steps is not None and precision.device.type == "cpu":
+        count = min(config.batch_size, 16 if summary.macs < MANY_MACS else 4)
+        image_s = _image_s(model, precision, count, side)
+        looked_at = 2 * images["test" if config.all_images else "val"]
+        epoch_s = image_s * (steps * config.batch_size + FORWARD_SHARE * looked_at)
     return Plan(
         config=config.to_dict(),
         model=config.model,
@@ -79,7 +117,33 @@ def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
         amp=precision.amp,
         state_bytes=COPIES * FLOAT_BYTES * summary.params,
         activation_bytes=int(fixed + per_image * config.batch_size),
+        images=images,
+        download=download,
+        steps_per_epoch=steps,
+        epoch_s=epoch_s,
     )
+
+
+def _images(data: str) -> tuple[dict[str, int] | None, str | None]:
+    """Return the images of each split, or what would be downloaded."""
+    try:
+        with without_downloads():
+            return expected_counts(find_place(data).read()), None
+    except NotHereError as error:
+        return None, error.url
+
+
+def _image_s(model: Classifier, precision: Precision, count: int, size: int) -> float:
+    """Return the seconds of a training step for each of so many images; the first step warms up."""
+    image = torch.rand(count, 3, size, size).to(memory_format=torch.channels_last)
+    seconds = 0.0
+    for _ in range(2):
+        begin = time.perf_counter()
+        with precision.autocast():
+            loss = nn.functional.cross_entropy(model(image).float(), torch.zeros(count, dtype=torch.long))
+        loss.backward()
+        seconds = time.perf_counter() - begin
+    return seconds / count
 
 
 def _kept_bytes(model: Classifier, precision: Precision, count: int, size: int) -> int:

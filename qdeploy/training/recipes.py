@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qdeploy.core.errors import InputError, near_miss
+from qdeploy.core.image_formats import formats_of_run
+from qdeploy.core.machine import MOST_THREADS
 from qdeploy.data.embedded import NAME as EMBEDDED
+from qdeploy.models.registry import MODELS
 
-OPTIONS = ("epochs", "batch_size", "lr", "seed", "device", "amp")
+OPTIONS = ("epochs", "batch_size", "lr", "seed", "formats", "device", "amp", "threads")
 """Fields that a command has an option for; see ``qdeploy.core.errors``. The others are settings of a recipe."""
 
 
@@ -17,14 +20,28 @@ class TrainConfig:
     """Everything that decides a run. Every mechanism has a field that switches it off."""
 
     model: str = "nano"
-    """A name of ``qdeploy models``."""
+    """A name of ``qdeploy models``, or ``package.module:Class`` for a network of your own."""
+    weights: str = ""
+    """A run, or a safetensors file, whose weights training begins with; other classes have a new head."""
+    continued: int = 0
+    """Epochs that the run had before it was extended; the schedule covers those after them. Not to be set by hand."""
     data: str = EMBEDDED
     """A published data set or a folder with a sub-folder per class."""
+    formats: str = ""
+    """Image formats that are taken, separated by commas, as ``jpeg,png``; all where it is empty."""
     recipe: str = "small"
+    model_fields: dict[str, str] = field(default_factory=dict)
+    """Other fields of the model's configuration and their values as text; ``--set model.depths=1,2,3`` sets one."""
     input_size: int = 0
     """Height and width of the model's input in pixels; 0: the model's own, 64."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How images are resized to it."""
+    normalisation: Literal["imagenet", "cifar-10", "data"] = "imagenet"
+    """Mean and standard deviation of the colours: of ImageNet or CIFAR-10 as usually published, or of the training
+    images, measured. The run's record and every card carry them."""
+    all_images: bool = False
+    """Train on the validation images too, as papers on CIFAR do: the log then shows the test accuracy, which chooses
+    nothing: the last epoch's weights are kept."""
     epochs: int = 36
     """Passes over the training images; 36 over the embedded 2,000 take about four minutes on 2 cores."""
     batch_size: int = 64
@@ -42,18 +59,20 @@ class TrainConfig:
     """cosine: warm-up and one cosine to zero; confidence: the paper's controller (training/dynamics.py)."""
     warmup_share: float = 0.03
     """Cosine only: share of all steps with a rising learning rate."""
+    warmup_epochs: int = 1
+    """Confidence only: epochs in which the rate rises from a tenth; a boost ends them early."""
     label_smoothing: float = 0.0
     """Label smoothing without ``dynamic_smoothing``."""
     ema_decay: float = 0.998
     """Decay per step of the averaged weights without ``dynamic_ema``; 0 keeps no average."""
     boosts: bool = False
-    """Confidence only: raise the base rate after a large reward."""
+    """Confidence only: multiply the rate in use after a large reward."""
     plateau_resets: bool = False
-    """Confidence only: lift the base rate after epochs without progress."""
+    """Confidence only: after epochs without growth, a new cosine cycle at the rate in use or more."""
     restarts: bool = False
     """Confidence only: warm restart at the end of the cosine cycle (epoch 60 of 70)."""
     dynamic_momentum: bool = False
-    """Confidence only: AdamW's first beta follows the reward, else it is 0.9."""
+    """Confidence only: AdamW's first beta follows the reward, else it is 0.92."""
     dynamic_ema: bool = False
     """Confidence only: the EMA decay is 0.96 + 0.02 confidence."""
     dynamic_smoothing: bool = False
@@ -68,10 +87,19 @@ class TrainConfig:
     """Weight of a loss on the SOTA head's transformer path alone, which starts with almost no gradient."""
     confidence_from_label: bool = False
     """The paper's literal head confidence in training; never used in validation, where it would leak the label."""
+    teacher: str = ""
+    """Runs or model files of qdeploy's, separated by commas, whose mean answer the student learns as well."""
+    distill_weight: float = 0.7
+    """Share of the teacher's answers in the loss, the labels' is the rest. Only with ``teacher``."""
+    distill_temperature: float = 4.0
+    """Logits of both are divided by it before they are compared (Hinton et al., 2015). Only with ``teacher``."""
     swa: bool = False
     """Average the weights of the epochs after 85 % of the run; kept if it validates best."""
     reloads: bool = False
     """Go back to the best weights at epochs 30, 45 and 60 of 70 and at the start of SWA."""
+    best_epoch: Literal["auto", "highest", "within-error"] = "auto"
+    """Whose weights are kept: those of the highest validation top-1, or the latest within one standard error of it.
+    auto: the latter under a cosine, where later weights are the better ones, else the former."""
     guard: bool = True
     """Go back to the best weights if validation accuracy falls below half of the best, or the loss is not finite."""
 
@@ -82,6 +110,8 @@ class TrainConfig:
     """Largest move in pixels, repeating the border; only for shift."""
     crop: float = 0.875
     """Side of the square that training sees, as a share of the input's; validation sees all. Only for crop."""
+    pad: int = 0
+    """Pixels by which the image is reflected beyond its borders before the square is cut. Only for crop."""
     randaugment: bool = False
     """RandAugment in the second phase of low, mid and high."""
     mixup: bool = False
@@ -91,6 +121,12 @@ class TrainConfig:
     """auto, cpu, cuda or mps."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Mixed precision; auto takes bf16 where the device has it, fp16 on other GPUs, else none."""
+    deterministic: bool = False
+    """Refuse operations that may differ from run to run on a GPU; slower there. On a CPU the number of threads is that
+    of the cores then, not what a clock chooses; with the same number runs repeat."""
+    threads: int = 0
+    """CPU threads; 0: what OMP_NUM_THREADS asks for, else the fastest count, measured, and anew when the speed
+    changes."""
     compile: bool = False
     """Compile the model with ``torch.compile``; needs a C++ compiler."""
     tensorboard: bool = False
@@ -105,19 +141,25 @@ class TrainConfig:
                 raise InputError(f"{_named(name)} must be between {low:g} and {high:g}", found=value)
         for name, hint in _HINTS.items():
             value = getattr(self, name)
-            choices = get_args(hint)
+            choices = get_args(hint) if get_origin(hint) is Literal else ()
             if choices and value not in choices:
                 raise InputError(
                     f"{_named(name)} must be {', '.join(choices[:-1])} or {choices[-1]}", found=f"'{value}'"
                 )
-        for parts, field, values in _ONLY_WITH:
+        formats_of_run(asdict(self))
+        for parts, other, values in _ONLY_WITH:
             idle = [part for part in parts if getattr(self, part)]
-            if idle and getattr(self, field) not in values:
+            if idle and getattr(self, other) not in values:
                 raise InputError(
-                    f"{', '.join(idle)}: only with {field} {' or '.join(values)}",
-                    found=f"'{getattr(self, field)}'",
+                    f"{', '.join(idle)}: only with {other} {' or '.join(values)}",
+                    found=f"'{getattr(self, other)}'",
                     fix=f"change it or set {' '.join(f'{part}=off' for part in idle)}",
                 )
+
+    @property
+    def model_changes(self) -> tuple[tuple[str, str], ...]:
+        """``model_fields`` as the registry takes them."""
+        return tuple(sorted(self.model_fields.items()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -138,11 +180,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 10),
     "clip_norm": (0, 1e6),
     "seed": (0, 2**32 - 1),
+    "threads": (0, MOST_THREADS),
     "warmup_share": (0, 1),
+    "warmup_epochs": (1, 100_000),
     "label_smoothing": (0, 0.9),
     "ema_decay": (0, 0.99999),
     "deep_supervision": (0, 10),
+    "distill_weight": (0, 1),
+    "distill_temperature": (0.1, 100),
     "shift": (0, 31),
+    "pad": (0, 32),
     "crop": (0.1, 1),
     "checkpoint_seconds": (0, 86_400),
 }
@@ -156,6 +203,8 @@ MECHANISMS = (*CONTROLLER, "hardness", "swa", "reloads", "randaugment", "mixup",
 _ONLY_WITH = (
     (CONTROLLER, "schedule", ("confidence",)),
     (("randaugment",), "augmentation", ("low", "mid", "high")),
+    (("pad",), "augmentation", ("crop",)),
+    (("all_images",), "schedule", ("cosine",)),
 )
 """Switches that do nothing but with some values of another field: on otherwise, they are a contradiction."""
 _PAPER: dict[str, Any] = {
@@ -172,6 +221,16 @@ _PAPER: dict[str, Any] = {
 }
 """The reported run (paper, III.C and IV.A). Smoothing and decay are what remains where their dynamics are off: the
 controller's own values at confidence 0.5."""
+
+
+_EARLIER: dict[str, Any] = {
+    **_PAPER,
+    "schedule": "cosine",
+    "augmentation": "low",
+    **dict.fromkeys(MECHANISMS, False),
+    "mixup": True,
+}
+"""5.5: a cosine, conservative augmentation, MixUp only (paper, IV.D); 5.6 is 5.5 with doubled width."""
 
 
 def _paper_ablations() -> dict[str, dict[str, Any]]:
@@ -201,31 +260,32 @@ _THESIS: dict[str, Any] = {
     "input_size": 256,
     "interpolation": "bicubic",
     "augmentation": "crop",
+    "pad": 4,
+    "normalisation": "cifar-10",
     "amp": "fp16",
 }
-"""The MobileViT grid's recipe (thesis, chapter 5): bicubic 256, crops of 224, tested at 256."""
+"""The MobileViT grid's recipe (thesis, chapter 5): bicubic 256, reflected by 4, crops of 224, tested at 256."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "small": {},
     "qonstraint-5.9": _PAPER,
     "qonstraint-5.9-sota": {**_PAPER, "model": "qonstraint-5.9-sota"},
-    "qonstraint-5.5": {
-        **_PAPER,
-        "model": "qonstraint-5.5",
-        **dict.fromkeys(("cutmix", "randaugment", "dynamic_drop_path"), False),
-    },
-    "qonstraint-5.6": {
-        **_PAPER,
-        "model": "qonstraint-5.6",
-        **dict.fromkeys(("cutmix", "randaugment", "dynamic_drop_path"), False),
-    },
+    "qonstraint-5.5": {**_EARLIER, "model": "qonstraint-5.5"},
+    "qonstraint-5.6": {**_EARLIER, "model": "qonstraint-5.6"},
     "qonstraint-5.9-aggressive": {**_PAPER, "model": "qonstraint-5.9-aggressive", "batch_size": 512},
     "qonstraint-5.9-lighter": {**_PAPER, "model": "qonstraint-5.9-lighter", "batch_size": 512},
     "qonstraint-5.9-heavier": {**_PAPER, "model": "qonstraint-5.9-heavier", "batch_size": 512},
     "qonstraint-5.9-heaviest": {**_PAPER, "model": "qonstraint-5.9-heaviest", "batch_size": 192},
     **_paper_ablations(),
     "mobilevit-thesis": _THESIS,
-    "mobilevit-64": {**_THESIS, "data": EMBEDDED, "input_size": 64, "amp": "auto", "epochs": 36},
+    "mobilevit-64": {
+        **_THESIS,
+        "data": EMBEDDED,
+        "input_size": 64,
+        "amp": "auto",
+        "epochs": 36,
+        "normalisation": "imagenet",
+    },
 }
 """Each recipe's values; what it does not name has the default of ``TrainConfig``, which is the recipe small."""
 
@@ -236,12 +296,29 @@ def config_from_recipe(recipe: str = "small", **overrides: Any) -> TrainConfig:
     Raises:
         InputError: If there is no such recipe or a value is out of range.
     """
+    if recipe not in RECIPES and recipe in MODELS:
+        raise InputError(f"'{recipe}' is a model, not a recipe", fix=f"give `model={recipe}`")
     if recipe not in RECIPES:
         raise InputError(
             f"there is no recipe named '{recipe}'{near_miss(recipe, RECIPES)}; known: {', '.join(RECIPES)}"
         )
     given = {k: v for k, v in overrides.items() if v is not None}
+    if "model" in given:
+        require_no_recipe(given["model"])
     return TrainConfig(**{**RECIPES[recipe], "recipe": recipe, **given})
+
+
+def require_no_recipe(model: str) -> None:
+    """Check that the name of a model is not that of a recipe.
+
+    Raises:
+        InputError: If it is; the recipe's model is suggested.
+    """
+    if model in RECIPES and model not in MODELS:
+        own = RECIPES[model].get("model", TrainConfig.model)
+        raise InputError(
+            f"'{model}' is a recipe, not a model", fix=f"give `recipe={model}`, or its model `model={own}`"
+        )
 
 
 def config_from_record(values: dict[str, Any]) -> TrainConfig:
@@ -255,7 +332,8 @@ def config_from_record(values: dict[str, Any]) -> TrainConfig:
         odd = sorted(set(values) ^ names)
         raise InputError(f"the run was written by another version of qdeploy (it differs in {', '.join(odd)})")
     for name, value in values.items():
-        kind = _HINTS[name] if isinstance(_HINTS[name], type) else str  # what is chosen from a list is a text
+        hint = get_origin(_HINTS[name]) or _HINTS[name]
+        kind = hint if isinstance(hint, type) else str  # what is chosen from a list is a text
         if type(value) is not kind and (kind, type(value)) != (float, int):
             raise InputError(f"the run's record is damaged: {name} is {value!r}, expected {kind.__name__}; train again")
     return TrainConfig(**values)
@@ -267,13 +345,19 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         InputError: If a text has no such form, the field is unknown or given twice, or the value has the wrong type.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError("a setting is written field=value", found=f"'{text}'")
         name = name.strip().replace("-", "_")
-        if name not in _HINTS or name == "recipe":
+        if name.startswith("model."):
+            inside: dict[str, str] = found.setdefault("model_fields", {})
+            if name.removeprefix("model.") in inside:
+                raise InputError(f"{name} is set twice", fix="set it once")
+            inside[name.removeprefix("model.")] = value.strip()
+            continue
+        if name not in _HINTS or name in ("recipe", "model_fields", "continued"):
             raise InputError(
                 f"a recipe has no field '{name}'{near_miss(name, _HINTS)}", fix=f"known: {', '.join(_HINTS)}"
             )

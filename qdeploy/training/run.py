@@ -7,14 +7,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from qdeploy.core.cautions import LEAST_IMAGES, cautions
 from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.files import write_rendered
 from qdeploy.core.machine import peak_memory_bytes
 from qdeploy.core.run_folder import RunRecord, RunResults
-from qdeploy.data.dataset import Dataset
+from qdeploy.data.dataset import Dataset, Split
+from qdeploy.models.torch_threads import torch_threads
 from qdeploy.training.averaging import StochasticWeightAverage, Weights, refresh_statistics
 from qdeploy.training.batches import Batches
 from qdeploy.training.best import Best
@@ -26,6 +29,7 @@ from qdeploy.training.recipes import TrainConfig
 from qdeploy.training.run_files import TrainResult, save_weights, write_log
 from qdeploy.training.schedule import build_schedule, constants_of
 from qdeploy.training.stopping import StopRequest, stop_requests
+from qdeploy.training.threads import ThreadRange, Threads, thread_range
 
 STATISTICS_BATCHES = 100
 """Batches from which the norms of SWA weights are recomputed."""
@@ -33,6 +37,8 @@ LOOK_STEPS = 16
 """Steps between two looks at the losses and the clock where a look waits for a GPU or for other processes."""
 RESCUES = 3
 """Returns to the best weights after a loss that is not finite, before the run is given up."""
+LAST_EPOCHS = 10
+"""Epochs whose mean is the time of an epoch (thesis, 5.4)."""
 SAVING_SHARE = 0.05
 """Largest share of the time that checkpoints may take."""
 
@@ -49,12 +55,14 @@ class Run:
         folder: Path,
         record: RunRecord,
         progress: Progress,
+        cores: int | None = None,
     ) -> None:
         self.config, self.dataset, self.learner, self.batches = config, dataset, learner, batches
         self.folder, self.record, self.progress, self.world = folder, record, progress, learner.world
         self.constants = constants_of(config)
         self.schedule = build_schedule(config, batches.steps)
-        self.best = Best(len(dataset.splits["val"]), within_error=config.schedule == "cosine")
+        self.val = dataset.splits["test" if config.all_images else "val"]
+        self.best = Best(len(self.val), within_error=within_error(config), latest=config.all_images)
         self.swa = StochasticWeightAverage()
         self.tally = Tally(self.world)
         self.rows: list[Row] = []
@@ -63,31 +71,54 @@ class Run:
         self.seconds = {"train": 0.0, "data": 0.0, "all": 0.0}
         alone_on_cpu = self.world.device.type == "cpu" and self.world.size == 1
         self._look_every = 1 if alone_on_cpu else LOOK_STEPS
+        self.happened: list[str] = []
+        """What happened in the present epoch besides its steps, in a word each."""
+        self.threads = Threads(self._allowed(cores), self._rehearse, torch.set_num_threads, self._threads_changed)
         self._losses: list[Tensor] = []
+        self._said_one_answer = False
         self._kept: Weights | None = None
         self._saved_at, self._saving_s = time.monotonic(), 0.0
 
     def go(self) -> TrainResult:
         """Train from the present position to the end."""
-        with stop_requests() as stop:
+        with stop_requests() as stop, torch_threads(self.threads.count):
             while self.epoch < self.config.epochs:
                 if self.step == 0:
                     self._start_epoch()
                 self._train(stop)
                 self._finish_epoch()
-        self._average_late_epochs()
-        return self.close(interrupted=False)
+            self._average_late_epochs()
+            return self.close(interrupted=False)
+
+    def _allowed(self, cores: int | None) -> ThreadRange:
+        world = self.world
+        return thread_range(
+            self.config, device=world.device.type, processes=world.size, default=torch.get_num_threads(), cores=cores
+        )
+
+    def _threads_changed(self, text: str) -> None:
+        self.happened.append("threads")
+        self.progress.note(text)
+
+    def _rehearse(self, limit_s: float) -> None:
+        self.learner.rehearse(self.batches.batch(self.epoch, self.step, 0.5), limit_s)
 
     def _start_epoch(self) -> None:
         """Go back to the best weights where the recipe says so (paper, III.C; the epochs are ours)."""
-        at_swa = self.config.swa and self.epoch == self.constants.swa_start
-        if self.best.weights and self.config.reloads and (at_swa or self.epoch in self.constants.reload_epochs):
+        epoch = self.epoch - self.config.continued
+        at_swa = self.config.swa and epoch == self.constants.swa_start
+        if self.best.weights and self.config.reloads and (at_swa or epoch in self.constants.reload_epochs):
             self.learner.load(self.best.weights)
+            self.happened.append("reload")
             self.progress.note(f"epoch {self.epoch + 1} starts from the best weights (epoch {self.best.epoch})")
 
     def _train(self, stop: StopRequest) -> None:
-        first = self.epoch * self.batches.steps
+        first = (self.epoch - self.config.continued) * self.batches.steps
+        steps = (self.config.epochs - self.config.continued) * self.batches.steps
         while self.step < self.batches.steps:
+            begin = time.perf_counter()
+            self.threads.before_step(steps - first - self.step)
+            self.seconds["all"] += time.perf_counter() - begin
             begin = time.perf_counter()
             settings = self.schedule.settings(first + self.step)
             batch = self.batches.batch(self.epoch, self.step, settings.confidence)
@@ -97,6 +128,7 @@ class Run:
             if self.step % self._look_every == 0 or self.step == self.batches.steps:
                 self._check_losses()
             took = time.perf_counter() - begin
+            self.threads.step_took(took)
             for name, seconds in (("data", ready - begin), ("train", took), ("all", took)):
                 self.seconds[name] += seconds
             self.progress.batch(self.epoch, self.step, self.batches.steps)
@@ -121,36 +153,65 @@ class Run:
             raise VerdictError(f"training diverged: the loss is not finite at {where}", fix="lower `lr`")
         self.rescues += 1
         self.learner.recover(self.best.weights)
+        self.happened.append("rescue")
         self.tally = Tally(self.world)
         self.progress.note(f"the loss is not finite at {where}; back to the weights of epoch {self.best.epoch}")
 
     def _finish_epoch(self) -> None:
         begin = time.perf_counter()
-        learner, val = self.learner, self.dataset.splits["val"]
+        learner, val = self.learner, self.val
         self.world.share_buffers(learner.model, learner.average.twin)
-        lr = self.schedule.settings((self.epoch + 1) * self.batches.steps - 1).lr
+        lr = self.schedule.settings(self._steps_after() - 1).lr
         train, self.tally = self.tally.score(), Tally(self.world)
-        raw, averaged = learner.evaluate(learner.model, val), learner.evaluate(learner.average.twin, val)
-        self.schedule.finish_epoch(self.epoch, raw.top1)
-        if (averaged.top1, -averaged.loss) > (raw.top1, -raw.loss):
+        raw, *features = learner.evaluate_features(val)
+        averaged = learner.evaluate(learner.average.twin, val)
+        self._say_if_one_answer(raw)
+        self.schedule.finish_epoch(self.epoch - self.config.continued, raw.top1)
+        if self.schedule.event:
+            self.happened.append(self.schedule.event)
+        better = (averaged.top1, -averaged.loss) > (raw.top1, -raw.loss)
+        if self.config.ema_decay > 0 if self.config.all_images else better:
             self.best.offer(learner.average.twin, averaged, self.epoch + 1, "average")
         else:
             self.best.offer(learner.model, raw, self.epoch + 1, "raw")
-        if self.config.guard and raw.top1 < 0.5 * self.best.highest:
+        if self.config.guard and not self.config.all_images and raw.top1 < 0.5 * self.best.highest:
             learner.load(self.best.weights)
+            self.happened.append("return")
             self.progress.note(f"validation fell to {raw.top1:.2f} %; back to the weights of epoch {self.best.epoch}")
-        if self.config.swa and self.epoch >= self.constants.swa_start:
+        if self.config.swa and self.epoch - self.config.continued >= self.constants.swa_start:
             self.swa.update(learner.model)
         self.seconds["all"] += time.perf_counter() - begin
-        self._log(lr, train, raw, averaged)
+        self._log(lr, train, raw, averaged, *features)
         self.epoch, self.step = self.epoch + 1, 0
         if self._due(0.0) or self.epoch == self.config.epochs:
             self.save()
 
-    def _log(self, lr: float, train: Score, raw: Score, averaged: Score) -> None:
+    def _say_if_one_answer(self, score: Score) -> None:
+        """Say it once that all validation images get one label, after the second epoch or later."""
+        if score.answers == 1 and self.epoch and len(self.val) >= LEAST_IMAGES and not self._said_one_answer:
+            self._said_one_answer = True
+            self.progress.note(
+                f"after epoch {self.epoch + 1} all {len(self.val)} validation images get one label: the model tells no "
+                "classes apart yet; if that stays, lower lr or train longer"
+            )
+
+    def _steps_after(self) -> int:
+        """Return the schedule's steps up to the end of the present epoch."""
+        return (self.epoch + 1 - self.config.continued) * self.batches.steps
+
+    def _log(
+        self,
+        lr: float,
+        train: Score,
+        raw: Score,
+        averaged: Score,
+        feature_mean: float | None,
+        feature_std: float | None,
+    ) -> None:
         """Add the epoch's row. As in the paper's log, the rate is the one used, the rest stands after the update."""
-        after = asdict(self.schedule.settings((self.epoch + 1) * self.batches.steps))
+        after = asdict(self.schedule.settings(self._steps_after()))
         seconds = {k: v - sum(row[f"{k}_s"] for row in self.rows) for k, v in self.seconds.items()}
+        clamp = self.constants.reward_clamp
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "lr": lr,
@@ -164,8 +225,14 @@ class Run:
             "val_loss": raw.loss,
             **{k: after[k] for k in ("label_smoothing", "auxiliary_weight")},
             **{f"{k}_s": v for k, v in seconds.items()},
+            "reward": max(-clamp, min(clamp, raw.top1 - (self.rows[-1]["val_top1"] if self.rows else 0.0))),
+            "feature_mean": feature_mean,
+            "feature_std": feature_std,
             "images_per_s": self.batches.images_per_epoch / max(1e-9, seconds["train"]),
+            "threads": self.threads.count,
+            "events": " ".join(self.happened),
         }
+        self.happened = []
         self.rows.append(row)
         if self.world.writes:
             write_log(self.folder, self.rows)
@@ -209,6 +276,8 @@ class Run:
             "rescues": self.rescues,
             "tally": self.world.sum(self.tally.sums.clone()).tolist(),
             "seconds": self.seconds,
+            "threads": self.threads.count,
+            "happened": self.happened,
         }
         return Checkpoint(epoch=self.epoch, step=self.step, tensors=tensors, values=values)
 
@@ -220,6 +289,18 @@ class Run:
             own = torch.cuda.get_rng_state(device).to(device)
             states |= {f"cuda.{i}": s for i, s in enumerate(self.world.gather(own))}
         return states
+
+    def extend(self, weights: Weights, rows: list[Row]) -> None:
+        """Put the run behind epochs that it has had: their rows, and the best weights of them."""
+        results = self.record.results
+        assert results is not None, "a run that has weights has results"
+        self.rows, self.epoch = rows, self.config.continued
+        self.learner.load(weights)
+        self.learner.average.twin.load_state_dict(weights)
+        highest = max([results.val_top1, *(row["val_top1"] for row in rows), *(row["ema_val_top1"] for row in rows)])
+        state = {"epoch": results.best_epoch, "source": results.best_weights, "highest": highest}
+        self.best.restore(weights, {**state, "top1": results.val_top1, "top5": results.val_top5})
+        self.seconds = {name: sum(row[f"{name}_s"] for row in rows) for name in self.seconds}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put the run where a checkpoint was taken.
@@ -236,6 +317,8 @@ class Run:
         self.best.restore(under("best", tensors), values["best"])
         self.swa.weights, self.swa.count = under("swa", tensors), values["swa_count"]
         self.rows, self.seconds, self.rescues = values["rows"], values["seconds"], values["rescues"]
+        self.threads.restore(values["threads"])
+        self.happened = list(values["happened"])
         if self.world.writes:  # the sums of all processes go on in one
             self.tally.sums.copy_(torch.tensor(values["tally"]))
         random = under("random", tensors)
@@ -254,7 +337,7 @@ class Run:
         images = (self.batches.batch(last, i, 0.5).image for i in range(min(self.batches.steps, STATISTICS_BATCHES)))
         refresh_statistics(model, images)
         self.world.average_buffers(model)
-        score = self.learner.evaluate(model, self.dataset.splits["val"])
+        score = self.learner.evaluate(model, self.val)
         kept = self.best.offer(model, score, self.config.epochs, "swa")
         self.progress.note(f"SWA of {self.swa.count} epochs: {score.top1:.2f} %{'' if kept else ', not kept'}")
 
@@ -266,7 +349,10 @@ class Run:
         if not interrupted:
             model = self.learner.average.twin
             model.load_state_dict(self.best.weights)
-            test_top1 = self.learner.accuracy(model, self.dataset.splits["test"])
+            confusion = self.learner.confusion(model, self.dataset.splits["test"], len(self.dataset.classes))
+            test_top1 = 100 * confusion.trace().item() / max(1, int(confusion.sum()))
+            for text in cautions(self.dataset.classes, confusion.tolist(), split="test"):
+                self.progress.note(f"note: {text}")
         results = self._results(test_top1)
         if self.world.writes:
             self._keep(interrupted, test_top1)  # from here on a run is complete
@@ -302,9 +388,25 @@ class Run:
             test_top1=test_top1,
             seconds=self.seconds["all"],
             images_per_s=images / max(1e-9, self.seconds["train"]),
+            epoch_s=_mean_of_last([row["train_s"] for row in self.rows]),
             data_share=self.seconds["data"] / max(1e-9, self.seconds["train"]),
             peak_memory_bytes=_peak_memory(self.world.device),
+            chance=_largest_share(self.dataset.splits["test"]),
         )
+
+
+def within_error(config: TrainConfig) -> bool:
+    """Tell whether the latest epoch within one standard error of the best is kept, not the best."""
+    return config.schedule == "cosine" if config.best_epoch == "auto" else config.best_epoch == "within-error"
+
+
+def _mean_of_last(seconds: list[float]) -> float | None:
+    last = seconds[-LAST_EPOCHS:]
+    return sum(last) / len(last) if last else None
+
+
+def _largest_share(split: Split) -> float:
+    return 100 * float(np.bincount(split.labels).max()) / len(split)
 
 
 def _peak_memory(device: torch.device) -> int:

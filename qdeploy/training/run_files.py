@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -15,10 +16,11 @@ from safetensors.torch import save as save_tensors
 
 from qdeploy.core.card import ModelInfo
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import dated_folder, require_writable, sha256_of, write_bytes
+from qdeploy.core.files import dated_folder, sha256_of, write_bytes
 from qdeploy.core.git import git_commit
 from qdeploy.core.machine import environment
 from qdeploy.core.run_folder import LOCK, RECORD, RUNS, RunDataset, RunRecord, RunResults, weights_name
+from qdeploy.core.whole import files_in, require_writable
 from qdeploy.data.catalog import location_of
 from qdeploy.data.dataset import Dataset
 from qdeploy.models.registry import model_config, summarise
@@ -43,8 +45,8 @@ def free_folder(config: TrainConfig, out: Path | None) -> Path:
         InputError: If the given one is not empty or cannot be written.
     """
     if out is None:
-        out = dated_folder(RUNS, f"{config.model.replace('/', '-')}-{Path(location_of(config.data)).name}")
-    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+        out = dated_folder(RUNS, f"{re.sub('[/:]', '-', config.model)}-{Path(location_of(config.data)).name}")
+    if out.is_dir() and any(path.name != LOCK for path in files_in(out)):
         raise InputError(
             f"{out} already holds {'a run' if (out / RECORD).exists() else 'files'}", fix="give another `out`"
         )
@@ -55,8 +57,8 @@ def free_folder(config: TrainConfig, out: Path | None) -> Path:
 def describe(config: TrainConfig, dataset: Dataset, precision: Precision, processes: int) -> RunRecord:
     """Return a new run's record."""
     classes = len(dataset.classes)
-    summary = summarise(config.model, classes, config.input_size)
-    shape = model_config(config.model, classes, config.input_size)
+    summary = summarise(config.model, classes, config.input_size, config.model_changes)
+    shape = model_config(config.model, classes, config.input_size, config.model_changes)
     return RunRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         config=config.to_dict(),
@@ -120,3 +122,31 @@ def write_log(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     write_bytes(folder / "log.csv", text.getvalue().encode())
+
+
+def read_log(folder: Path, epochs: int) -> list[dict[str, Any]]:
+    """Read the rows of ``log.csv``.
+
+    Raises:
+        InputError: If they are not those of so many epochs.
+    """
+    try:
+        rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))[:epochs]
+        found = [{name: _number(text) for name, text in row.items()} for row in rows]
+        if [row["epoch"] for row in found] != list(range(1, epochs + 1)):
+            raise ValueError(f"it has not the rows of {epochs} epochs")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'log.csv'} is needed to give the run more epochs, and is damaged: {error}"
+        ) from error
+    return found
+
+
+def _number(text: str) -> float | int | str | None:
+    """Return a cell of the log as it was before it was written."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None

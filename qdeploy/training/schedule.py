@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qdeploy.training import dynamics
@@ -42,6 +42,9 @@ class Schedule(ABC):
     def finish_epoch(self, epoch: int, val_top1: float) -> None:  # noqa: B027  (an open-loop schedule does nothing)
         """Take note of the validation accuracy in percent after an epoch."""
 
+    event: str = ""
+    """What the last epoch's end did to the rate: boost, reset or restart; empty if nothing."""
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep, as JSON-ready values."""
         return {}
@@ -74,7 +77,7 @@ class CosineSchedule(Schedule):
 
 
 class ConfidenceSchedule(Schedule):
-    """The paper's controller; the first epoch warms up from a tenth of the rate."""
+    """The paper's controller; the first epochs warm up from a tenth of the rate, until a boost ends that."""
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
         self.config = config
@@ -85,9 +88,9 @@ class ConfidenceSchedule(Schedule):
     def settings(self, step: int) -> Settings:
         """Return the settings of a step."""
         s, c = self.current, self.config
-        rising = 0.1 + 0.9 * min(1.0, (step + 1) / self.steps_per_epoch)
+        share = 1.0 if s.boosted else min(1.0, (step + 1) / (c.warmup_epochs * self.steps_per_epoch))
         return Settings(
-            lr=s.lr * rising,
+            lr=s.lr * (0.1 + 0.9 * share),
             momentum=s.momentum if c.dynamic_momentum and step >= self.steps_per_epoch else PAPER_MOMENTUM,
             ema=s.ema if c.dynamic_ema else min(c.ema_decay, (1 + step) / (10 + step)),
             label_smoothing=s.label_smoothing if c.dynamic_smoothing else c.label_smoothing,
@@ -97,7 +100,13 @@ class ConfidenceSchedule(Schedule):
 
     def finish_epoch(self, epoch: int, val_top1: float) -> None:
         """Run the controller."""
-        self.current = dynamics.step(self.constants, self.current, val_top1, epoch)
+        before, self.current = self.current, dynamics.step(self.constants, self.current, val_top1, epoch)
+        self.event = ""
+        if self.current.cycle_epoch == 0:
+            over = self.constants.restarts and before.cycle_epoch + 1 >= self.constants.period
+            self.event = "restart" if over else "reset"
+        elif self.current.base_lr != before.base_lr:
+            self.event = "boost"
 
     def state(self) -> dict[str, Any]:
         """Return the controller's state."""
@@ -111,7 +120,7 @@ class ConfidenceSchedule(Schedule):
 def constants_of(config: TrainConfig) -> dynamics.Dynamics:
     """Return the controller's constants, scaled to a run."""
     return dynamics.Dynamics.scaled(
-        config.epochs,
+        config.epochs - config.continued,
         config.lr,
         boosts=config.boosts,
         plateau_resets=config.plateau_resets,
@@ -122,4 +131,6 @@ def constants_of(config: TrainConfig) -> dynamics.Dynamics:
 def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
     """Build the schedule a configuration names."""
     kinds = {"cosine": CosineSchedule, "confidence": ConfidenceSchedule}
-    return kinds[config.schedule](config, steps_per_epoch)
+    return kinds[config.schedule](
+        replace(config, epochs=config.epochs - config.continued, continued=0), steps_per_epoch
+    )

@@ -91,7 +91,7 @@ def test_a_quick_look_says_so_everywhere(report: BenchReport, document: dict[str
 def test_the_page_has_its_pictures_and_nothing_from_elsewhere(document: dict[str, Any]) -> None:
     document["results"][0]["name"] = "<script>alert(1)</script>"
     page = html_page(document)
-    assert page.count("<svg") == 4  # latency, comparison, phases, memory
+    assert page.count("<svg") == 5  # the verdict's sign, latency, comparison, phases, memory
     for word in (
         "Not valid for publication",
         "p99",

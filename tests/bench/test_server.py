@@ -33,11 +33,11 @@ def service(seconds: float, hiccup: tuple[int, float] | None = None) -> Query:
 class Clock:
     """A time that only passes when somebody waits or works."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(self, reading_s: float = 5e-6) -> None:
+        self.now, self.reading_s = 0.0, reading_s
 
     def perf_counter(self) -> float:
-        self.now += 5e-6
+        self.now += self.reading_s
         return self.now
 
     def perf_counter_ns(self) -> int:

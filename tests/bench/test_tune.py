@@ -73,6 +73,32 @@ def test_a_vague_measurement_does_not_beat_a_simpler_and_faster_one() -> None:
     assert tuning.choose(candidates, Limits()) is candidates[2]
 
 
+def test_a_clock_that_is_too_noisy_is_said() -> None:
+    """As in a trial of two seconds: INT8 takes 0.50x the time, or 0.28 to 0.91, and fp32 was chosen."""
+    quiet = [candidate(FP32, 1.0), candidate(INT8, 0.99)]
+    assert tuning.noise_of(quiet, quiet[0], Limits()) == ""
+    slower = [candidate(FP32, 1.0), candidate(INT8, 9.0, noise=0.5)]
+    assert tuning.noise_of(slower, slower[0], Limits()) == ""  # surely slower, by however much
+    noisy = [candidate(FP32, 1.0), candidate(INT8, 0.5)]
+    for either in noisy:
+        del either.rounds[8:]
+    for i, block in enumerate(noisy[1].rounds):
+        block[:] = [t * (0.3 if i % 2 else 4.0) for t in block]
+    text = tuning.noise_of(noisy, noisy[0], Limits())
+    assert text.startswith("the clock is too noisy to tell: model.int8.onnx with ort, 1 thread takes ")
+
+
+def test_a_noisy_choice_is_not_written(
+    folder: Path, few: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuning, "noise_of", lambda *_: "the clock is too noisy to tell")
+    assert run(["tune", str(folder), "--seconds", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert "the clock is too noisy to tell" in out
+    assert "not written: give it more time by --seconds, or try again on a quieter machine" in out
+    assert not (folder / "device.json").exists()
+
+
 def test_limits_are_kept_and_the_nearest_is_named() -> None:
     fast, small = candidate(INT8, 0.5, "openvino"), candidate(FP32, 1.0)
     fast.peak_rss_bytes, small.peak_rss_bytes = 120_000_000, 70_000_000

@@ -11,6 +11,7 @@ from qdeploy.checks.diff import Difference, diff
 from qdeploy.checks.evaluate import EvalConfig, Scored, evaluate
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import DataError
+from tests.confident import confident
 from tests.resealed import reseal, with_noise, with_reversed_labels
 
 INT8, FP32 = SHIPPED / "model.int8.onnx", SHIPPED / "model.fp32.onnx"
@@ -98,5 +99,13 @@ def test_every_field_of_the_card_is_compared() -> None:
     card = read_artifact(INT8).card.to_dict()
     assert set(card) - left_out == {
         "name", "model", "labels", "preprocessing", "precision", "target", "origin", "accuracy",
-        "calibration", "float_choice", "qat_epochs",
+        "calibration", "float_choice", "qat_epochs", "confidence",
     }  # fmt: skip
+
+
+def test_another_temperature_and_threshold_are_told(tmp_path: Path) -> None:
+    one, two = (confident(INT8, tmp_path / f"{t}.onnx", temperature=t, threshold=3 * t) for t in (1.5, 2.0))
+    found = {c.field: (c.a, c.b) for c in diff(one, two).changes if c.subject == "confidence"}
+    assert found == {"temperature": (1.5, 2.0), "threshold": (4.5, 6.0)}
+    of_shipped = {c.field for c in diff(FP32, INT8).changes if c.subject == "confidence"}
+    assert {"temperature", "threshold", "before.ece", "after.ece_ci95"} <= of_shipped

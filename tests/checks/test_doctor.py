@@ -119,6 +119,30 @@ def test_the_gpu_is_asked_for(
     assert says in found.detail
 
 
+@pytest.mark.parametrize(
+    ("cuda", "capability", "status"),
+    [("13.0", "6.0", "problem"), ("13.0", "7.5", "ok"), ("12.8", "6.0", "problem"), ("12.6", "6.0", "ok")],
+)
+def test_a_gpu_that_the_installed_pytorch_has_no_kernels_for_is_a_problem(
+    cuda: str, capability: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.14.1'\ncuda: Optional[str] = '{cuda}'\n")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '9.0'; echo '{capability}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    found = doctor.training_gpu_finding()
+    assert found is not None
+    assert found.status == status
+    assert ("CUDA 12.6" in found.fix) == (status == "problem")
+    (tmp_path / "torch" / "version.py").write_text("cuda: Optional[str] = None\n")
+    assert doctor.training_gpu_finding() is None
+
+
 def test_a_gpu_that_fails_is_a_problem_and_none_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     device = StandInCuda()
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in_tensorrt(device))

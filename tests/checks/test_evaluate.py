@@ -14,7 +14,7 @@ from qdeploy.core.errors import DataError, InputError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.labelled import labelled_images
-from tests.resealed import with_noise, with_reversed_labels
+from tests.resealed import reseal, with_noise, with_reversed_labels
 
 INT8, FP32 = SHIPPED / "model.int8.onnx", SHIPPED / "model.fp32.onnx"
 
@@ -31,6 +31,14 @@ def test_it_finds_what_the_card_says(int8_file: Path) -> None:
     assert card.calibration is not None
     calibrated = len(card.calibration.images)
     assert f"{calibrated} of these images calibrated this INT8 file" in training.notes[-1]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_nothing_is_claimed_of_a_model_from_elsewhere(split: str, int8_file: Path, tmp_path: Path) -> None:
+    theirs = reseal(int8_file, tmp_path / "m.onnx", lambda card: card["origin"].update(training={}))
+    notes = " ".join(evaluate(theirs, EvalConfig(split=split)).notes)
+    assert "whether it was trained on these images is not known" in notes
+    assert "took no part" not in notes
 
 
 def test_every_number_follows_from_the_single_answers() -> None:
@@ -56,6 +64,8 @@ def test_every_number_follows_from_the_single_answers() -> None:
         assert score.f1 == pytest.approx(2 * score.precision * score.recall / (score.precision + score.recall))
         assert score.confused == max(wrong.values(), default=0)
         assert score.confused_with is None or wrong[score.confused_with] == score.confused
+    for name in ("precision", "recall", "f1"):
+        assert getattr(found.macro, name) == pytest.approx(sum(getattr(s, name) for s in found.classes) / 10)
 
 
 def test_classes_are_matched_by_name(boots: Path) -> None:
@@ -115,6 +125,7 @@ def test_a_class_that_the_model_does_not_know_is_named(boots: Path, tmp_path: Pa
         evaluate(FP32, EvalConfig(data=str(tmp_path / "other"), split="all"))
 
 
+@pytest.mark.slow
 def test_what_is_lost_against_another_file_is_judged_image_by_image(tmp_path: Path) -> None:
     same = evaluate(INT8, EvalConfig(against=FP32)).against
     assert same is not None

@@ -13,9 +13,11 @@ import pytest
 
 from qdeploy.checks import doctor
 from qdeploy.cli.main import run
-from qdeploy.core.artifact import SHIPPED
+from qdeploy.core.artifact import SHIPPED, read_artifact
+from qdeploy.native.source import model_source
 
 FP32, INT8 = str(SHIPPED / "model.fp32.onnx"), str(SHIPPED / "model.int8.onnx")
+BAG = str(Path(__file__).parents[2] / "examples" / "bag.png")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -68,9 +70,15 @@ def test_inspect(capsys: Capture) -> None:
             "on 256 training images, seed",
             "% top-1 (",
             "made from",
+            "bytes of flash for weights and tables",
         ):
             assert text in out
-    assert document(capsys, 0, "inspect", INT8)["precision"] == "int8"
+    found = document(capsys, 0, "inspect", INT8)
+    assert found["precision"] == "int8"
+    source = model_source(read_artifact(SHIPPED / "model.int8.onnx"))
+    sizes = {"flash_bytes": source.constant_bytes, "ram_bytes": source.arena_bytes, "stack_bytes": 4096}
+    sizes |= {"whole_flash_bytes": source.constant_bytes + (24 << 10), "whole_ram_bytes": source.arena_bytes + 16976}
+    assert found["native"] == {**sizes, "refused": None}
 
 
 def test_verify(empty_folder: Path, capsys: Capture) -> None:
@@ -106,9 +114,34 @@ def test_doctor(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document(capsys, 1, "doctor")["ok"] is False
 
 
+def test_explain(empty_folder: Path, capsys: Capture) -> None:
+    assert run(["explain", BAG, BAG]) == 0
+    out, err = capsys.readouterr()
+    assert "model: " in err
+    assert re.search(r"int8 +Bag +99\.9% +8\.\d+ +row \d, column \d", out)
+    page = (empty_folder / "explanation.html").read_text()
+    assert page.count("<img") == 2 * 2 * 2  # images, files, and of each the image and the map
+    assert "class map of Bag" in page
+    found = document(capsys, 0, "explain", BAG, "--model", INT8, "--attention", "--out", "x.html", "--label", "Coat")
+    assert found["page"] == "x.html"
+    ((shown,),) = (image["files"] for image in found["images"])
+    assert (shown["label"], shown["class_map"]["label"], len(shown["attention"])) == ("Bag", "Coat", 1)
+    values = [v for row in shown["class_map"]["values"] for v in row]
+    total = sum(values) / 64 + shown["class_map"]["bias"] + shown["class_map"]["remainder"]
+    assert total == pytest.approx(shown["class_map"]["logit"])
+    assert run(["explain", BAG, "--out", "x.html"]) == 2
+    assert "x.html exists; give another name, or --force to replace it" in capsys.readouterr().err
+    assert run(["explain", BAG, "--out", "x.html", "--force"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (["explain", "nowhere.png"], "nowhere.png"),
+        (["explain", "{text}"], "text: "),
+        (["explain", BAG, "--label", "Bags"], "did you mean 'Bag'"),
+        (["explain", BAG, "--model", "{text}"], "is not an ONNX file"),
+        (["explain", BAG, "--out", "{text}/below.html"], "is a file, not a folder"),
         (["eval", "nowhere"], "the model file nowhere does not exist"),
         (["eval", INT8, "nowhere"], "no data folder or data set named 'nowhere'"),
         (["eval", INT8, "fashion-mnist-min"], "did you mean 'fashion-mnist-mini'"),

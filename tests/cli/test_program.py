@@ -139,7 +139,7 @@ def completions(words: str, cwd: Path) -> list[str]:
 
 def test_verbs_options_and_choices_are_completed(tmp_path: Path) -> None:
     assert completions("qdeploy ", tmp_path) == list(VERBS)
-    assert completions("qdeploy e", tmp_path) == ["export", "eval"]
+    assert completions("qdeploy e", tmp_path) == ["export", "eval", "explain"]
     assert completions("qdeploy predict --t", tmp_path) == ["--threads", "--token", "--top", "--traceback"]
     assert completions("qdeploy eval --split t", tmp_path) == ["test", "train"]
 
@@ -177,3 +177,12 @@ def test_no_color() -> None:
     assert colour.search(on_a_terminal(["predict", "--help"]))
     assert not colour.search(on_a_terminal(["predict", "--help"], NO_COLOR="1"))
     assert not colour.search(on_a_terminal(["eval"], NO_COLOR="1"))
+
+
+def test_a_library_that_finds_no_memory_is_told_in_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "qdeploy", "train", "--out", str(tmp_path / "run")]
+    done = subprocess.run(["sh", "-c", 'ulimit -v 700000; exec "$@"', "sh", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("qdeploy: a library cannot be loaded: ")
+    assert not (tmp_path / "run").exists()

@@ -42,6 +42,15 @@ BAD = [
     (["--resume", "{torn}"], "not valid JSON"),
     (["--resume", "{sweep}", "--epochs", "3"], "--resume takes everything from the sweep"),
     (["--resume", "{sweep}", "--ray"], "--resume takes everything from the sweep"),
+    (["--models", "nano", "--max-params", "many"], "--max-params must be a number such as 1M"),
+    (
+        ["--models", "nano", "--max-ram", "96 kB"],
+        "--max-ram must be bytes such as 1M, 256K (of 1024) or 262144, found '96 kB'",
+    ),
+    (["--models", "nano", "--max-flash", "256K"], "no model fits --max-flash of 262,144 bytes; the model made for"),
+    (["--models", "nano", "--max-params", "600k"], "no model has at most 600,000 parameters"),
+    (["--models", "nano", "--max-drop", "1"], "give --baseline MODEL too"),
+    (["--models", "nano", "--baseline", "nanno"], "did you mean 'nano'"),
     (["--models", "nano", "--retry-failed"], "--retry-failed goes with --resume"),
 ]
 
@@ -133,4 +142,5 @@ def test_nothing_but_failures_is_exit_code_1_with_the_reasons(
     assert document["pareto"] == []
     page = (tmp_path / "sweep.html").read_text()
     assert "RuntimeError: &lt;no&gt; luck" in page
+    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")

@@ -12,6 +12,7 @@ import pytest
 from qdeploy.bench import BenchConfig, BenchReport, bench
 from qdeploy.bench.tune import Limits, TuneReport
 from qdeploy.bench.tune.report import CandidateReport
+from qdeploy.checks.confidence import Trust
 from qdeploy.checks.evaluate import ClassScore, Evaluation
 from qdeploy.cli import bench as bench_verb
 from qdeploy.cli import eval as eval_verb
@@ -19,6 +20,8 @@ from qdeploy.cli import sweep as sweep_verb
 from qdeploy.cli import tune as tune_verb
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED
+from qdeploy.core.confidence import Reliability
+from qdeploy.core.metrics import MacroScores
 from qdeploy.models.registry import MODELS
 from qdeploy.study import SweepResult
 from qdeploy.study.rows import Row
@@ -134,6 +137,8 @@ def test_sweep(name: str, capsys: Capture) -> None:
         "val_top1": 91.25,
         "test_top1_fp32": 90.5,
         "test_top1_int8": 90.25,
+        "precision_fp32": 90.125,
+        "recall_int8": 100.0,
         "latency_fp32_ms": 1234.567,
         "latency_int8_ms": 234.567,
         "size_int8_bytes": 123_456_789,
@@ -147,7 +152,20 @@ def test_sweep(name: str, capsys: Capture) -> None:
     check(found, 1, ["fp32 %  int8 %  int8 ms  int8 kB", "fronts"])
     assert whole(found[0], name)
     sweep_verb.show(result, True)
-    check(tables(capsys), 2, ["params", "M MACs", "rung", "epochs", "val %", "s/epoch", "fp32 ms"])
+    words = ["params", "M MACs", "rung", "epochs", "val %", "s/epoch", "fp32 ms", "fp32 precision %", "recall %"]
+    check(tables(capsys), 3, words)
+
+
+TRUST = Trust(
+    temperature=1.2,
+    reliability=Reliability(ece=0.01, ece_ci95=(0.005, 0.02), nll=0.2, brier=0.1),
+    coverage=0.9,
+    coverage_ci95=(0.85, 0.95),
+    answered_top1=55.0,
+    curve=((0.5, 0.1), (1.0, 0.5)),
+    aurc=0.2,
+    aurc_probability=0.1,
+)
 
 
 @pytest.mark.parametrize(
@@ -170,24 +188,30 @@ def test_eval(labels: tuple[str, ...], count: int, capsys: Capture) -> None:
         labels=labels,
         confusion=tuple(tuple(1000 for _ in labels) for _ in labels),
         classes=tuple(dataclasses.replace(score, label=label) for label in labels),
+        macro=MacroScores(precision=0.5, recall=0.25, f1=1 / 3),
         images_per_s=1.0,
         card_accuracy={},
+        trust=TRUST,
         notes=(),
         problems=(),
     )
     eval_verb.show(result)
     captured = capsys.readouterr()
     assert ("40 labels: which was taken for which is in --json" in captured.out) == (len(labels) == 40)
+    assert "mean over the classes: precision 50.0%, recall 25.0%, F1 33.3%" in captured.out
+    assert "temperature 1.200, ECE 0.0100 (95 % interval 0.0050 to 0.0200)" in captured.out
+    assert "answered 90.00% (95 % interval 85.00% to 95.00%), top-1 of these 55.00 %; the others are" in captured.out
     eval_verb.show(result)
     found = tables(capsys)
     check(found, count, ["precision  ", "recall  ", "most confused with"])
     assert whole(found[0], labels[0])
 
 
+@pytest.mark.slow
 def test_models(capsys: Capture) -> None:
     assert run(["models"]) == 0
     found = tables(capsys)
-    check(found, 1, ["parameters  M MACs  side  classes"])
+    check(found, 1, ["side  classes"])
     assert [line.split()[0] for line in found[0][2:]] == list(MODELS)  # no name is broken
 
 

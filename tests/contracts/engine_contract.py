@@ -44,7 +44,7 @@ class EngineContract:
         logits, probabilities = session.infer(goldens.images)
         least_db = min(goldens.min_sqnr_db, ENGINES[self.engine].least_db(card.precision))
         assert sqnr_db(goldens.logits, logits) >= least_db
-        powers = np.exp(logits.astype(np.float64))
+        powers = np.exp(logits.astype(np.float64) / card.temperature)
         assert np.allclose(probabilities, powers / powers.sum(axis=1, keepdims=True), atol=self.atol / 10)
         assert logits.dtype == probabilities.dtype == np.float32
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from qdeploy.core.image import decode
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.runtime.classifier import Classifier
 from qdeploy.runtime.predict import Answer, predict_files
-from tests.core.bad_images import BOMBS, JPEG, PNG, READABLE, REFUSED, WHITE, encoded, quarters
+from tests.core.bad_images import JPEG, PNG, READABLE, REFUSED, WHITE, encoded, quarters
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GOOD = (EXAMPLES / "bag.png", EXAMPLES / "trouser.png")
@@ -127,36 +126,6 @@ def test_names_of_any_bytes_are_printed(tmp_path: Path) -> None:
         assert len(done.stdout.splitlines()) == 1
 
 
-MEASURE = """
-import json, sys, time
-from pathlib import Path
-from qdeploy.core.errors import ImageError
-from qdeploy.core.image import decode
-from qdeploy.core.machine import peak_memory_bytes
-good, *bombs = map(Path, sys.argv[1:])
-decode(good, (255, 255, 255))
-for bomb in bombs:
-    before, start = peak_memory_bytes(), time.perf_counter()
-    try:
-        decode(bomb, (255, 255, 255))
-    except ImageError:
-        print(json.dumps([bomb.name, time.perf_counter() - start, peak_memory_bytes() - before]))
-"""
-
-
-def test_a_bomb_costs_less_than_200_ms_and_50_mb(tmp_path: Path) -> None:
-    for i, (data, _) in enumerate(BOMBS.values()):
-        (tmp_path / str(i)).write_bytes(data)
-    paths = [str(tmp_path / str(i)) for i in range(len(BOMBS))]
-    code = [sys.executable, "-c", MEASURE, str(GOOD[0]), *paths]
-    done = subprocess.run(code, capture_output=True, text=True, check=True)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == len(BOMBS)
-    for name, seconds, size_bytes in lines:
-        assert seconds < 0.2, list(BOMBS)[int(name)]
-        assert size_bytes < 50e6, list(BOMBS)[int(name)]
-
-
 def test_ghostscript_never_starts(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gs", "gswin64c"):
         (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
@@ -175,8 +144,10 @@ def test_ghostscript_never_starts(classifier: Classifier, tmp_path: Path, monkey
 
 def test_mutations_give_an_image_or_a_reason(classifier: Classifier, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    webp, bmp = (encoded(Image.fromarray(quarters()), kind) for kind in ("WEBP", "BMP"))
-    sound = [PNG, JPEG, webp, bmp, READABLE["EXIF 6"][0]]
+    image = Image.fromarray(quarters())
+    kinds = ("WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+    lzw = encoded(image, "TIFF", compression="tiff_lzw")
+    sound = [PNG, JPEG, READABLE["EXIF 6"][0], lzw, *(encoded(image, kind) for kind in kinds)]
     paths = []
     for i in range(400):
         data = bytearray(sound[i % len(sound)])

@@ -12,25 +12,14 @@ from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.engine_file import MAGIC, EngineHeader, pack, unpack
 from qdeploy.core.errors import ArtifactError
+from tests.resealed import engine_header
 
 PLAN = bytes(range(256)) * 40
 
 
 @pytest.fixture
 def header() -> EngineHeader:
-    source = read_artifact(SHIPPED / "model.int8.onnx")
-    return EngineHeader(
-        builder="tensorrt",
-        builder_version="11.4.0",
-        compute_capabilities=("9.0",),
-        platform="Linux x86_64",
-        min_batch=1,
-        opt_batch=1,
-        max_batch=8,
-        precision="int8",
-        source_sha256=source.sha256,
-        card=source.card.to_dict(),
-    )
+    return engine_header(SHIPPED / "model.int8.onnx")
 
 
 @pytest.fixture

@@ -12,17 +12,8 @@ from pathlib import Path
 import pytest
 
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import (
-    BusyError,
-    dated_folder,
-    folder_made_whole,
-    locked,
-    newest,
-    read_json,
-    require_writable,
-    write_bytes,
-    write_json,
-)
+from qdeploy.core.files import BusyError, dated_folder, locked, newest, read_json, write_bytes, write_json
+from qdeploy.core.whole import folder_made_whole, require_writable
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,11 @@ def test_attributes_are_escaped_renamed_and_left_out_if_empty() -> None:
 def test_a_table_and_a_page() -> None:
     rows = table(("a", NASTY), [("1", NASTY), (tag("b", "2"), "3")], kind="numbers", row_kinds=("", "front"))
     assert rows == (
-        f'<table class="numbers"><tr><th>a</th><th>{escape(NASTY)}</th></tr>'
-        f'<tr><td>1</td><td>{escape(NASTY)}</td></tr><tr class="front"><td><b>2</b></td><td>3</td></tr></table>'
+        f'<div class="wide"><table class="numbers"><tr><th>a</th><th>{escape(NASTY)}</th></tr>'
+        f'<tr><td>1</td><td>{escape(NASTY)}</td></tr><tr class="front"><td><b>2</b></td><td>3</td></tr></table></div>'
     )
     assert page(NASTY, "p>b{color:red}", rows, NASTY) == (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(NASTY)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(NASTY)}</title>'
         f"<style>p>b{{color:red}}</style><body>{rows}{escape(NASTY)}</body></html>\n"
     )

@@ -10,7 +10,9 @@ from qdeploy.core.intervals import mcnemar_p, wilson_interval
 from qdeploy.core.metrics import (
     MIN_SAMPLES,
     agreement,
+    confusion_of,
     label_ranks,
+    macro_scores,
     paired_difference,
     percentile,
     sqnr_db,
@@ -38,6 +40,17 @@ def test_mcnemar_is_the_binomial_test(lost: int, gained: int) -> None:
     n, few = lost + gained, min(lost, gained)
     tail = float(Fraction(sum(math.comb(n, k) for k in range(few + 1)), 2**n))
     assert mcnemar_p(lost, gained) == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
+
+
+def test_macro_scores_by_hand() -> None:
+    """Of four classes the last is neither a label nor an answer, and the third an answer alone."""
+    logits = np.eye(4, dtype=np.float32)[[0, 0, 1, 2, 1, 1]]
+    confusion = confusion_of(logits, np.array([0, 0, 0, 0, 1, 1]))
+    assert confusion.tolist() == [[2, 1, 1, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    found = macro_scores(confusion)
+    assert found.precision == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert found.recall == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert found.f1 == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
 
 
 def test_sqnr_of_a_tenth_is_twenty_decibels() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,3 +120,11 @@ def test_rows_are_resized_before_columns_with_every_pillow(shape: tuple[int, int
     rows = np.clip((np.einsum("ow,hwc->hoc", across, pixels.astype(np.int64)) + 2**21) >> 22, 0, 255)
     expected = np.clip((np.einsum("oh,hwc->owc", down, rows) + 2**21) >> 22, 0, 255)
     assert np.array_equal(Preprocessing(interpolation=interpolation)(pixels), expected)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_mean_and_std_that_are_no_numbers_are_refused(wrong: float) -> None:
+    for field in ("mean", "std"):
+        values: dict[str, Any] = {field: (0.5, wrong, 0.5)}
+        with pytest.raises(InputError, match=f"preprocessing {field} must be"):
+            Preprocessing(**values)

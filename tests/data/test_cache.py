@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data import cache as cache_module
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
+from qdeploy.data.source import Record
 from tests.conftest import MakeImages
 from tests.data.layouts import make_tiny_imagenet, zip_of
 
@@ -113,15 +115,49 @@ def test_every_preprocessing_has_its_own(image_folder: MakeImages, decoded: Path
 def test_an_archive_is_not_even_listed_again(decoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = zip_of(make_tiny_imagenet(tmp_path))
     first = load_dataset(str(archive))
-    status = archive.stat()
-    archive.write_bytes(b"\0" * status.st_size)  # unreadable, but the same size and time
-    os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
-    archive.rename(tmp_path / "tiny-imagenet.zip").rename(archive)
-    monkeypatch.setattr(cache_module, "read_rows", None)
-    with pytest.raises(DataError):
+    monkeypatch.setattr("qdeploy.data.tiny_imagenet.ZipTree", None)
+    with pytest.raises(TypeError):
         load_dataset(str(archive), cache=False)
-    monkeypatch.setattr("qdeploy.data.tiny_imagenet.PUBLISHED", "\0")
     assert same(load_dataset(str(archive)), first)
+
+
+def test_a_file_with_other_content_and_the_same_size_and_time_is_another(image_folder: MakeImages) -> None:
+    """``cp -p`` and ``touch -r`` keep the time of the content; nobody can keep that of the state."""
+    path = image_folder() / "cat" / "0.png"
+    key = Record(path, 0).key
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert Record(path, 0).key != key
+
+
+def test_what_could_not_be_read_once_is_there_again(
+    image_folder: MakeImages, decoded: Path, opened: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = image_folder(count=20)
+    (root / "cat" / "torn.png").write_bytes((root / "cat" / "3.png").read_bytes()[:100])
+    real, broken = os.open, str(root / "cat" / "3.png")
+
+    def fails(path: str, *rest: Any, **named: Any) -> int:
+        if os.fspath(path) == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(path, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fails)
+        for tries in (41, 41):  # the second time is from the cache, and only the lost one is tried
+            dataset = load_dataset(str(root))
+            assert dataset.cache
+            assert len(opened) == tries
+            assert [p for p in dataset.problems if "torn" not in p] == [f"{broken}: cannot be read: Input/output error"]
+    whole = load_dataset(str(root))
+    assert [Path(str(p)).name for p in opened[41:]] == ["3.png", "torn.png"]
+    assert len(whole.problems) == 1
+    assert same(whole, load_dataset(str(root), cache=False))
+    opened.clear()
+    assert same(load_dataset(str(root)), whole)
+    assert opened == []
 
 
 def cut_pixels(folder: Path) -> None:
@@ -148,7 +184,7 @@ def break_meta(folder: Path) -> None:
 
 
 def empty_meta(folder: Path) -> None:
-    (folder / "meta.json").write_text('{"schema": 1}')
+    (folder / "meta.json").write_text(json.dumps({"schema": cache_module.SCHEMA}))
 
 
 def list_meta(folder: Path) -> None:
@@ -193,6 +229,25 @@ def test_a_damaged_folder_is_made_again_with_a_note(
     assert "\n" not in again.notes[0]
     assert same(again, load_dataset(root, cache=False))
     assert load_dataset(root).notes == ()
+
+
+def test_any_flipped_bit_of_a_header_is_noticed(image_folder: MakeImages, decoded: Path) -> None:
+    root = str(image_folder(count=5))
+    folder = load_dataset(root).cache
+    assert folder
+    rules = load_dataset(root).preprocessing
+    noticed = 0
+    for file in folder.glob("*.npy"):
+        whole = file.read_bytes()
+        for place in range(0, 128 * 8, 3):
+            broken = bytearray(whole)
+            broken[place // 8] ^= 1 << place % 8
+            file.write_bytes(broken)
+            kept, notes = cache_module._try_open(folder, rules)
+            noticed += kept is None
+            assert all("\n" not in note for note in notes)
+        file.write_bytes(whole)
+    assert noticed > 300
 
 
 def test_a_folder_of_another_version_is_made_again_silently(image_folder: MakeImages, decoded: Path) -> None:

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_campaign.sh"
-pytestmark = pytest.mark.xdist_group("campaign")
-PIECES = ("speed", "data", "accuracy", "precision", "presets", "engines", "ablation-recipes", "ablation-without")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("campaign")]
+PIECES = (
+    "speed", "data", "accuracy", "precision", "presets", "tiny-imagenet", "cifar-10", "engines", "ablation-recipes",
+    "ablation-without",
+)  # fmt: skip
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -26,7 +29,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def campaign(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=1200)
 
 
 def read(out: Path, piece: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 @needs_namespace
 @pytest.mark.parametrize(
     "words",

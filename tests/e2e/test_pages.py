@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from qdeploy.bench import BenchConfig, bench
 from qdeploy.bench.page import html_page
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.export.report.page import html_report
-from qdeploy.export.report.record import ExportReport, Flip
+from qdeploy.export.report.record import Confusion, ExportReport, Flip
 from qdeploy.study.page import html_page as sweep_html
 from qdeploy.study.rows import pareto_of, rows_of
 from tests.study.sweeps import measured_sweep
@@ -63,11 +65,40 @@ def test_the_page_of_a_bench() -> None:
     require_same_page(html_page(nasty(document)), html_page(document))
 
 
+@pytest.mark.slow
 def test_the_report_of_an_export(exported: ExportReport) -> None:
     document, pixels = exported.to_dict(), np.zeros((64, 64, 3), np.uint8)
+    document["rejected"] = document["artifacts"][1:]
     flip = Flip(pixels=pixels, label="bag", fp32="shirt", int8="boot")
     other = Flip(pixels=pixels, label=NASTY, fp32=NASTY, int8=NASTY)
-    require_same_page(html_report(nasty(document), [other]), html_report(document, [flip]))
+    counts = np.arange(4).reshape(2, 2)
+    confusion = Confusion(labels=("bag", "boot"), fp32=counts, int8=counts)
+    others = Confusion(labels=(f"bag{NASTY}", f"boot{NASTY}"), fp32=counts, int8=counts)
+    require_same_page(html_report(nasty(document), [other], others), html_report(document, [flip], confusion))
+
+
+def test_the_report_of_an_export_says_what_each_class_and_process_got(exported: ExportReport) -> None:
+    """The 1,000 test images have as many of each class, so the mean of the classes is the accuracy."""
+    page = (Path(exported.out) / "report.html").read_text()
+    (section,) = re.findall(r"<h2>Class by class</h2>(.*?)</table>", page)
+    changed = re.findall(r'<figure class="flip looks">(.*?)</figure>', page)
+    assert 0 < len(changed) == page.count('<figure class="flip')
+    for figure in changed:
+        names = re.search(r"<br>fp32: ([^<]*)<br>int8: ([^<]*)<", figure)
+        assert names
+        maps = re.findall(
+            r'<img src="data:image/jpeg;base64,[^"]+" alt="([a-z0-9]+): class map of ([^,]+), logit', figure
+        )
+        assert maps == [("fp32", names[1]), ("int8", names[2])]
+    rows = re.findall(r"<td>(\d+)</td><td>([0-9.]+)%</td><td>([0-9.]+)%</td>", section)
+    assert [n for n, _, _ in rows] == ["100"] * 10
+    for artifact, column in zip(exported.artifacts, (1, 2), strict=True):
+        assert artifact.accuracy is not None
+        assert np.mean([float(row[column]) for row in rows]) == pytest.approx(artifact.accuracy.top1, abs=0.01)
+        assert artifact.peak_rss_bytes is not None
+        assert 30e6 < artifact.peak_rss_bytes < 200e6
+        assert page.count("come from the same runs") == 1
+        assert min(artifact.launches_p50_ms) <= (artifact.latency_ms["p50"] or 0.0) <= max(artifact.launches_p50_ms)
 
 
 def test_the_page_of_a_sweep(tmp_path: Path) -> None:
@@ -77,4 +108,4 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
 def sweep_page(folder: Path, more: str) -> str:
     record = measured_sweep(folder, more)
     rows = rows_of(record)
-    return sweep_html(record, rows, pareto_of(rows), b"png")
+    return sweep_html(record, rows, pareto_of(rows))

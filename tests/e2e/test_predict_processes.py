@@ -13,6 +13,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QDEPLOY = [sys.executable, "-m", "qdeploy", "predict"]
 CODE = "import sys; from qdeploy.cli.main import run; code = run(['predict', *sys.argv[1:]]); "
@@ -28,11 +30,12 @@ def folder_of(path: Path, count: int, every: int = 1) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks = []
     for count in (1_000, 20_000):
         folder = folder_of(tmp_path / str(count), count, every=20)
-        command = [sys.executable, "-c", PEAK, str(folder), "--csv", str(tmp_path / "answers.csv")]
+        command = [sys.executable, "-c", PEAK, str(folder), "--force", "--csv", str(tmp_path / "answers.csv")]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
         peak, code = map(int, done.stdout.split())
         assert code == 2

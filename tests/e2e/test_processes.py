@@ -18,25 +18,6 @@ ROOT = Path(__file__).parents[2]
 QDEPLOY = [sys.executable, "-m", "qdeploy"]
 
 
-def seconds(command: list[str], repeats: int = 5) -> float:
-    """Best of several: a shared machine only ever makes it slower."""
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-def test_start_up_budgets() -> None:
-    # the issue's budgets are 0.20 s and 0.30 s on an idle machine; benchmarks/cold_start.py measures them.
-    # Here the ratio to the bare floor, measured side by side, keeps a slow import from creeping in.
-    floor = seconds([sys.executable, "-c", "import numpy, PIL.Image, onnxruntime"])
-    bare = seconds([sys.executable, "-c", "pass"])
-    assert seconds([*QDEPLOY, "--help"]) <= bare + 1.2 * floor
-    assert seconds([*QDEPLOY, "predict", str(ROOT / "examples" / "bag.png")]) <= bare + 1.5 * floor
-
-
 def test_help_and_predict_load_nothing_heavy() -> None:
     code = (
         "import sys; from qdeploy.cli.main import run; run(sys.argv[1:]); "
@@ -50,6 +31,7 @@ def test_help_and_predict_load_nothing_heavy() -> None:
     assert predicted.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_time_ends_a_prediction() -> None:
     command = [*QDEPLOY, "predict", str(ROOT / "examples" / "bag.png")]
     for delay_ms in range(40, 240, 10):
@@ -60,6 +42,7 @@ def test_ctrl_c_at_any_time_ends_a_prediction() -> None:
         assert process.returncode in (0, 130, -signal.SIGINT) or "init_import_site" in errors, errors
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_exports(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*QDEPLOY, "train", "--model", "nano-ar", "--epochs", "50"],
@@ -106,6 +89,7 @@ def test_odd_names_give_one_line(command: list[str]) -> None:
     assert len([line for line in done.stderr.splitlines() if not line.startswith(("model:", "model.int8"))]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupts", [1, 2])
 def test_ctrl_c_during_the_search_takes_the_best_so_far_and_twice_stops(
     interrupts: int, trained: TrainResult, tmp_path: Path

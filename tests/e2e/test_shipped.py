@@ -35,7 +35,7 @@ def test_it_was_trained_on_the_full_set_and_says_how() -> None:
     origin = read_artifact(INT8).card.origin
     assert origin.dataset.name == "fashion-mnist"
     assert origin.dataset.images == {"train": 58_000, "val": 2_000, "test": 10_000}
-    assert origin.parent_sha256 == read_artifact(FP32).sha256
+    assert origin.parent_sha256 in read_artifact(FP32).known_as
     assert read_json(SHIPPED / "report.json")["recommended"] == "model.int8.onnx"
 
 
@@ -48,6 +48,24 @@ def test_it_classifies_the_embedded_test_images() -> None:
     assert right >= 915  # 93 % less two standard errors
 
 
+@pytest.mark.parametrize("file", [INT8, FP32])
+def test_its_confidence_is_calibrated_and_knows_its_limits(file: Path) -> None:
+    found = read_artifact(file).card.confidence
+    assert found is not None
+    assert found.before is not None
+    assert found.after is not None
+    assert (found.images, found.test_images, found.coverage) == (2_000, 10_000, 0.95)
+    assert found.after.ece < found.before.ece
+    assert found.after.ece <= 0.015
+    assert found.test_coverage == pytest.approx(0.95, abs=0.01)
+    records = embedded_source().records["test"]
+    answers = qdeploy.load(file)([r.image() for r in records])
+    answered = [(a, r.label) for a, r in zip(answers, records, strict=True) if not a.unknown]
+    assert len(answered) / len(records) == pytest.approx(found.test_coverage, abs=0.025)  # three standard errors
+    assert sum(a.index == label for a, label in answered) / len(answered) >= 0.93
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [INT8, FP32])
 def test_the_card_s_accuracy_is_true(file: Path) -> None:
     folder = local_folder()

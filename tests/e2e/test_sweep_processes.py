@@ -62,6 +62,15 @@ def running(folder: Path) -> list[str]:
     return lines
 
 
+def assert_all_end(folder: Path) -> None:
+    """A trial ends with its sweep: at once, or as soon as it sees that it is alone."""
+    for _ in range(600):
+        if not running(folder):
+            return
+        time.sleep(0.05)
+    raise AssertionError(running(folder))
+
+
 def stamps(folder: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
@@ -78,18 +87,14 @@ def test_interrupted_and_killed_it_goes_on_and_keeps_what_has_ended(place: Path)
     assert errors.splitlines()[-1] == "qdeploy: interrupted"
     assert f"`qdeploy sweep --resume {folder}` goes on" in errors
     assert "Traceback" not in errors
-    assert running(folder) == []
+    assert_all_end(folder)
 
     process = started(place, "--resume", str(folder))
     wait_until(process, lambda: len(trials_of(folder)) == 1 and (second / "run-0" / "run.json").exists())
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert [(t["kind"], t["model"], t["error"]) for t in trials_of(folder)] == [("train", "nano-ar", None)]
-    for _ in range(200):
-        if not running(folder):
-            break
-        time.sleep(0.05)
-    assert running(folder) == []  # the second trial has ended with its sweep
+    assert_all_end(folder)
     kept = stamps(first)
 
     done = subprocess.run([*QDEPLOY, "sweep", "--resume", "--json"], cwd=place, capture_output=True, text=True)
@@ -118,11 +123,13 @@ def check_document(output: str, folder: Path) -> None:
             assert t[f"size_{p}_bytes"] == file.stat().st_size
         assert t["int8_speedup_low"] <= t["int8_speedup"] <= t["int8_speedup_high"]
         assert t["epoch_s"] > 0
-    assert {p["axis"] for p in document["pareto"]} == {"latency", "size", "params"}
-    assert set(document["pareto"][0]) == {"axis", "name", "precision", "rung", "epochs", "top1", "cost"}
+    # six test images and one epoch: both models may be at chance, and then nobody is on a front
+    assert {p["axis"] for p in document["pareto"]} in (set(), {"latency", "size", "params"})
+    for point in document["pareto"]:
+        assert set(point) == {"axis", "name", "precision", "rung", "epochs", "top1", "cost"}
     # some releases of filelock leave their file
     assert {p.name for p in folder.iterdir()} - {".lock"} == {
-        "sweep.json", "sweep.csv", "sweep.html", "pareto.png", "trials",
+        "sweep.json", "sweep.csv", "sweep.html", "pareto.png", "learning.png", "trials",
     }  # fmt: skip
 
 
@@ -143,7 +150,9 @@ def test_without_a_picture_nothing_else_is_lost(place: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     why = "could not be made (RuntimeError: fonts are broken); the results are written"
-    assert [line for line in done.stderr.splitlines() if "fonts" in line] == [f"pareto.png {why}"]
+    assert [line for line in done.stderr.splitlines() if "fonts" in line] == [
+        f"pareto.png {why}", f"learning.png {why}"
+    ]  # fmt: skip
     (row,) = json.loads(done.stdout)["trials"]
     assert row["error"] is None
     assert row["latency_int8_ms"] > 0
@@ -151,7 +160,7 @@ def test_without_a_picture_nothing_else_is_lost(place: Path) -> None:
     assert document["complete"] is True
     assert document["trials"] == [row]
     assert "nano-ar" in (folder / "sweep.csv").read_text()
-    assert "The picture could not be drawn." in (folder / "sweep.html").read_text()
+    assert "Front of accuracy against latency" in (folder / "sweep.html").read_text()  # its plots need no fonts
     assert f"curves.png {why}" in (folder / "trials" / "nano-ar" / "train-0.log").read_text()
 
 

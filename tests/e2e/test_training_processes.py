@@ -154,6 +154,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path: Path, photos: st
     assert [r["epoch"] for r in rows_of(run)] == ["1", "2", "3", "4", "5"]
 
 
+@pytest.mark.slow
 def test_too_little_memory_names_a_smaller_batch(tmp_path: Path) -> None:
     """A real limit on the address space, in a process of its own."""
     code = (
@@ -172,6 +173,7 @@ def test_too_little_memory_names_a_smaller_batch(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, photos: str) -> None:
     """A real limit on the size of files: less than a checkpoint, more than everything else."""
     code = (

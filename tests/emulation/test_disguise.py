@@ -13,6 +13,7 @@ import pytest
 from qdeploy.core.artifact import SHIPPED
 from tests.emulation.disguise import CPUS, disguise, disguise_program, unavailable
 
+pytestmark = pytest.mark.slow
 NO_VNNI = ("haswell", "skylake-x")
 SATURATED_DB = 35
 """28 dB measured with saturating kernels, 145 dB with others."""

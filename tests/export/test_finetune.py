@@ -140,6 +140,7 @@ def test_a_model_computes_with_rounded_weights_and_inputs() -> None:
     assert torch.equal(module(image)[0], plain)  # nothing of it stays
 
 
+@pytest.mark.slow
 def test_a_harshly_quantized_model_regains_accuracy(trained: TrainResult) -> None:
     record, weights = read_run(Path(trained.run))
     model = model_from_record(record.model.family, record.model.config)

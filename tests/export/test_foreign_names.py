@@ -13,10 +13,11 @@ from onnx import numpy_helper
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qdeploy.data.dataset import Split
 from qdeploy.export import ExportConfig, export_onnx
+from qdeploy.export.graph.names import name_nodes_apart
 from qdeploy.export.int8.calibrate import calibrate
 from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.quantize import quantize
-from qdeploy.export.sources.onnx_file import adopted, name_nodes_apart
+from qdeploy.export.sources.onnx_file import adopted
 from tests.conftest import SHORT, MakeImages
 from tests.ort_session import plain_session
 
@@ -87,8 +88,8 @@ def test_any_names_can_be_wrapped_and_quantized(seed: int, tmp_path: Path, monke
     names = dict(zip(TENSORS, rng.permutation(OURS).tolist(), strict=False))
     nodes = rng.choice(NODES, 20).tolist()
     model = named(names, nodes.__getitem__)
-    pixels = rng.integers(0, 256, (16, 16, 16, 3), np.uint8)
     name_nodes_apart(model.graph)  # as reading a file does
+    pixels = rng.integers(0, 256, (16, 16, 16, 3), np.uint8)
     graph = adopted(model, Preprocessing(size=16, mean=IMAGENET_MEAN, std=IMAGENET_STD), tmp_path / "theirs.onnx")
     found = plain_session(graph.SerializeToString()).run(["logits"], {"image": pixels})[0]
     assert np.abs(found - expected(model, pixels)).max() < 1e-4

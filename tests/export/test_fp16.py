@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -8,12 +10,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qdeploy.bench import sample_images
 from qdeploy.core.artifact import SHIPPED
-from qdeploy.core.errors import VerdictError
+from qdeploy.core.errors import InputError
 from qdeploy.core.metrics import agreement, sqnr_db
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.export.graph.fp16 import to_fp16
+from qdeploy.export.sources.onnx_file import onnx_source
+from tests.foreign import foreign_graphs
+from tests.foreign.build import SIZE, Foreign, pixels
 
 FLOAT = TensorProto.FLOAT
+OTHERS = (
+    *("If with layers", "If in If", "If with a layer's weight", "If around the image", "Scan", "loop, our names 0"),
+    *("function: branch", "MultiHeadAttention", "FusedMatMul, A", "operator Celu"),
+    "operator MeanVarianceNormalization",
+)
+"""Graphs of the corpus that hold graphs, operators of ONNX Runtime's own, or operators without fp16."""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +107,7 @@ def test_what_both_types_read_exists_in_both_and_once() -> None:
     ids=["range", "quantized"],
 )
 def test_what_cannot_be_converted_is_refused(model: onnx.ModelProto, says: str) -> None:
-    with pytest.raises(VerdictError, match=says):
+    with pytest.raises(InputError, match=says):
         to_fp16(model)
 
 
@@ -105,3 +116,25 @@ def test_a_minus_infinity_that_masks_stays_one() -> None:
     model = small([helper.make_node("Add", ["x", "m"], [o]) for o in "yz"], {"m": mask})
     found = ort.InferenceSession(to_fp16(model).SerializeToString()).run(None, {"x": np.ones((2, 4), np.float32)})
     assert np.isneginf(found[0][:, 1]).all()
+
+
+@pytest.fixture(scope="module")
+def corpus() -> dict[str, Foreign]:
+    return {g.name: g for g in foreign_graphs()}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_fp16_has_no_form_for_stays_float32_inside_the_graph(
+    name: str, corpus: dict[str, Foreign], tmp_path: Path
+) -> None:
+    model = onnx_source(corpus[name].write(tmp_path))[0].graph
+    half = to_fp16(model)
+    assert any(i.data_type == TensorProto.FLOAT16 for i in half.graph.initializer)
+    images = pixels(size=SIZE)
+    assert sqnr_db(logits(model, images), logits(half, images)) >= 45
+
+
+def test_a_graph_whose_layers_are_all_inside_another_is_refused(corpus: dict[str, Foreign], tmp_path: Path) -> None:
+    model = onnx_source(corpus["a bias for each row"].write(tmp_path))[0].graph
+    with pytest.raises(InputError, match="all layers of the model are inside If, Loop or Scan, which fp16 leaves"):
+        to_fp16(model)

@@ -26,6 +26,7 @@ def kits(exported: ExportReport, tmp_path_factory: pytest.TempPathFactory) -> di
     return write_kits(Path(exported.out), ALL, tmp_path_factory.mktemp("kits"))
 
 
+@pytest.mark.slow
 def test_an_export_with_kits_is_replaced_unless_a_kit_was_changed(trained: TrainResult, tmp_path: Path) -> None:
     out = tmp_path / "with-kits"
     for _ in range(2):

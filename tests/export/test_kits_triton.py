@@ -256,7 +256,7 @@ def test_a_real_server_takes_files(server: triton.InferenceServerClient, name: s
     texts = ask(server, f"{name}_images", encoded, "BYTES", labels=2)
     assert texts.shape == (len(paths), 2)
     labels = [row[0].decode().split(":", 2)[2] for row in texts]
-    assert labels == [p.label for p in expected]
+    assert labels == [p.would_be for p in expected]
 
 
 def test_a_real_server_refuses_what_is_no_image(server: triton.InferenceServerClient, name: str) -> None:

@@ -16,12 +16,13 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export import ExportConfig, export, export_module
-from qdeploy.models.registry import create_model
+from qdeploy.models.registry import Changes, create_model
 from qdeploy.runtime.classifier import load
 from qdeploy.training import config_from_recipe, train
 from tests.conftest import SHORT, MakeImages
 
 RULES = Preprocessing()
+SHUFFLED: Changes = (("groups", "4"), ("mixing", "shuffle"))
 CONFIG = ExportConfig(
     int8=True, allow_drop=True, allow_slower=True, search=SHORT, calibration_images=32, calibration="minmax"
 )
@@ -52,17 +53,22 @@ def lived_in(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
+    ("name", "changes"),
     [
-        "mobilevit-depthwise-separable-v1",
-        pytest.param("mobilevit-grouped-lowrank-v3", marks=pytest.mark.slow),
-        "torchvision/mobilenet_v2",
+        ("mobilevit-depthwise-separable-v1", ()),
+        pytest.param("mobilevit-grouped-lowrank-v3", (), marks=pytest.mark.slow),
+        pytest.param("mobilevit-grouped-separable-v2", SHUFFLED, marks=pytest.mark.slow),
+        pytest.param("nano-ar", (("head", "gap+sota"),), marks=pytest.mark.slow),
+        pytest.param("torchvision/mobilenet_v2", (), marks=pytest.mark.slow),
     ],
 )
-def test_every_operator_exports_with_parity_and_to_int8(name: str, small: Dataset, tmp_path: Path) -> None:
+def test_every_operator_exports_with_parity_and_to_int8(
+    name: str, changes: Changes, small: Dataset, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    model = lived_in(create_model(name, 10))
+    model = lived_in(create_model(name, 10, changes=changes))
     report = export_module(model, small.classes, RULES, small, tmp_path / "out", name=name, config=CONFIG)
     fp32, int8 = report.artifacts
     assert fp32.parity.max_abs <= 1e-4
@@ -74,6 +80,7 @@ def test_every_operator_exports_with_parity_and_to_int8(name: str, small: Datase
         assert np.abs(logits - model(images).numpy()).max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_input_size_and_bicubic_resizing_travel_in_the_card(tmp_path: Path) -> None:
     rules = Preprocessing(size=96, interpolation="bicubic")
     dataset = few(rules)
@@ -85,6 +92,7 @@ def test_input_size_and_bicubic_resizing_travel_in_the_card(tmp_path: Path) -> N
     assert ort.InferenceSession(report.artifacts[0].path).get_inputs()[0].shape[1:] == [96, 96, 3]
 
 
+@pytest.mark.slow
 def test_a_baseline_from_training_to_prediction(
     image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +107,7 @@ def test_a_baseline_from_training_to_prediction(
     assert classifier(Path(data) / "cat" / "0.png").label in ("cat", "dog")
 
 
+@pytest.mark.slow
 def test_crops_train_smaller_than_the_model_is_tested(image_folder: MakeImages, tmp_path: Path) -> None:
     data = str(image_folder(count=20))
     config = config_from_recipe("mobilevit-64", data=data, epochs=1, batch_size=8, input_size=48)
@@ -141,7 +150,7 @@ def test_a_user_s_module_gets_the_same_card_and_is_left_alone(small: Dataset, tm
     ("module", "labels", "says"),
     [
         (Own(9), None, r"must give logits \[2, 10\] for 2 images, found \[2, 9\]"),
-        (nn.Conv2d(4, 8, 1), None, r"cannot take \[2, 3, 64, 64\] images: Given groups=1"),
+        (nn.Conv2d(4, 8, 1), None, r"cannot take \[2, 3, 64, 64\] images: Conv2d: Given groups=1"),
         (nn.Flatten(), None, "the module has no parameters"),
         (nn.BatchNorm2d(3), None, r"found \[2, 3, 64, 64\]"),
         (Own(), ("a", "b"), "the labels are a, b, the data's classes"),

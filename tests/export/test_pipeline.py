@@ -23,6 +23,7 @@ from qdeploy.export.api import export
 from qdeploy.export.config import ExportConfig
 from qdeploy.export.finish import Work
 from qdeploy.export.int8 import step as int8
+from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.export.int8.quantize import int8_of_portable
 from qdeploy.export.report.record import ExportReport
 from qdeploy.export.sources import torch_model
@@ -89,6 +90,7 @@ def test_int8_numbers_in_the_report_are_those_of_the_files(
     assert parity.sqnr_db >= 20
     assert parity.top1_agreement == pytest.approx(agreement(fp32, int8), abs=0.005)
     for report, file in zip(exported.artifacts, (fp32_file, int8_file), strict=True):
+        assert report.accuracy is not None
         assert report.accuracy.top1 == pytest.approx(
             topk_percent(logits_of(file, test.pixels), test.labels, 1), abs=0.2
         )
@@ -182,7 +184,7 @@ def test_a_broken_step_stops_the_export_and_leaves_nothing(
     def wrong_trace(*arguments: Any) -> onnx.ModelProto:
         model = real(*arguments)
         bias = next(i for i in model.graph.initializer if i.name == "head.fc.bias")
-        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(2e-4), bias.name))
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(2e-2), bias.name))
         return model
 
     monkeypatch.setattr(torch_model, "trace_once", wrong_trace)
@@ -191,6 +193,7 @@ def test_a_broken_step_stops_the_export_and_leaves_nothing(
     assert list((tmp_path / "exports").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_int8_whose_loss_too_few_images_show_is_kept_with_a_warning_or_rejected(
     trained: TrainResult, tmp_path: Path
 ) -> None:
@@ -208,9 +211,11 @@ def test_int8_whose_loss_too_few_images_show_is_kept_with_a_warning_or_rejected(
     assert loss.flips.n == 2000 - 256 + 333 + 1000  # training without calibration, two thirds of validation, test
     relative = export(Path(trained.run), replace(config, max_drop_relative=9.0, strict=True), tmp_path / "relative")
     assert relative.accepted  # 9 % of some 70 points are more than six
+    assert relative.artifacts[0].accuracy is not None
     assert relative.int8[0].budget.points == pytest.approx(0.09 * relative.artifacts[0].accuracy.top1)
 
 
+@pytest.mark.slow
 def test_int8_that_is_not_faster_is_rejected(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +235,7 @@ def test_int8_that_is_not_faster_is_rejected(
     assert (tmp_path / "kept" / "model.int8.onnx").exists()
 
 
+@pytest.mark.slow
 def test_several_targets_come_from_one_calibration(trained: TrainResult, tmp_path: Path) -> None:
     config = replace(QUICK, target="auto, tensorrt,portable", calibration="mse")
     report = export(Path(trained.run), config, tmp_path / "x")
@@ -248,6 +254,7 @@ def test_several_targets_come_from_one_calibration(trained: TrainResult, tmp_pat
         assert (found != expected).any(axis=1).mean() <= 0.01
 
 
+@pytest.mark.slow
 def test_calibration_on_noise_is_stamped_and_few_images_of_a_class_are_told(
     trained: TrainResult, tmp_path: Path
 ) -> None:
@@ -287,6 +294,16 @@ def test_a_folder_with_other_files_is_never_replaced(trained: TrainResult, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_what_tune_and_killed_writers_left_is_replaced_with_the_files(trained: TrainResult, tmp_path: Path) -> None:
+    out, lines = tmp_path / "out", list[str]()
+    out.mkdir()
+    for name in ("model.fp32.onnx", "device.json", ".device.json.0badcafe.part"):
+        (out / name).touch()
+    export(Path(trained.run), ExportConfig(), out, note=lines.append)
+    assert sorted(p.name for p in out.iterdir()) == ["model.fp32.onnx", "report.html", "report.json"]
+    assert "device.json tells of the files that are replaced" in lines[0]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -317,3 +334,10 @@ def test_a_missing_builder_is_told_before_any_work(
         export(Path(trained.run), ExportConfig(tensorrt=True), tmp_path / "x", notes.append)
     assert notes == []
     assert not (tmp_path / "x").exists()
+
+
+def test_the_former_name_of_the_search_s_runs_still_sets_them() -> None:
+    config = replace(ExportConfig(choice_runs=10), int8=True)
+    assert config.search == SearchConfig(runs=10)
+    with pytest.raises(InputError, match="a search cannot be made"):
+        ExportConfig(choice_runs=0)

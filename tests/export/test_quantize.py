@@ -25,6 +25,8 @@ from qdeploy.export.int8.ranges import Range
 from qdeploy.export.sources.trace import trace
 from qdeploy.models.folding import deploy
 from qdeploy.models.registry import create_model
+from qdeploy.runtime.engines.onnxruntime_binding import open_binding
+from tests.foreign.legal import legal_graphs
 from tests.ort_session import plain_session
 
 TEXT = """
@@ -82,6 +84,15 @@ def ranges(model: onnx.ModelProto, images: Any) -> dict[str, Range]:
 
 def operators(model: onnx.ModelProto) -> list[str]:
     return [n.op_type for n in model.graph.node]
+
+
+def shared_weights(model: onnx.ModelProto) -> int:
+    """Return how many layers read the integers that a layer before them reads."""
+    weights = {i.name for i in model.graph.initializer}
+    ends = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
+    layers = [n.input[1] for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    read = [name for name in layers if name in ends]
+    return len(read) - len(set(read))
 
 
 @pytest.mark.parametrize("target", ENCODINGS)
@@ -195,6 +206,7 @@ def onnxruntime_s_own(model: onnx.ModelProto, ranges: dict[str, Range], encoding
     return quantizer.model.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nano-ar", "mobilevit-grouped-separable-v1"])
 def test_graphs_compute_what_those_of_onnxruntime_s_tool_do(name: str) -> None:
     dataset = load_dataset()
@@ -211,7 +223,8 @@ def test_graphs_compute_what_those_of_onnxruntime_s_tool_do(name: str) -> None:
         ranges = calibration.ranges("minmax", symmetric=True)
         encoding = encoding_for(target)
         ours, theirs = quantize(graph, ranges, encoding), onnxruntime_s_own(graph, ranges, encoding)
-        assert sorted(operators(ours)) == sorted(operators(theirs))
+        again = ["DequantizeLinear"] * shared_weights(theirs)  # each layer has integers of its own
+        assert sorted(operators(ours)) == sorted([*operators(theirs), *again])
         float_logits = run(graph, pixels)[0]
         found, reference = (sqnr_db(float_logits, run(m, pixels)[0]) for m in (ours, theirs))
         assert found > reference - 3
@@ -259,3 +272,23 @@ def test_a_corrected_bias_is_used_where_the_layer_is_integer_and_only_there(
     assert np.array_equal(
         run(in_float, images)[0], run(quantize(model, ranges, encoding_for("tensorrt"), ["net.c/Conv"]), images)[0]
     )
+
+
+@pytest.mark.parametrize("target", ["x86", "x86-avx2", "tensorrt", "portable"])
+def test_layers_that_share_a_weight_have_integers_of_their_own(target: str) -> None:
+    """One weight along both axes, and one weight and bias of two convolutions."""
+    rng = np.random.default_rng(0)
+    for name in ("shared: axes", "shared: layers"):
+        model = next(g.model for g in legal_graphs() if g.name == name)
+        ranges = {o: (-4.0 * (n.op_type != "Relu"), 4.0) for n in model.graph.node for o in n.output}
+        int8 = quantize(model, ranges, encoding_for(target))
+        ends = {n.output[0]: n for n in int8.graph.node if n.op_type == "DequantizeLinear"}
+        layers = [n for n in int8.graph.node if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[1] in ends]
+        assert len(layers) == 3
+        for place in (0, 2):
+            read = [ends[n.input[1]].input[place] for n in layers]
+            assert len(set(read)) == len(layers) == len(ends.keys() & {n.input[1] for n in layers})
+        image = rng.normal(0, 1, (2, 3, 12, 12)).astype(np.float32)
+        expected, found = (plain_session(m.SerializeToString(), 1).run(None, {"x": image})[0] for m in (model, int8))
+        assert sqnr_db(expected, found) > 15
+        open_binding(int8.SerializeToString(), target=target)

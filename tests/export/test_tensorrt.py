@@ -29,6 +29,7 @@ def build(file: Path) -> tuple[bool, str, int]:
     return True, "", 0 if plan is None else plan.nbytes
 
 
+@pytest.mark.slow
 def test_the_tensorrt_encoding_builds_and_the_x86_one_does_not(
     trained: TrainResult, int8_file: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ import qdeploy
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
 from qdeploy.core.errors import MissingDependencyError
+from qdeploy.core.files import sha256_of
 from qdeploy.core.image import MAX_PIXELS, MAX_SIDE
 from qdeploy.core.image_formats import MAX_FILE_BYTES
 from qdeploy.core.preprocessing import Preprocessing
@@ -32,6 +33,7 @@ from qdeploy.export.kits.web_runtime import ARCHIVE, SCRIPT, VARIABLE, WASM, web
 from qdeploy.training import TrainResult
 from tests.browser import open_chromium, served
 from tests.ort_web import web_runtime_folder
+from tests.unsound import unsound
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -105,6 +107,14 @@ def page(context: BrowserContext, address: str, asked: list[str]) -> Page:
     page = context.new_page()
     page.on("request", lambda request: asked.append(request.url))
     return opened(page, address)
+
+
+@pytest.fixture
+def own_page(context: BrowserContext, address: str) -> Iterator[Page]:
+    """The kit's page for one test, which may choose another model."""
+    page = context.new_page()
+    yield opened(page, address)
+    page.close()
 
 
 def opened(page: Page, address: str, state: str = "good") -> Page:
@@ -221,22 +231,31 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fifty_images_get_predict_s_answers(
     context: BrowserContext, address: str, kit: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """WebAssembly rounds otherwise than this CPU's kernels: of undecided images the probability moves a little."""
+    """WebAssembly rounds otherwise than this CPU's kernels: of undecided images the probability moves a little.
+
+    Also which images are unknown is the same, but for those whose score is as near to the threshold as rounding.
+    """
     files = sorted(photos.iterdir())
     assert run(["predict", "--json", "--model", str(kit / "model.int8.onnx"), *map(str, files)]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = {Path(r["image"]).name: r["predictions"][0] for r in rows}
+    cut = read_artifact(kit / "model.int8.onnx").card.cut
+    assert cut is not None
+    clear = {Path(r["image"]).name: r["unknown"] for r in rows if abs(r["score"] - cut.threshold) > 0.2}
     page = opened(context.new_page(), address)
     page.set_input_files("#files", [str(file) for file in files])
     page.locator(".result").nth(len(files) - 1).wait_for(timeout=READY_MS)
     found = {
-        card.locator("h3").inner_text(): card.locator(".bars li").first.inner_text().splitlines()
+        card.locator("h3").inner_text(): card.locator(".bars li:not(.unknown)").first.inner_text().splitlines()
         for card in page.locator(".result").all()
     }
+    unknown = {card.locator("h3").inner_text() for card in page.locator(".result", has=page.locator(".unknown")).all()}
+    assert set(clear.values()) == {True, False}
+    assert {name: name in unknown for name in clear} == clear
     assert {name: label for name, (label, _) in found.items()} == {n: p["label"] for n, p in expected.items()}
     for name, (_, percent) in found.items():
         assert float(percent.removesuffix(" %")) == pytest.approx(100 * expected[name]["probability"], abs=3), name
-    assert page.locator(".result .bars").first.locator("li").count() == 5
+    assert page.locator(".result .bars").first.locator("li:not(.unknown)").count() == 5
     assert page.locator(".result canvas").count() == 2 * len(files)
     page.close()
 
@@ -278,7 +297,7 @@ def test_the_camera_is_answered_until_it_is_stopped(page: Page) -> None:
     page.click("#camera")
     page.locator("#rate:not(:empty)").wait_for(timeout=READY_MS)
     assert float(page.inner_text("#rate").split()[0]) > 0
-    assert page.locator("#live-answer li").count() == 5
+    assert page.locator("#live-answer li:not(.unknown)").count() == 5
     page.click("#stop")
     page.locator("#live").wait_for(state="hidden")
     assert page.evaluate("document.getElementById('video').srcObject.active") is False
@@ -295,11 +314,11 @@ def test_keys_reach_everything(page: Page) -> None:
 
 
 @pytest.mark.slow
-def test_the_other_model_is_opened_and_tested(page: Page) -> None:
-    assert page.locator("#state").inner_text().startswith("Ready. Self-test passed: 4 stored images")
-    page.select_option("#models", "model.fp32.onnx")
-    page.locator("#about dd", has_text="FP32").wait_for(timeout=READY_MS)
-    assert "Self-test passed" in page.locator("#state").inner_text()
+def test_the_other_model_is_opened_and_tested(own_page: Page) -> None:
+    assert own_page.locator("#state").inner_text().startswith("Ready. Self-test passed: 4 stored images")
+    own_page.select_option("#models", "model.fp32.onnx")
+    own_page.locator("#about dd", has_text="FP32").wait_for(timeout=READY_MS)
+    assert "Self-test passed" in own_page.locator("#state").inner_text()
 
 
 def test_nothing_leaves_the_page(page: Page, address: str, asked: list[str], tmp_path: Path) -> None:
@@ -343,6 +362,23 @@ def test_a_model_that_answers_otherwise_is_refused(kit: Path, context: BrowserCo
         page = opened(context.new_page(), address, "bad")
         assert "gives other answers here than where it was made" in page.inner_text("#state")
         assert page.locator("#main").is_hidden()
+        page.close()
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_not_finite_is_not_ranked(kit: Path, context: BrowserContext, tmp_path: Path) -> None:
+    copy = shutil.copytree(kit, tmp_path / "kit")
+    model = unsound(kit / "model.int8.onnx", copy / "model.int8.onnx")
+    listed = (copy / "kit.json").read_text()
+    before, after = (sha256_of(file.read_bytes()) for file in (kit / "model.int8.onnx", model))
+    assert before in listed
+    (copy / "kit.json").write_text(listed.replace(before, after))
+    with served(copy) as address:
+        page = opened(context.new_page(), address)
+        page.evaluate(GIVE, ["black.png", "drop", text64(encoded(np.zeros((64, 64, 3), np.uint8)))])
+        page.locator(".failed", has_text="the model's answer to this image is not finite").wait_for()
+        page.evaluate(GIVE, ["grey.png", "drop", text64(encoded(np.full((64, 64, 3), 90, np.uint8)))])
+        page.locator(".result h3", has_text="grey.png").wait_for()
         page.close()
 
 
@@ -394,14 +430,16 @@ def test_opened_as_a_file_it_says_what_to_do(kit: Path, context: BrowserContext)
 
 @pytest.mark.parametrize(("name", "most"), [("int8", 10), ("fp32", 0)])
 @pytest.mark.slow
-def test_a_thousand_images_get_python_s_classes(page: Page, kit: Path, name: str, most: int) -> None:
+def test_a_thousand_images_get_python_s_classes(own_page: Page, kit: Path, name: str, most: int) -> None:
     artifact = read_artifact(kit / f"model.{name}.onnx")
     rules = artifact.card.preprocessing
     pixels = [rules(np.asarray(r.source)) for r in embedded_source().records["test"]]
     ours = [a.index for a in qdeploy.load(artifact.path).classify(np.stack(pixels))]
-    page.select_option("#models", artifact.path.name)
-    page.locator("#about dd", has_text=name.upper()).wait_for(timeout=READY_MS)
-    theirs = page.evaluate(CLASSES, [f"model.{name}", text64(b"".join(p.tobytes() for p in pixels)), pixels[0].size])
+    own_page.select_option("#models", artifact.path.name)
+    own_page.locator("#about dd", has_text=name.upper()).wait_for(timeout=READY_MS)
+    theirs = own_page.evaluate(
+        CLASSES, [f"model.{name}", text64(b"".join(p.tobytes() for p in pixels)), pixels[0].size]
+    )
     assert len(theirs) == 1000
     assert sum(a != b for a, b in zip(theirs, ours, strict=True)) <= most
 

@@ -60,7 +60,12 @@ def test_timm_by_name() -> None:
         ("torchvision/fcn_resnet50", 0, "is no image classifier; give one such as torchvision/resnet18"),
         ("torchvision/inception_v3", 0, "cannot take 64x64 images .*; give another input_size"),
         ("torchvision/vit_b_16", 65, "vit_b_16 cannot take 65x65 images .Input shape indivisible"),
-        ("keras/resnet", 0, "there is no model named 'keras/resnet'.* torchvision/NAME and timm/NAME work too"),
+        (
+            "keras/resnet",
+            0,
+            "there is no model named 'keras/resnet'.* torchvision/NAME, timm/NAME and your own package.module:Class "
+            "work too",
+        ),
     ],
 )
 def test_bad_names_and_sizes(name: str, size: int, says: str) -> None:

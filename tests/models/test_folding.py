@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from qdeploy.models.classifier import Classifier
 from qdeploy.models.folding import bilinear_matrix, deploy
 from qdeploy.models.layers import FoldableNormConv
-from qdeploy.models.registry import QONSTRAINTS, create_model
+from qdeploy.models.qonstraint import QonvViTBlock, Recentre
+from qdeploy.models.registry import QONSTRAINTS, Changes, create_model
 
 
 def with_lived_in_norms(model: Classifier) -> Classifier:
@@ -33,10 +36,17 @@ def normalised(image: Tensor) -> Tensor:
     return ((image.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("name", [*QONSTRAINTS, "mobilevit-grouped-lowrank-v1"])
-def test_folding_is_exact(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, ()) for name in (*QONSTRAINTS, "mobilevit-grouped-lowrank-v1")),
+        ("nano", (("head", "gap+sota"),)),
+        ("mobilevit-grouped-lowrank-v1", (("groups", "4"), ("mixing", "shuffle"))),
+    ],
+)
+def test_folding_is_exact(name: str, changes: Changes) -> None:
     torch.manual_seed(0)
-    model = with_lived_in_norms(create_model(name, 10))
+    model = with_lived_in_norms(create_model(name, 10, changes=changes))
     image = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         expected = model(normalised(image))
@@ -44,6 +54,21 @@ def test_folding_is_exact(name: str) -> None:
     assert expected.std() > 0.01
     assert (logits - expected).abs().max() <= 1e-5
     assert torch.allclose(probabilities.sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("recentre", ["sample", "running"])
+def test_folding_keeps_the_clamp_behind_the_gate(recentre: Recentre) -> None:
+    torch.manual_seed(0)
+    model = with_lived_in_norms(replace(QONSTRAINTS["nano"], clamps="throughout", recentre=recentre).build())
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, QonvViTBlock):  # a loud stream and open gates
+                module.mlp_out.weight.mul_(20)
+                module.excite.fc2.bias.fill_(5.0)  # type: ignore[union-attr]
+    image = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        logits, _ = deploy(model, IMAGENET_MEAN, IMAGENET_STD)(image)
+        assert (logits - model(normalised(image))).abs().max() <= 2e-3
 
 
 def test_folding_leaves_the_model_as_it_was() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +18,12 @@ from qdeploy.models.operators import (
     ATTENTIONS,
     CONVOLUTIONS,
     FUSIONS,
+    ChannelShuffle,
     LowRankAttention,
+    Mixing,
     MultiHeadAttention,
     SeparableAttention,
+    grouped,
 )
 from qdeploy.models.registry import GRID, create_model, model_from_record, summarise
 
@@ -111,6 +116,56 @@ def test_groups_are_two_but_for_the_three_colours() -> None:
     assert stem.groups == 1
     assert {m.groups for m in others} == {2}
     assert len(others) == 7 + 3 + 1
+
+
+PLACES = [(3, 16, 3), (16, 64, 1), (16, 64, 1), *[(24, 48, 1)] * 3, (48, 96, 1), (64, 128, 1), (80, 320, 1)]
+"""Widths and kernel of the grouped convolutions outside the MobileViT blocks."""
+
+
+@pytest.mark.parametrize(("groups", "taken"), [(1, (1, 1, 1)), (4, (1, 4, 4)), (7, (1, 4, 6)), (16, (1, 16, 12))])
+@pytest.mark.parametrize("mixing", ["dense", "shuffle"])
+def test_counts_of_other_groups(groups: int, taken: tuple[int, ...], mixing: Mixing) -> None:
+    convolutions = [grouped(c_in, 2 * c_out, 3, groups=groups) for c_in, c_out in ((3, 8), (16, 32), (24, 24))]
+    assert tuple(next(m.groups for m in c.modules() if isinstance(m, nn.Conv2d)) for c in convolutions) == taken
+    name, changes = "mobilevit-grouped-separable-v2", (("groups", str(groups)), ("mixing", mixing))
+    expected = summarise("mobilevit-standard-separable-v2").params
+    for c_in, c_out, kernel in [*PLACES, *((c, c, 3) for c in (48, 64, 80))]:
+        g = max(g for g in range(1, groups + 1) if math.gcd(c_in, c_out) % g == 0)
+        expected -= kernel**2 * c_in * c_out
+        expected += kernel**2 * c_in * c_in // g + 2 * c_in + c_in * c_out // (g if mixing == "shuffle" else 1)
+    assert summarise(name, changes=changes).params == expected
+
+
+def test_the_table_of_the_docs_has_the_counts() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "mobilevit.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) \|$", text, flags=re.M)
+    assert [row[0] for row in rows] == ["1", "2", "4", "8", "16"]
+    for groups, *cells in rows:
+        both = [
+            summarise("mobilevit-grouped-separable-v2", changes=(("groups", groups), ("mixing", mixing)))
+            for mixing in ("dense", "shuffle")
+        ]
+        assert cells == [cell for s in both for cell in (f"{s.params:,}", f"{s.macs / 1e6:.1f}")]
+
+
+@torch.no_grad()
+def test_the_shuffle_deals_channels_out_in_turn_and_mixes_the_groups() -> None:
+    x = torch.arange(12.0).reshape(1, 12, 1, 1)
+    assert ChannelShuffle(3)(x).flatten().tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+    torch.manual_seed(0)
+    shuffled, straight = grouped(16, 16, 1, groups=4, mixing="shuffle").eval(), grouped(16, 16, 1, groups=4).eval()
+    spatial, shuffle, mix = shuffled.children()
+    assert [m.groups for m in shuffled.modules() if isinstance(m, nn.Conv2d)] == [4, 4]
+    assert isinstance(shuffle, ChannelShuffle)
+    without = nn.Sequential(spatial, mix)
+    reached = [reach(net) for net in (shuffled, straight, without)]
+    assert [int(r.sum()) for r in reached] == [256, 256, 4 * 16]
+
+
+def reach(network: nn.Module) -> Tensor:
+    """Tell which of 16 inputs changes which of 16 outputs."""
+    base = network(torch.zeros(1, 16, 1, 1))
+    return (network(torch.eye(16)[:, :, None, None]) - base).flatten(1) != 0
 
 
 @pytest.mark.parametrize("name", GRID)
@@ -236,14 +291,31 @@ def test_the_record_of_a_run_builds_the_model_again() -> None:
         ({"fusion": "v4"}, "known: v1, v2, v3"),
         ({"input_size": 31}, "input size 31 is too small for the strides; give 32 or more"),
         ({"num_classes": 0}, "at least 1 class, found num_classes=0"),
+        ({"conv": "grouped", "groups": 0}, "groups must be between 1 and 80, found 0"),
+        ({"conv": "grouped", "mixing": "shuffled"}, "mixing must be one of dense, shuffle, found 'shuffled'"),
+        ({"groups": 4}, "groups and mixing are of the grouped convolution, found conv=standard"),
+        ({"conv": "depthwise", "mixing": "shuffle"}, "found conv=depthwise"),
     ],
 )
 def test_bad_configurations(options: dict[str, int], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        create_mobilevit(**options)  # type: ignore[arg-type]
+        MobileVitConfig(**options)  # type: ignore[arg-type]
+
+
+def test_the_record_of_a_run_that_is_older_than_groups_builds_the_model_of_the_table() -> None:
+    fields = MobileVitConfig(conv="grouped").to_dict()
+    older = {k: v for k, v in fields.items() if k not in ("groups", "mixing")}
+    assert MobileVitConfig.from_dict(older) == MobileVitConfig(conv="grouped", groups=2, mixing="dense")
 
 
 def test_the_registries_are_those_of_the_thesis() -> None:
     assert list(CONVOLUTIONS) == list(ALL)
     assert list(ATTENTIONS) == list(ATTENTION)
     assert sorted(FUSIONS) == ["v1", "v2", "v3"]
+
+
+def test_strided_points_train_as_the_convolution_that_they_are() -> None:
+    torch.manual_seed(0)
+    (points, *_), image = CONVOLUTIONS["pointwise"](3, 16, 3, 2).children(), torch.randn(4, 3, 15, 16)
+    assert torch.allclose(points.train()(image), points.eval()(image), atol=1e-6)
+    assert points.train()(image).shape == (4, 16, 8, 8)

@@ -7,14 +7,17 @@ import linecache
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import qdeploy
+from qdeploy.cli.main import run
 from qdeploy.core.errors import InputError
 from qdeploy.runtime.answer_csv import AnswerCsv
 from qdeploy.runtime.inputs import expand
@@ -66,7 +69,41 @@ def test_folders_are_walked_by_name_at_every_level(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "nowhere")
-    assert list(expand([str(tmp_path)])) == [str(tmp_path / name) for name in names]
+    left_out: Counter[str] = Counter()
+    names.insert(3, "b/gone.png")  # it is answered: there is no such image
+    assert list(expand([str(tmp_path)], left_out)) == [str(tmp_path / name) for name in names]
+    assert left_out == {f"{tmp_path / 'b' / 'loop'} (a link to a folder)": 1}
+
+
+def test_images_of_a_folder_are_told_by_content_and_the_others_counted(tmp_path: Path) -> None:
+    for name in ("a.jfif", "b.jpe", "c", "d.dat"):
+        shutil.copy(EXAMPLES / "bag.png", tmp_path / name)
+    for name in ("e.txt", "f.TXT", "g.ogg", "h", ".hidden", "Thumbs.db"):
+        (tmp_path / name).write_text("no image")
+    for folder in (".git", "__MACOSX"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(EXAMPLES / "bag.png", tmp_path / folder / "x.png")
+    left_out: Counter[str] = Counter()
+    assert [Path(p).name for p in expand([str(tmp_path)], left_out)] == ["a.jfif", "b.jpe", "c", "d.dat"]
+    assert left_out == {".txt": 2, ".ogg": 1, "": 1}
+    for path in tmp_path.glob("[a-d]*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"holds no image, found \.txt 2, no suffix 1, \.ogg 1$"):
+        expand([str(tmp_path)])
+
+
+def test_pages_are_counted_in_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Image.open(EXAMPLES / "bag.png") as bag:
+        bag.save(tmp_path / "a.tif", save_all=True, append_images=[Image.new("L", (9, 9))] * 2)
+        bag.save(tmp_path / "b.tif")
+    several, one = predict_files(qdeploy.load(), expand([str(tmp_path)]))
+    assert several.prediction
+    assert one.prediction
+    assert list(several.prediction.probabilities) == list(one.prediction.probabilities)
+    assert several.to_dict(1)["frames"] == 3
+    assert "frames" not in one.to_dict(1)
+    assert run(["predict", str(tmp_path), "--model", "qdeploy/shipped"]) == 0
+    assert "a.tif: the first of 3 frames or pages was taken" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_listed_is_an_answer(
@@ -115,12 +152,14 @@ def test_csv_rows_are_whole_at_any_time_and_the_file_is_named_at_the_end(int8_fi
     path.write_text("an earlier file")
     names = [str(EXAMPLES / "bag.png"), str(tmp_path / 'no "such",\nfile\udcff.png')]
     answers = list(predict_files(qdeploy.load(int8_file), names))
-    stopped = AnswerCsv(path)
+    with pytest.raises(InputError, match=r"answers.csv exists; give another name, or `force`"):
+        AnswerCsv(path)
+    stopped = AnswerCsv(path, replace=True)
     stopped.write(answers[0])
     stopped.__exit__(KeyboardInterrupt, None, None)
     assert path.read_text() == "an earlier file"
     assert len(rows(tmp_path / "answers.csv.part")) == 1
-    with AnswerCsv(path) as file:
+    with AnswerCsv(path, replace=True) as file:
         for answer in answers:
             file.write(answer)
     good, bad = rows(path)

@@ -32,7 +32,14 @@ def until(what: Callable[[], T], timeout_s: float = 20.0) -> T:
 class Serving:
     """A server that is ready, and its end."""
 
-    def __init__(self, place: Path, *options: str, ready: bool = True, **environment: str) -> None:
+    def __init__(
+        self,
+        place: Path,
+        *options: str,
+        ready: bool = True,
+        preexec_fn: Callable[[], None] | None = None,
+        **environment: str,
+    ) -> None:
         self.place = place
         self.log: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
@@ -43,6 +50,7 @@ class Serving:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=preexec_fn,
         )
         self._reader = Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -101,7 +109,7 @@ class Serving:
 @contextmanager
 def refused(place: Path, *options: str, **environment: str) -> Iterator[str]:
     """Start a server that must end at once with exit code 2; yields the line that says why."""
-    with Serving(place, *options, ready=False, **environment) as serving:
+    with Serving(place, *options, ready=False, preexec_fn=None, **environment) as serving:
         assert serving.process.wait(30) == 2
         until(lambda: serving.events("text"))
         (line,) = (entry["text"] for entry in serving.events("text"))

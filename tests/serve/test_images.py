@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from PIL import Image
 
 import qdeploy
 from qdeploy.cli.main import run
+from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.errors import ImageError, InputError
 from qdeploy.core.image import MAX_PIXELS
 from qdeploy.core.image_formats import MAX_FILE_BYTES
 from qdeploy.core.machine import peak_memory_bytes
 from qdeploy.serve.client import Client, ServerError
+from tests.confident import confident
 from tests.serve.running import FP32, INT8, Running, in_process, in_thread
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.png"))
@@ -43,6 +46,13 @@ def encoded(form: str, size: tuple[int, int] = (90, 60), mode: str = "RGB") -> b
     pixels = rng.integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels.squeeze(), mode).save(stream, form)
+    return stream.getvalue()
+
+
+def encoded_pixels(pixels: np.ndarray[Any, Any]) -> bytes:
+    """Return a PNG file of some pixels."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -136,7 +146,8 @@ def bomb() -> bytes:
 BAD = {
     "empty": (400, "empty", b""),
     "text": (415, "unsupported-format", b"hello there"),
-    "gif": (415, "unsupported-format", b"GIF89a" + bytes(40)),
+    "icon": (415, "unsupported-format", b"\0\0\1\0" + bytes(40)),
+    "damaged gif": (400, "damaged", b"GIF89a" + bytes(40)),
     "pdf": (415, "unsupported-format", b"%PDF-1.7"),
     "cut off": (400, "truncated", encoded("JPEG")[:-200]),
     "png cut off": (400, "truncated", encoded("PNG")[:300]),
@@ -242,3 +253,23 @@ def test_predict_by_a_server_prints_what_predict_prints(
     assert len(table.read_text().splitlines()) == len(words) + 1
     assert run(["predict", words[0], "--url", server.url, "--model", "none"]) == 2
     assert "there is no model 'none'" in capsys.readouterr().err
+
+
+def test_below_the_threshold_the_server_says_unknown(tmp_path: Path) -> None:
+    model = confident(SHIPPED / "model.int8.onnx", tmp_path / "model.onnx", temperature=1.5, threshold=6.5)
+    files = {path.name: path.read_bytes() for path in EXAMPLES}
+    expected = [qdeploy.load(model)(data) for data in files.values()]
+    assert {p.unknown for p in expected} == {False, True}
+    with in_thread([str(model)]) as server, Client(server.url) as client:
+        body, headers = form(files)
+        rows = server.send("POST", "/predict", body, headers).json["images"]
+        for row, (name, data), wanted in zip(rows, files.items(), expected, strict=True):
+            assert (row["image"], row["label"], row["unknown"]) == (name, wanted.label, wanted.unknown)
+            assert row["score"] == pytest.approx(wanted.score, abs=1e-4)
+            assert row["predictions"][0]["label"] == wanted.would_be
+            answer = client(data)
+            assert (answer.label, answer.would_be, answer.unknown) == (wanted.label, wanted.would_be, wanted.unknown)
+            assert answer.score == pytest.approx(wanted.score, abs=1e-4)
+    with in_thread([str(model)], abstain=False) as server:
+        answer = server.send("POST", "/predict", EXAMPLES[0].read_bytes()).json
+        assert not {"label", "unknown", "score"} & set(answer)

@@ -6,52 +6,14 @@ import json
 import math
 import statistics
 import time
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
-from qdeploy.bench.images import sample_images
-from qdeploy.bench.rounds import queries_of
-from qdeploy.bench.server import arrivals, serve
-from qdeploy.core.artifact import read_artifact
-from qdeploy.runtime.session import open_session
 from qdeploy.serve.stats import PHASES, SLOT_S, Slot, Stats, Times, merged
 from tests.serve.running import INT8, Running, in_process, in_thread
 
 BAG = (Path(__file__).parents[2] / "examples" / "bag.png").read_bytes()
-RATE = 100.0
-
-
-@pytest.mark.slow
-def test_the_report_agrees_with_bench() -> None:
-    """By what ``qdeploy bench --scenario server`` does, in turn with requests on the same schedule."""
-    artifact = read_artifact(INT8)
-    images = sample_images(artifact.card.preprocessing)
-    text = json.dumps({
-        "inputs": [{
-            "name": "image", "datatype": "UINT8", "shape": [1, 64, 64, 3],
-            "parameters": {"binary_data_size": 64 * 64 * 3},
-        }]
-    }).encode()  # fmt: skip
-    headers = {"Inference-Header-Content-Length": str(len(text))}
-    path = "/v2/models/nano-fashion-mnist-int8/infer"
-    direct: list[float] = []
-    with in_thread(threads=1) as server, open_session(artifact, threads=1) as session:
-        query = queries_of(session, images, 1, 1)
-        connection = HTTPConnection(*server.address)
-        for turn in range(24):
-            times_s = arrivals(RATE, 25, turn)
-            direct += serve(query, times_s).latencies_ms
-            begin = time.perf_counter()
-            for i, due in enumerate(times_s.tolist()):
-                time.sleep(max(0.0, begin + due - time.perf_counter()))
-                connection.request("POST", path, text + images[i % len(images)].tobytes(), headers)
-                assert connection.getresponse().read()
-        connection.close()
-        found = server.get("/report").json["since_start"]["latency_ms"]["infer"]
-    assert found["n"] == len(direct) == 600
-    assert found["p50"] == pytest.approx(statistics.median(direct), rel=0.1)
 
 
 def test_the_report_tells_what_serving_costs() -> None:

@@ -57,7 +57,14 @@ def _results(more: str, i: int) -> dict[str, Result]:
         ),
         "export": Exported(
             artifacts={
-                p: ExportedFile(test_top1=60.0 + i, test_n=20, size_bytes=4000 // (j + 1), p50_ms=0.5)
+                p: ExportedFile(
+                    test_top1=60.0 + i,
+                    test_n=20,
+                    size_bytes=4000 // (j + 1),
+                    p50_ms=0.5,
+                    precision=61.5 + j,
+                    recall=60.5,
+                )
                 for j, p in enumerate(("fp32", "int8"))
             },
             verdict=f"kept{more}",

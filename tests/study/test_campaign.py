@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.machine import usable_cores
 from qdeploy.study import campaign, checks
 from qdeploy.study.campaign import resume, sweep
 from qdeploy.study.halving import Score, kept
 from qdeploy.study.process import Ended, Outcome
-from qdeploy.study.record import Model, Step, folder_names
+from qdeploy.study.record import Model, Step, folder_names, load_record
 from qdeploy.study.settings import SweepConfig
 from qdeploy.study.trial import Spec
 
@@ -119,7 +120,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(checks, "open_pool", lambda config: FakePool(world))
         monkeypatch.setattr(campaign, "LocalPool", lambda slots, threads: FakePool(world))
         monkeypatch.setattr("qdeploy.study.campaign.time.monotonic", lambda: world.now)
-        monkeypatch.setattr("qdeploy.core.files.os.fsync", lambda handle: None)
+        monkeypatch.setattr("qdeploy.core.whole.os.fsync", lambda handle: None)
         monkeypatch.setattr("qdeploy.study.picture.draw_pareto", lambda rows, title: b"png")
         return world
 
@@ -236,6 +237,18 @@ def test_failures_are_retried_only_if_asked(patch: Any, tmp_path: Path) -> None:
         resume(tmp_path / "s", retry_failed=True)
 
 
+def test_a_sweep_goes_on_with_other_jobs(patch: Any, tmp_path: Path) -> None:
+    world = patch(World(2))
+    world.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        sweep(SweepConfig(epochs=1), tmp_path / "s")
+    world.stop_after = None
+    with pytest.raises(InputError, match="`jobs` must be between 1 and"):
+        resume(tmp_path / "s", jobs=10_000)
+    resume(tmp_path / "s", jobs=usable_cores())
+    assert load_record(tmp_path / "s").config.jobs == usable_cores()
+
+
 def test_stopped_anywhere_it_ends_as_the_uninterrupted_one(patch: Any, tmp_path: Path) -> None:
     """The clock goes on only while it works, so the plans are the same; a probe that is stopped leaves nothing."""
     whole = patch(World(10))
@@ -288,7 +301,8 @@ def test_the_page_needs_nothing_else_and_the_fronts_are_marked(patch: Any, tmp_p
     page = (tmp_path / "s" / "sweep.html").read_text()
     for word in ("<script", "http", "<link", "@import", "url("):
         assert word not in page
-    assert page.count("src=") == page.count('src="data:image/png;base64,') == 1
+    assert "src=" not in page
+    assert page.count('class="chart"') == len({p.axis for p in result.pareto}) == 3
     assert "Models of different rungs" in page
     on_front = {f"{p.axis}:{p.precision}" for p in result.pareto if p.name == result.pareto[0].name}
     row = next(t for t in result.trials if t.name == result.pareto[0].name)
@@ -308,3 +322,18 @@ def test_folder_names_are_safe_and_different() -> None:
     assert found["torchvision/resnet18"] == "torchvision-resnet18"
     assert len({f.lower() for f in found.values()}) == len(names)
     assert not any("/" in f or f.startswith(".") for f in found.values())
+
+
+def test_a_baseline_is_trained_too_and_judges_and_what_is_too_large_is_left_out(patch: Any, tmp_path: Path) -> None:
+    world, shown = patch(World(4)), Listener()
+    world.skill = {"m0": 60.0, "m1": 59.5, "m2": 70.0, "m3": 61.0}
+    config = SweepConfig(models=("m0", "m1", "m2"), epochs=4, baseline="m3", max_params=1001)
+    result = sweep(config, tmp_path / "s", shown)
+    assert [t.name for t in result.trials] == ["m0", "m1", "m3"]
+    assert "1 model(s) with more than 1,001 parameters are left out" in shown.notes
+    assert result.judgement is not None
+    assert (result.judgement.baseline, result.judgement.pick) == ("m3", "m0")
+    assert [m.accepted for m in result.judgement.models] == [True, False]
+    assert result.to_dict()["judgement"]["models"][1]["drop"] == 1.5
+    with pytest.raises(InputError, match="no model has at most 999 parameters; the smallest has 1,000"):
+        sweep(SweepConfig(models=("m0", "m1"), epochs=4, max_params=999), tmp_path / "t")

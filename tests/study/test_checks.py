@@ -31,9 +31,29 @@ def test_models_are_counted_for_the_data_s_classes_and_the_recipe_s_size() -> No
     assert large["nano-ar"].macs > 3 * small.macs
 
 
+def test_what_does_not_fit_a_microcontroller_is_left_out_with_its_reason() -> None:
+    notes: list[str] = []
+    config = SweepConfig(
+        models=("pico", "nano", "resnet-20", "micro"), data=EMBEDDED, baseline="micro", max_flash=300_000
+    )
+    models = checks.known_models(config)
+    assert list(checks.fitting(config, models, notes.append)) == ["pico", "micro"]
+    assert notes[0] == "nano is left out: it has 828,542 parameters, and `max_flash` is 300,000 bytes"
+    assert notes[1].startswith("resnet-20 is left out: Slice: only one axis at a time")
+    assert len(notes) == 2
+    small = SweepConfig(models=("pico",), data=EMBEDDED, max_flash=256 << 10, max_ram=50_000)
+    with pytest.raises(InputError, match="no model fits `max_flash` of 262,144 bytes and `max_ram` of 50,000 bytes"):
+        checks.fitting(small, {"pico": models["pico"]}, notes.append)
+    assert notes[2] == "pico is left out: it needs 50,960 bytes, and `max_ram` is 50,000"
+    free = SweepConfig(models=("nano",), data=EMBEDDED)
+    assert checks.fitting(free, models, notes.append) is models
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
+        ({"max_flash": 0}, "`max_flash` must be at least 1 byte, found 0"),
+        ({"max_ram": -1}, "`max_ram` must be at least 1 byte"),
         ({"models": ("nano", "micro", "nano")}, "names 'nano' twice"),
         ({"budget_minutes": 0.0}, "`budget_minutes` must be positive, found 0"),
         ({"budget_minutes": -3.0}, "must be positive"),
@@ -53,6 +73,10 @@ def test_values_out_of_range_are_refused(fields: dict[str, Any], text: str) -> N
 def test_a_saved_configuration_is_read_back() -> None:
     config = SweepConfig(models=("nano",), settings={"swa": True}, budget_minutes=3.5)
     assert SweepConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    limited = SweepConfig(models=("pico",), max_flash=256 << 10, max_ram=96 << 10)
+    assert SweepConfig.from_dict(json.loads(json.dumps(limited.to_dict()))) == limited
+    assert limited.on_integers
+    assert not config.on_integers
     with pytest.raises(InputError, match="another version.*differs in colour"):
         SweepConfig.from_dict({**config.to_dict(), "colour": 1})
 
@@ -66,8 +90,8 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_cores_are_shared() -> None:
-    assert SweepConfig().threads == usable_cores()
-    assert SweepConfig(jobs=usable_cores()).threads == 1
+    assert SweepConfig().cores == usable_cores()
+    assert SweepConfig(jobs=usable_cores()).cores == 1
 
 
 def test_ray_is_imported_in_one_place_of_a_room() -> None:

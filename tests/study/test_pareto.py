@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from qdeploy.study.pareto import Point, front, fronts, points
-from qdeploy.study.rows import Row
+from qdeploy.study.rows import Row, noise_of
 
 
 def point(top1: float, cost: float, name: str = "m") -> Point:
@@ -50,3 +50,25 @@ def test_each_precision_is_a_candidate_and_what_failed_is_none() -> None:
     assert found["size"] == []
     assert [(p.name, p.precision) for p in found["params"]] == [("b", "fp32"), ("a", "fp32")]
     assert len(points(rows, "latency")) == 3
+
+
+def test_what_is_no_better_than_chance_is_on_no_front() -> None:
+    known = {"test_n": 1000, "chance": 10.0, "size_fp32_bytes": 9, "size_int8_bytes": 3}
+    flat = row("flat", test_top1_fp32=10.0, test_top1_int8=11.0, **known)
+    half = row("half", test_top1_fp32=30.0, test_top1_int8=10.5, **{**known, "size_fp32_bytes": 90})
+    unknown = row("old", test_top1_fp32=10.0, test_n=1000, size_fp32_bytes=1)  # of a sweep that did not record it
+    rows = [flat, half, unknown]
+    assert [(p.name, p.precision) for p in points(rows, "size")] == [("half", "fp32"), ("old", "fp32")]
+    assert [(p.name, p.precision) for p in points(rows, "size", at_chance=True)] == [
+        ("flat", "int8"),
+        ("flat", "fp32"),
+        ("half", "int8"),
+    ]
+    assert [r.learnt_nothing for r in rows] == [True, False, False]
+    assert all(p.name != "flat" for found in fronts(rows).values() for p in found)
+
+
+def test_models_that_one_run_does_not_tell_apart_are_named() -> None:
+    rows = [row(n, test_top1_fp32=v, test_n=500, chance=10.0) for n, v in (("a", 80.0), ("b", 79.0), ("flat", 10.0))]
+    assert "does not tell a from b:" in noise_of(rows)
+    assert noise_of([*rows, row("c", test_top1_fp32=79.0, test_n=400)]) == ""  # not on the same images

@@ -35,7 +35,7 @@ def spec(kind: str, folder: Path, data: Path, **fields: Any) -> Spec:
 def test_what_is_raised_becomes_a_line(
     error: Exception, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(training, "train", fail)

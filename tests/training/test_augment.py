@@ -324,3 +324,34 @@ def test_every_crop_is_a_square_of_its_image_as_it_is_or_mirrored() -> None:
         seen |= places
     assert len(seen) > 12  # of 18
     assert torch.equal(out, crop_and_mirror(pixels, 4, seeded(0)))
+
+
+def test_randaugment_comes_first_and_erasing_last() -> None:
+    """The paper's order: no operation moves or inverts an erased box."""
+    count = 64
+    strength = Strength(jitter=0.3, erase_probability=1.0, erase_scale=(0.05, 0.1), randaugment=True, magnitude=29)
+    uniform = torch.rand(count, module._FIXED_DRAWS + 4, generator=seeded(5))
+    boxes = erase_boxes(uniform[:, 22:44], strength.erase_scale, 32)
+    out = augment(images(count, 32, 3).clamp(min=60), strength, seeded(5))
+    for image, (top, left, height, width) in zip(out, boxes.int().tolist(), strict=True):
+        assert not image[:, top : top + height, left : left + width].any()
+
+
+def test_squares_reach_beyond_the_border_where_the_image_is_reflected() -> None:
+    """All places that torchvision's pad and crop can give, and no other."""
+    functional: Any = pytest.importorskip("torchvision.transforms.v2.functional")
+    pixels = images(400, 6, seed=1)
+    out = crop_and_mirror(pixels, 6, seeded(0), pad=2)
+    padded = functional.pad(pixels.permute(0, 3, 1, 2), [2, 2, 2, 2], padding_mode="reflect").permute(0, 2, 3, 1)
+    seen = set()
+    for image, found in zip(padded, out, strict=True):
+        windows = {(y, x): image[y : y + 6, x : x + 6] for y in range(5) for x in range(5)}
+        places = {
+            (y, x, mirrored)
+            for (y, x), window in windows.items()
+            for mirrored in (False, True)
+            if torch.equal(found, window.flip(1) if mirrored else window)
+        }
+        assert len(places) == 1
+        seen |= places
+    assert len(seen) == 50

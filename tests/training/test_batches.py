@@ -3,11 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.data.dataset import Split
-from qdeploy.training.batches import Batches
+from qdeploy.data.dataset import Dataset, Split
+from qdeploy.training.batches import Batches, training_split
 from qdeploy.training.distributed import World
 from qdeploy.training.recipes import TrainConfig, config_from_recipe
 
@@ -84,3 +85,24 @@ def test_the_paper_s_augmentation_is_used_and_gives_normalised_images() -> None:
     assert not torch.equal(a, b)
     low, high = (0 - 0.485) / 0.229, (1 - 0.406) / 0.225
     assert low - 0.2 < b.min() < b.max() < high + 0.1
+
+
+@pytest.mark.parametrize("one_table", [True, False])
+def test_all_images_are_those_of_train_and_val(one_table: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+    parts = {"train": slice(0, 6), "val": slice(6, 9), "test": slice(9, 10)}
+    splits = {
+        name: Split(
+            pixels=pixels[where] if one_table else pixels[where].copy(),
+            labels=np.arange(10)[where],
+            hashes=tuple("abcdefghij"[where]),
+        )
+        for name, where in parts.items()
+    }
+    dataset = Dataset(name="d", classes=("a", "b"), preprocessing=Preprocessing(), splits=splits, problems=())
+    found = training_split(dataset, TrainConfig(all_images=True))
+    assert np.array_equal(found.pixels, pixels[:9])
+    assert np.shares_memory(found.pixels, pixels) == one_table
+    assert found.labels.tolist() == list(range(9))
+    assert "".join(found.hashes) == "abcdefghi"
+    assert training_split(dataset, TrainConfig()) is splits["train"]

@@ -26,6 +26,7 @@ def execute(launcher: list[str], script: str, *arguments: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     for name, launcher in (("one", []), ("two", TORCHRUN)):
         execute(launcher, "three_steps.py", tmp_path / name)

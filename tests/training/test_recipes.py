@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def test_the_thesis_s_recipe() -> None:
     assert (config.lr, config.min_lr, config.weight_decay, config.clip_norm) == (1e-3, 1e-6, 1e-4, 1.0)
     assert (config.input_size, config.interpolation, round(config.crop * config.input_size)) == (256, "bicubic", 224)
     assert (config.schedule, config.label_smoothing, config.mixup, config.cutmix) == ("cosine", 0.0, False, False)
+    assert (config.pad, config.normalisation, config.all_images) == (4, "cifar-10", False)
     small = config_from_recipe("mobilevit-64")
     assert (small.input_size, small.amp, small.batch_size) == (64, "auto", 128)
 
@@ -128,3 +130,24 @@ def test_settings_on_the_command_line() -> None:
 def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"^`?{field}`? must be "):
         TrainConfig(**{field: value})
+
+
+def test_the_earlier_versions_have_a_cosine_and_little_augmentation() -> None:
+    for name in ("qonstraint-5.5", "qonstraint-5.6"):
+        config = config_from_recipe(name)
+        assert (config.schedule, config.augmentation, config.mixup) == ("cosine", "low", True)
+        others = ["boosts", "dynamic_momentum", "dynamic_ema", "hardness", "swa", "reloads", "randaugment", "cutmix"]
+        assert not any(getattr(config, part) for part in others)
+        assert (config.epochs, config.batch_size, config.lr) == (70, 256, 5e-4)
+
+
+def test_fields_of_the_model_are_settings_too() -> None:
+    given = parse_settings(("model.depths=1,2,3", "model.drop-path=0.2", "swa=off"))
+    assert given == {"model_fields": {"depths": "1,2,3", "drop_path": "0.2"}, "swa": False}
+    config = config_from_recipe("small", **given)
+    assert config.model_changes == (("depths", "1,2,3"), ("drop_path", "0.2"))
+    assert config_from_record(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(InputError, match="model.depths is set twice"):
+        parse_settings(("model.depths=1,2,3", "model.depths=1,1,1"))
+    with pytest.raises(InputError, match="no field 'model_fields'"):
+        parse_settings(("model_fields=x",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 import signal
@@ -90,6 +91,7 @@ def test_a_collapse_goes_back_to_the_best_weights(
     assert result.best_epoch == 2
 
 
+@pytest.mark.slow
 def test_swa_is_offered_at_the_end_and_kept_if_it_validates_best(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,12 +127,17 @@ def test_a_loss_that_is_no_number_goes_back_to_the_best_weights(
     Poisoned(monkeypatch, {4})
     progress = Notes()
     result = train(config_from_recipe("small", **{**quick, "epochs": 3}), tmp_path / "run", progress)
-    assert progress.notes == ["the loss is not finite at step 2 of epoch 2; back to the weights of epoch 1"]
+    events = [n for n in progress.notes if not n.startswith("note: ")]
+    assert events == ["the loss is not finite at step 2 of epoch 2; back to the weights of epoch 1"]
     assert result.epochs == 3
     (weights,) = (tmp_path / "run").glob("best-*.safetensors")
     assert all(t.isfinite().all() for t in load_file(weights).values())
     rows = list(csv.DictReader((tmp_path / "run" / "log.csv").read_text().splitlines()))
     assert all(float(r["train_loss"]) < 100 for r in rows)
+    accuracies = [0.0, *(float(r["val_top1"]) for r in rows)]
+    expected = [max(-5.0, min(5.0, b - a)) for a, b in itertools.pairwise(accuracies)]
+    assert [float(r["reward"]) for r in rows] == pytest.approx(expected, abs=1e-5)
+    assert all(float(r["feature_std"]) > 0 for r in rows)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +235,7 @@ def same_run(one: Path, other: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["small", "qonstraint-5.9"])
 @pytest.mark.parametrize(
     ("epoch", "step", "number"), [(0, 1, signal.SIGINT), (3, 2, signal.SIGTERM), (6, 1, signal.SIGINT)]
@@ -317,7 +325,7 @@ def test_a_run_that_is_going_on_is_not_resumed(quick: dict[str, Any], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("owner", "death"), [(Learner, "accuracy"), (run_module, "write_rendered"), (run_module, "remove_checkpoints")]
+    ("owner", "death"), [(Learner, "confusion"), (run_module, "write_rendered"), (run_module, "remove_checkpoints")]
 )
 def test_a_run_killed_at_its_very_end_is_finished_all_the_same(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, death: str
@@ -331,7 +339,7 @@ def test_a_run_killed_at_its_very_end_is_finished_all_the_same(
         with pytest.raises(SystemExit):
             train(config_from_recipe("small", **quick), run)
     assert (run / "checkpoints").is_dir()
-    if death == "accuracy":
+    if death == "confusion":
         resume(run)
     else:
         with pytest.raises(InputError, match=r"is complete \(7 epochs\)"):
@@ -390,3 +398,27 @@ def test_a_damaged_checkpoint_falls_back_and_still_ends_the_same(quick: dict[str
     resume(run, progress)
     assert "is damaged and passed over" in progress.notes[0]
     same_run(tmp_path / "whole", run)
+
+
+def test_one_label_for_all_and_few_images_are_said(
+    quick: dict[str, Any], tmp_path: Path, image_folder: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = image_folder(count=60, name="more")
+    original = Learner._answers
+
+    def first_label(self: Learner, model: torch.nn.Module, split: Any) -> Any:
+        for logits, labels in original(self, model, split):
+            yield torch.eye(2)[torch.zeros(len(labels), dtype=torch.long)] + 0 * logits, labels
+
+    monkeypatch.setattr(Learner, "_answers", first_label)
+    progress = Notes()
+    fields = {**quick, "data": str(data), "batch_size": 64, "epochs": 3}
+    train(config_from_recipe("small", **fields), tmp_path / "run", progress)
+    said = [n for n in progress.notes if "get one label" in n]
+    assert len(said) == 1
+    assert said[0].startswith("after epoch 2 all ")
+    (last,) = (n for n in progress.notes if "test images are answered 'cat'" in n)
+    assert last.startswith("note: all ")
+    record, _ = read_run(tmp_path / "run")
+    assert record.results is not None
+    assert record.results.chance == 50.0

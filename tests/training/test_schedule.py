@@ -32,8 +32,18 @@ def test_confidence_warms_up_in_its_first_epoch_only() -> None:
     schedule.finish_epoch(0, 2.355)
     assert schedule.settings(10).lr == pytest.approx(schedule.current.lr)
     assert schedule.settings(10).momentum == pytest.approx(0.9471)
-    assert schedule.constants.patience == 4
-    assert ConfidenceSchedule(config_from_recipe("qonstraint-5.9", epochs=35), 10).constants.patience == 2
+
+
+def test_a_boost_ends_a_longer_warm_up() -> None:
+    config = config_from_recipe("qonstraint-5.9", warmup_epochs=5)
+    slow, boosted = (ConfidenceSchedule(config, steps_per_epoch=10) for _ in range(2))
+    assert slow.settings(9).lr == pytest.approx(5e-4 * 0.28)
+    slow.finish_epoch(0, 1.0)
+    assert slow.settings(10).lr == pytest.approx(slow.current.lr * (0.1 + 0.9 * 11 / 50))
+    boosted.finish_epoch(0, 2.355)
+    assert boosted.settings(10).lr == boosted.current.lr
+    boosted.finish_epoch(1, 1.0)  # no boost, but the warm-up stays over
+    assert boosted.settings(20).lr == boosted.current.lr
 
 
 @pytest.mark.parametrize(

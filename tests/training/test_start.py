@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.run_folder import read_run
+from qdeploy.data.catalog import load_dataset
 from qdeploy.training import TrainResult, train
 from qdeploy.training.device import choose_precision
+from qdeploy.training.normalisation import colour_statistics
 from qdeploy.training.progress import Silent
 from qdeploy.training.recipes import config_from_recipe
+from qdeploy.training.run_files import free_folder
 from tests.conftest import MakeImages
 
 
@@ -107,6 +110,18 @@ def test_a_run_is_never_overwritten_and_bad_input_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_a_kill_left_before_its_first_record_is_free(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", ".run.json.0badcafe.part"):
+        (run / name).touch()
+    config = config_from_recipe("small", data="fashion-mnist-mini", model="nano-ar", epochs=1, batch_size=8)
+    assert free_folder(config, run) == run
+    (run / ".mine").touch()
+    with pytest.raises(InputError, match="already holds files"):
+        free_folder(config, run)
+
+
 @pytest.mark.parametrize("missing", ["labels", "dataset", "model", "preprocessing", "created"])
 def test_an_incomplete_record_is_refused(trained: TrainResult, tmp_path: Path, missing: str) -> None:
     copy = tmp_path / "run"
@@ -139,3 +154,21 @@ def test_cuda_training_uses_mixed_precision() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     assert choose_precision("auto", "auto").autocast_dtype is not None
+
+
+def test_all_images_are_trained_on_and_nothing_chooses(image_folder: MakeImages, tmp_path: Path) -> None:
+    root = image_folder(count=20)
+    fields = {"data": str(root), "model": "nano-ar", "epochs": 2, "batch_size": 8, "device": "cpu", "ema_decay": 0.0}
+    result = train(config_from_recipe("small", **fields, all_images=True, normalisation="data"), tmp_path / "run")
+    record, _ = read_run(tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").read_text().splitlines()))
+    counts = record.dataset.images
+    per_epoch = float(rows[0]["images_per_s"]) * float(rows[0]["train_s"])
+    assert per_epoch == pytest.approx((counts["train"] + counts["val"]) // 8 * 8, rel=1e-3)
+    assert (result.best_epoch, result.best_weights) == (2, "raw")
+    assert result.test_top1 == pytest.approx(float(rows[1]["val_top1"]), abs=1e-4)  # the log shows the test images
+    assert result.epoch_s == pytest.approx(sum(float(r["train_s"]) for r in rows) / 2, rel=1e-3)
+    data = load_dataset(str(root))
+    mean, std = colour_statistics(data.splits["train"].pixels)
+    assert (record.preprocessing.mean, record.preprocessing.std) == (mean, std)
+    assert mean != data.preprocessing.mean

@@ -59,6 +59,8 @@ class TuneReport:
     """Path of ``device.json``."""
     limits: Limits
     environment: dict[str, Any]
+    noisy: bool = False
+    """Whether the times scatter too much to tell; then nothing is written."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of ``qdeploy tune``."""

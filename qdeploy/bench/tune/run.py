@@ -31,6 +31,8 @@ from qdeploy.runtime.device import DEVICE_FILE
 from qdeploy.runtime.session import ENGINES, engines_for, open_session
 
 BATCHES = (1, 8, 32)
+NOISY = 2.0
+"""Ends of the interval of a ratio that are so many times apart tell nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class TuneConfig:
 def tune(model: Path, config: TuneConfig | None = None, progress: NamedProgress | None = None) -> TuneReport:
     """Measure every candidate, choose one, and write ``device.json`` beside it.
 
-    Nothing is written if nothing is within the limits, into a folder that cannot be written to, and for the shipped
-    model, whose folder belongs to the package.
+    Nothing is written if nothing is within the limits, if the clock was too noisy to tell, into a folder that cannot
+    be written to, and for the shipped model, whose folder belongs to the package.
 
     Args:
         model: A model file or an export's folder.
@@ -75,7 +77,10 @@ def tune(model: Path, config: TuneConfig | None = None, progress: NamedProgress 
     chosen = choose(candidates, config.limits)
     if chosen:
         chosen.measure_memory()
-    return _kept(model, report_of(candidates, chosen, not_tried, config.limits), chosen)
+    report = report_of(candidates, chosen, not_tried, config.limits)
+    if chosen and (noise := noise_of(candidates, chosen, config.limits)):
+        return replace(report, reason=f"{report.reason}; {noise}", noisy=True)
+    return _kept(model, report, chosen)
 
 
 def _rejection(candidate: Candidate, limits: Limits) -> str | None:
@@ -171,6 +176,20 @@ def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate | None:
 
 def _complexity(c: Candidate) -> tuple[float, ...]:
     return list(ENGINES).index(c.engine), c.threads, c.batch, c.precision != "fp32", c.p50_ms
+
+
+def noise_of(candidates: Sequence[Candidate], chosen: Candidate, limits: Limits) -> str:
+    """Say that the times scatter too much for the choice to mean anything; empty if they do not."""
+    for other in candidates:
+        if other is chosen or other.rejected or len(other.rounds) < 2 or limits.broken(other):
+            continue
+        ratio, low, high = other.against(chosen)
+        if low < WORTH and high > NOISY * low:
+            return (
+                f"the clock is too noisy to tell: {other.artifact.path.name} with {other.engine}, {other.threads} "
+                f"thread{'s' * (other.threads > 1)} takes {ratio:.2f} times as long, or {low:.2f} to {high:.2f}"
+            )
+    return ""
 
 
 def _kept(model: Path, report: TuneReport, chosen: Candidate | None) -> TuneReport:

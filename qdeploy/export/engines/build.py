@@ -16,6 +16,7 @@ from qdeploy.core.card import Card
 from qdeploy.core.engine_file import EngineHeader, pack
 from qdeploy.core.errors import InputError, MissingDependencyError, VerdictError, near_miss
 from qdeploy.core.files import sha256_of, write_bytes
+from qdeploy.core.reasons import tensorrt_reason
 from qdeploy.runtime.engines.tensorrt_library import find_gpu, first_error, load_package, messages
 
 MAX_BATCH = 64
@@ -135,7 +136,7 @@ def _parsed(package: Any, builder: Any, header: EngineHeader, onnx_file: bytes) 
         if not parser.num_errors:
             raise VerdictError(f"{_named(header)} refuses the graph: {first_error(header.builder)}", fix=_REMEDY)
         error = parser.get_error(0)
-        what = " ".join(error.desc().split())
+        what = tensorrt_reason(error.desc())
         raise VerdictError(
             f"{_named(header)} refuses the graph at node '{error.node_name()}' ({error.node_operator()}): {what}",
             fix=_REMEDY,

@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from qdeploy.export.graph.walk import FreeNames, is_standard, read_inside
+
 COLOURS = 3
 TO_NCHW = [0, 3, 1, 2]
 
@@ -99,16 +101,17 @@ def _rewrite(graph: onnx.GraphProto, entrance: _Entrance) -> None:
         values = _channels(graph, node) if node is not None else None
         if node is not None and values is not None:
             row = np.tile(values, entrance.size).reshape(1, 1, entrance.size, COLOURS)
-            node.input[1] = f"{node.input[1]}_row"
+            node.input[1] = FreeNames(graph)(f"{node.input[1]}_row")
             graph.initializer.append(numpy_helper.from_array(row, node.input[1]))
     steps = entrance.steps
     for node in steps:
         graph.node.remove(node)
-    before = "image"
+    before, names = "image", FreeNames(graph)
     for i, node in enumerate(steps):
         old = node.output[0]
         node.input[0] = before
-        node.output[0] = before = entrance.end if node is steps[-1] else f"{entrance.end}_{node.op_type.lower()}"
+        last = node is steps[-1]
+        node.output[0] = before = entrance.end if last else names(f"{entrance.end}_{node.op_type.lower()}")
         graph.node.insert(i, node)
         _declare(graph, node, old, entrance.size)
     _drop_unused(graph)
@@ -122,10 +125,11 @@ def _fold_into_weights(graph: onnx.GraphProto, entrance: _Entrance) -> bool:
     weights = {name for n in entrance.readers for name in n.input[1:2]}
     uses = [name for n in graph.node for name in n.input if name in weights]
     whole = all(
-        n.op_type == "Conv" and n.input[1] in constants and constants[n.input[1]].dims[1] == COLOURS
+        is_standard(n, "Conv") and n.input[1] in constants and constants[n.input[1]].dims[1] == COLOURS
         for n in entrance.readers
     )
-    if scale is None or not entrance.readers or not whole or len(uses) != len(entrance.readers):
+    inside = read_inside(graph) & {*weights, entrance.end}
+    if scale is None or not entrance.readers or not whole or len(uses) != len(entrance.readers) or inside:
         return False
     for name in weights:
         scaled = numpy_helper.to_array(constants[name]) * scale.reshape(1, COLOURS, 1, 1)
@@ -142,6 +146,6 @@ def _declare(graph: onnx.GraphProto, node: onnx.NodeProto, old: str, size: int) 
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for n in graph.node for name in n.input}
+    used = read_inside(graph).union(name for n in graph.node for name in n.input)
     for tensor in [i for i in graph.initializer if i.name not in used]:
         graph.initializer.remove(tensor)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import VerdictError
-from qdeploy.core.machine import usable_cores
+from qdeploy.core.machine import compute_threads
 from qdeploy.core.metrics import Floats, Parity, sqnr_db
 from qdeploy.runtime.session import Session
 
@@ -79,6 +79,6 @@ def run_session(session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = R
 def run_outputs(session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = RUN_BATCH) -> tuple[Floats, Floats]:
     """Return the logits and the probabilities, both ``[N, K]``; else as ``run_session``."""
     batches = [pixels_NSSC[i : i + batch] for i in range(0, len(pixels_NSSC), batch)]
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(compute_threads()) as pool:
         logits, probabilities = zip(*pool.map(session.infer, batches), strict=True)
     return np.concatenate(logits), np.concatenate(probabilities)

@@ -9,8 +9,7 @@ import onnx
 from qdeploy.core.artifact import BLANK, CARD_KEY, CHECKSUM_KEY, sealed
 from qdeploy.core.card import Card
 from qdeploy.core.errors import InputError
-
-MAX_BYTES = 2**31 - 1
+from qdeploy.export.graph.size import MAX_BYTES
 
 
 def sealed_bytes(model: onnx.ModelProto, card: Card) -> bytes:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.errors import InputError
 from qdeploy.export.graph.inner_outputs import open_with_outputs
+from qdeploy.export.graph.walk import FreeNames, is_standard, read_inside
 
 BATCH = 8
 """Images per run: the inputs of all layers of a batch are in memory at once."""
@@ -34,7 +35,8 @@ def channel_means(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> dic
         pixels_NSSC: The calibration images, at least one.
 
     Returns:
-        For each tensor that a Conv or Gemm reads, ``[C]``; axis 1 holds the channels.
+        For each tensor that a Conv or Gemm reads, ``[C]``; axis 1 holds the channels. A channel that has no values, or
+        some that are not finite, counts as 0: there is nothing to correct.
 
     Raises:
         InputError: If there are no images.
@@ -52,9 +54,11 @@ def channel_means(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> dic
         values = session.run(names, {session.get_inputs()[0].name: pixels_NSSC[start : start + BATCH]})
         for name, value in zip(names, values, strict=True):
             axes = tuple(axis for axis in range(value.ndim) if axis != 1)
-            sums[name] = sums.get(name, np.zeros(1)) + value.sum(axis=axes, dtype=np.float64)
-            counts[name] += value.size // value.shape[1]
-    return {name: (sums[name] / counts[name]).astype(np.float32) for name in names}
+            with np.errstate(invalid="ignore"):  # inf - inf
+                sums[name] = sums.get(name, np.zeros(1)) + value.sum(axis=axes, dtype=np.float64)
+            counts[name] += value.size // max(value.shape[1], 1)
+    means = {name: np.asarray(sums[name] / max(counts[name], 1)).astype(np.float32) for name in names}
+    return {name: np.where(np.isfinite(mean), mean, np.float32(0)) for name, mean in means.items()}
 
 
 def correct_biases(
@@ -90,6 +94,8 @@ def correct_biases(
         if means is None:
             raise InputError(f"bias correction has no channel means of '{node.input[0]}', the input of {node.name}")
         weight_OIK = _weight(node, onnx.numpy_helper.to_array(stored[node.input[1]]))
+        if not weight_OIK.size:
+            continue
         error_OI = (rounded(weight_OIK, seven_bit_weights).astype(np.float64) - weight_OIK).sum(axis=2)
         shift_O = _mean_error(error_OI, np.asarray(means), int(_attribute(node, "group", 1)), node.name)
         beta = _attribute(node, "beta", 1.0)
@@ -121,7 +127,9 @@ def rounded(weight_OIK: Floats, seven_bits: bool = False) -> Floats:
 
 
 def _layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    return [n for n in graph.node if n.op_type == "Conv" or (n.op_type == "Gemm" and not _attribute(n, "transA", 0))]
+    return [
+        n for n in graph.node if is_standard(n, "Conv") or (is_standard(n, "Gemm") and not _attribute(n, "transA", 0))
+    ]
 
 
 def _weight(node: onnx.NodeProto, weight: Floats) -> Floats:
@@ -145,15 +153,12 @@ def _mean_error(error_OI: NDArray[np.float64], means_C: Floats, groups: int, lay
 
 def _set_bias(graph: onnx.GraphProto, node: onnx.NodeProto, bias_O: Floats) -> None:
     """Set a bias of its own for a node, one that no other node reads."""
-    taken = {i.name for i in graph.initializer} | {name for n in graph.node for name in (*n.input, *n.output)}
     old = node.input[2] if len(node.input) > 2 else ""
-    name = f"{node.input[1]}.corrected_bias"
-    while name in taken:
-        name += "_"
+    name = FreeNames(graph)(f"{node.input[1]}.corrected_bias")
     graph.initializer.append(onnx.numpy_helper.from_array(bias_O, name))
     del node.input[2:]
     node.input.append(name)
-    if old and not any(old in n.input for n in graph.node):
+    if old and old not in read_inside(graph) and not any(old in n.input for n in graph.node):
         graph.initializer.remove(next(i for i in graph.initializer if i.name == old))
 
 

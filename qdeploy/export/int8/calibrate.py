@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,21 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from qdeploy.core.errors import InputError, VerdictError
+from qdeploy.core.errors import InputError
 from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import Dataset, Split
+from qdeploy.export.graph.finite import called, require_finite
 from qdeploy.export.graph.inner_outputs import open_with_outputs
 from qdeploy.export.int8.histogram import Histogram
 from qdeploy.export.int8.ranges import METHODS, Range, mse, range_of
+from qdeploy.export.int8.scales import has_scale
 from qdeploy.export.kept import keep, key_of, read_kept
 
 BATCH = 8
 """Images per run: every intermediate tensor of a batch is in memory at once."""
 HELD_EVERY = 4
 """Each fourth batch is kept apart: it judges the ranges that the others suggest."""
-FORMAT = "2"
+FORMAT = "3"
 """Format version of the kept histograms; other versions are not read."""
 
 
@@ -50,8 +53,12 @@ class Calibration:
 
         The best is the one whose range, made from most of the images, has the least squared error on the others.
         """
-        best = {n: self._best(n, symmetric) for n in self.fitted} if method == "mixed" else {}
-        return {name: self._range(name, best.get(name, method), symmetric) for name in self.fitted}
+        best = {n: self._best(n, symmetric) for n in self._seen()} if method == "mixed" else {}
+        return {name: self._range(name, best[name] if best else method, symmetric) for name in self._seen()}
+
+    def _seen(self) -> list[str]:
+        """Return the tensors that had values, all of them finite; the others stay in float."""
+        return [n for n, h in self.fitted.items() if h.is_finite and (n not in self.held or self.held[n].is_finite)]
 
     def _range(self, name: str, method: str, symmetric: bool) -> Range:
         """Return a tensor's range on all images; it is searched for once."""
@@ -59,10 +66,13 @@ class Calibration:
         if key not in self._found:
             histogram = self.fitted[name]
             whole = histogram + self.held[name] if name in self.held else histogram
-            self._found[key] = range_of(whole, method, symmetric)
+            extremes = range_of(whole, "minmax", symmetric)
+            self._found[key] = range_of(whole, method, symmetric) if has_scale(extremes) else extremes
         return self._found[key]
 
     def _best(self, name: str, symmetric: bool) -> str:
+        if not has_scale(range_of(self.fitted[name], "minmax", symmetric)):
+            return "minmax"
         judge = self.held.get(name, self.fitted[name])
         return min(METHODS, key=lambda method: mse(judge, range_of(self.fitted[name], method, symmetric)))
 
@@ -110,7 +120,7 @@ def calibrate(model: onnx.ModelProto, images: Split, seed: int, progress: Progre
         progress: Called with the number of images done and their total.
 
     Raises:
-        VerdictError: If a tensor is not finite.
+        InputError: If an answer is not finite.
     """
     graph = model.SerializeToString(deterministic=True)
     key = key_of([FORMAT, ort.__version__, graph, *images.hashes])
@@ -127,6 +137,7 @@ Histograms = dict[str, Histogram]
 
 def _collect(model: onnx.ModelProto, images: Split, progress: Progress | None) -> tuple[Histograms, Histograms]:
     names = _float_tensors(model)
+    outputs = {o.name for o in model.graph.output}
     session = open_with_outputs(model, names)
     fitted: Histograms = {name: Histogram() for name in names}
     held: Histograms = {}
@@ -134,13 +145,11 @@ def _collect(model: onnx.ModelProto, images: Split, progress: Progress | None) -
         batch: NDArray[np.uint8] = images.pixels[start : start + BATCH]
         apart = i % HELD_EVERY == HELD_EVERY - 1
         for name, value in zip(names, session.run(names, {"image": batch}), strict=True):
+            if name in outputs:
+                require_finite(model, value, batch, partial(called, "calibration", images.hashes, start))
             (held.setdefault(name, Histogram()) if apart else fitted[name]).add(value)
         if progress:
             progress(min(start + BATCH, len(images)), len(images))
-    for part in (fitted, held):
-        broken = [n for n, h in part.items() if not np.isfinite([h.low, h.high]).all()]
-        if broken:
-            raise VerdictError(f"calibration failed: tensor '{broken[0]}' is not finite on the training images")
     return fitted, held
 
 

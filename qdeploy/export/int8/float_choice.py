@@ -88,6 +88,8 @@ class Tried:
     nodes: FloatNodes
     sqnr: float
     difference: PairedDifference
+    stressed: bool = False
+    """Whether it answers an image of the stress set badly that fp32 answers."""
     speed: float | None = None
     """Speed divided by fp32's; None until it is timed."""
 

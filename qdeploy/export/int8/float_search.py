@@ -5,7 +5,8 @@ Every choice only rewrites Q/DQ pairs from one calibration. First each part of t
 part whose floats save most time is left in float, as long as it saves more than ``SearchConfig.worth`` and more than
 the noise of the clock; of parts that the clock cannot tell apart the one that leaves least in float is taken. So the
 same graph gets the same choice again. If the result loses more accuracy than allowed, the parts that cause most error
-for the time they save follow, as few as the budget needs, found by bisection.
+for the time they save follow, as few as the budget needs, found by bisection; if it answers an image of the stress set
+badly, those that cause most error there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import onnx
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.budget import AccuracyBudget
 from qdeploy.core.card import Card
-from qdeploy.core.machine import usable_cores
+from qdeploy.core.machine import compute_threads
 from qdeploy.core.metrics import Floats, paired_difference, sqnr_db
 from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import Split
@@ -35,6 +36,7 @@ from qdeploy.export.int8.float_choice import Found, SearchConfig, Survey, Tried
 from qdeploy.export.int8.quantize import quantize
 from qdeploy.export.int8.ranges import Range
 from qdeploy.export.int8.units import Unit, disjoint, nodes_of, quantizable, units_of
+from qdeploy.export.stress import StressSet
 from qdeploy.runtime.session import Session, open_session
 
 ERROR_IMAGES = 64
@@ -85,6 +87,8 @@ class FloatSearch:
     before: Floats
     """Logits of the float graph for ``images``, ``[N, K]``."""
     budget: AccuracyBudget
+    stress: StressSet | None = None
+    """Images that no choice may answer badly; None where none are asked."""
     clock: Clock | None
     """None if this machine's speed says nothing about the target."""
     config: SearchConfig
@@ -228,10 +232,13 @@ class FloatSearch:
         self._best = other if saved >= max(self.config.worth, noise) else chosen
 
     def _repair(self) -> None:
-        """Leave as few further parts in float as the budget needs; by bisection, so in log2(parts) choices."""
-        chosen, survey = self._best, self._survey
-        rest = (u for u in survey.units if u.nodes - chosen.nodes)
-        ordered = disjoint(sorted(rest, key=survey.worth_in_float, reverse=True))
+        """Leave as few further parts in float as the budget and the stress set need, by bisection.
+
+        That takes log2(parts) choices. What needs every part in float, for the stress set alone, is left as it is: the
+        verdict then says which image is answered badly.
+        """
+        chosen = self._best
+        ordered = disjoint(self._most_harmful(chosen))
 
         def with_first(count: int) -> Tried:
             names = (*chosen.names, *(u.name for u in ordered[:count]))
@@ -245,10 +252,25 @@ class FloatSearch:
                 many, self._best = middle, tried
             else:
                 few = middle
+        if many == len(ordered) and self._accurate(chosen):
+            self._best = chosen
+            return
         self._best = with_first(many)
-        self.note(f"float search: left {many} more parts in float for accuracy")
+        why = "the stress set" if self._accurate(chosen) else "accuracy"
+        self.note(f"float search: left {many} more parts in float for {why}")
         if self.clock:
             self._settle([self._best])
+
+    def _most_harmful(self, chosen: Tried) -> list[Unit]:
+        """Return the parts that are in INT8, those first that do most harm: to accuracy, else to the stress set."""
+        rest = [u for u in self._survey.units if u.nodes - chosen.nodes]
+        if self.stress is None or not self._accurate(chosen):
+            return sorted(rest, key=self._survey.worth_in_float, reverse=True)
+        errors: list[float] = []
+        for group in _groups(rest):
+            with self._opened([chosen.nodes | u.nodes for u in group]) as sessions:
+                errors += map(self.stress.squared_error, sessions)
+        return [u for _, _, u in sorted(zip(errors, range(len(rest)), rest, strict=True))]
 
     def _try(self, names: Sequence[str], nodes: FloatNodes) -> Tried:
         """Make and measure a graph on all validation images; the same one is made once."""
@@ -258,12 +280,14 @@ class FloatSearch:
                 self._forecast.opening_s = self.now() - begin
                 begin = self.now()
                 logits = run_session(session, self.images.pixels)
-                self._forecast.image_s = (self.now() - begin) * usable_cores() / len(self.images)
+                self._forecast.image_s = (self.now() - begin) * compute_threads() / len(self.images)
+                stressed = self.stress is not None and self.stress.judge(session, self.before, logits).mendable
             self._tried[nodes] = Tried(
                 names=tuple(names),
                 nodes=nodes,
                 sqnr=sqnr_db(self.before, logits),
                 difference=paired_difference(logits, self.before, self.images.labels),
+                stressed=stressed,
             )
         return self._tried[nodes]
 
@@ -305,7 +329,7 @@ class FloatSearch:
         """
         self._check_time()
         with ExitStack() as stack:
-            with ThreadPoolExecutor(usable_cores()) as pool:
+            with ThreadPoolExecutor(compute_threads()) as pool:
                 sessions = [stack.enter_context(session) for session in pool.map(self._open, choices)]
             yield sessions
         self._forecast.opened(len(choices))
@@ -335,6 +359,9 @@ class FloatSearch:
         return float(np.square(self.before[: len(few)].astype(np.float64) - run_session(session, few)).sum())
 
     def _sound(self, tried: Tried) -> bool:
+        return self._accurate(tried) and not tried.stressed
+
+    def _accurate(self, tried: Tried) -> bool:
         return tried.sqnr >= INT8_MIN_SQNR_DB and self.budget.allows(tried.difference)
 
     def _simplicity(self, nodes: FloatNodes) -> tuple[int, int, list[str]]:

@@ -35,18 +35,22 @@ class Histogram:
     batches: int = 0
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count a batch of values, of any shape."""
+        """Count a batch of values, of any shape; one that is not finite widens the extremes to infinity."""
         flat = values.reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if not flat.size:
             return
+        low, high = float(flat.min()), float(flat.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            self.low, self.high = -math.inf, math.inf
+            return
+        self.low, self.high = min(self.low, low), max(self.high, high)
         self._reach(max(-low, high))
         stride = max(1, flat.size // SAMPLE) | 1  # odd: an even one may always meet the same channel
         sample = flat[self.batches % stride :: stride]
         self.batches += 1
         if self.limit:
-            place = ((sample + np.float32(self.limit)) * np.float32(BINS / 2 / self.limit)).astype(np.int32)
+            share = sample.astype(np.float64) / self.limit  # in float32 the factor itself may be beyond its range
+            place = ((share + 1.0) * (BINS / 2)).astype(np.int32)
             self.counts += np.bincount(np.minimum(place, BINS - 1), minlength=BINS)
 
     def _reach(self, magnitude: float) -> None:
@@ -57,6 +61,11 @@ class Histogram:
             factor = round(new / self.limit)
             self.counts = _spread(self.counts, factor)
         self.limit = new
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there were values, all of them finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
     def centres(self) -> NDArray[np.float64]:

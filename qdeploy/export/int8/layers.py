@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.metrics import Floats, sqnr_db
 from qdeploy.export.graph.inner_outputs import open_with_outputs
+from qdeploy.export.graph.walk import is_standard
 from qdeploy.export.int8.units import MATRIX_OPERATORS
 
 IMAGES = 16
@@ -30,7 +31,7 @@ class LayerRow:
 
 def layer_table(fp32: onnx.ModelProto, int8: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> tuple[LayerRow, ...]:
     """Compare every Conv, Gemm and MatMul of a float graph with the same one of its Q/DQ form."""
-    layers = [n for n in fp32.graph.node if n.op_type in MATRIX_OPERATORS]
+    layers = [n for n in fp32.graph.node if is_standard(n, *MATRIX_OPERATORS)]
     made = {o: n for n in int8.graph.node for o in n.output}
     inside = {n.name: n for n in int8.graph.node}
     names = [_surviving(fp32, n.output[0], made) for n in layers]
@@ -74,4 +75,6 @@ def _dequantized(int8: onnx.ModelProto, name: str) -> str:
 
 
 def _outputs(model: onnx.ModelProto, names: list[str], images: NDArray[np.uint8]) -> list[Floats]:
+    if not names:
+        return []
     return list(open_with_outputs(model, names).run(names, {"image": images}))

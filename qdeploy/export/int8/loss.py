@@ -98,5 +98,5 @@ class Judges:
 
 
 def flips_of(before_NK: Floats, after_NK: Floats) -> Flips:
-    """Count the images whose largest logit is another one."""
+    """Count the images whose largest logit is another one; of equal ones the lower index counts, on both sides."""
     return Flips(flips=int((before_NK.argmax(1) != after_NK.argmax(1)).sum()), n=len(before_NK))

@@ -15,7 +15,6 @@ from qdeploy.export.int8.histogram import Histogram
 
 Range = tuple[float, float]
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
 LEVELS = 256
 PERCENT = 99.99
 """Percent of the values that lie inside the range of the method percentile."""
@@ -25,6 +24,8 @@ ROUNDS = 2
 """Searches of the upper end, then of the lower, each with the other fixed."""
 
 Cost = Callable[[float, float], float]
+Method = Callable[[Histogram, float, float, bool], Range]
+"""Takes a histogram, its extremes (with zero between them) and whether the range is to be symmetric."""
 
 
 def range_of(histogram: Histogram, method: str, symmetric: bool = False) -> Range:
@@ -32,27 +33,34 @@ def range_of(histogram: Histogram, method: str, symmetric: bool = False) -> Rang
 
     Args:
         histogram: Histogram of the tensor's values on real images.
-        method: One of ``METHODS``: minmax, percentile, entropy (Kullback-Leibler divergence, as TensorRT's former
-            calibrator) or mse (mean squared error).
+        method: A key of ``METHODS``: minmax, percentile, entropy (Kullback-Leibler divergence, as TensorRT's former
+            calibrator), mse (mean squared error), or one that was added.
         symmetric: Whether the integers are symmetric about zero.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if symmetric:
         low, high = -max(-low, high), max(-low, high)
-    if method == "minmax" or histogram.limit == 0.0:
-        return low, high
-    if method == "percentile":
-        return _percentile(histogram, low, high, symmetric)
-    used = histogram.counts.nonzero()[0]
-    centres, counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
-    cost = _entropy_cost(histogram) if method == "entropy" else _mse_cost(centres, counts)
-    return _search(cost, low, high, symmetric)
+    return METHODS[method](histogram, low, high, symmetric) if histogram.limit else (low, high)
 
 
 def mse(histogram: Histogram, span: Range) -> float:
     """Return the mean squared error of quantizing a tensor's values with a range."""
     counts = histogram.counts.astype(np.float64)
     return _mse_cost(histogram.centres, counts)(*span) / max(counts.sum(), 1.0)
+
+
+def _minmax(histogram: Histogram, low: float, high: float, symmetric: bool) -> Range:
+    return low, high
+
+
+def _least_entropy(histogram: Histogram, low: float, high: float, symmetric: bool) -> Range:
+    return _search(_entropy_cost(histogram), low, high, symmetric)
+
+
+def _least_mse(histogram: Histogram, low: float, high: float, symmetric: bool) -> Range:
+    used = histogram.counts.nonzero()[0]
+    centres, counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
+    return _search(_mse_cost(centres, counts), low, high, symmetric)
 
 
 def _percentile(histogram: Histogram, low: float, high: float, symmetric: bool) -> Range:
@@ -124,3 +132,12 @@ def _entropy_cost(histogram: Histogram) -> Cost:
         return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-9))).sum())
 
     return cost
+
+
+METHODS: dict[str, Method] = {
+    "minmax": _minmax,
+    "percentile": _percentile,
+    "entropy": _least_entropy,
+    "mse": _least_mse,
+}
+"""Every method by its name; what is added here is known to every export of this process."""

@@ -12,12 +12,14 @@ import onnx
 from qdeploy.bench import sample_images
 from qdeploy.core.budget import AccuracyBudget
 from qdeploy.core.card import CalibrationRecord, Card, FloatLayersRecord
+from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
-from qdeploy.core.machine import native_target, usable_cores
+from qdeploy.core.machine import compute_threads, native_target
 from qdeploy.core.metrics import Floats, sqnr_db
 from qdeploy.data.dataset import Split
 from qdeploy.export.finish import Made, Work, finish, open_graph
 from qdeploy.export.graph.parity import require_sound, run_session
+from qdeploy.export.graph.walk import all_nodes, is_standard
 from qdeploy.export.int8.bias_correction import biases_of, channel_means, correct_biases
 from qdeploy.export.int8.calibrate import Calibration, calibrate, choose_images, random_images
 from qdeploy.export.int8.clock import real_clock
@@ -28,6 +30,8 @@ from qdeploy.export.int8.loss import Judges, flips_of
 from qdeploy.export.int8.pinned import Pinned, pinned
 from qdeploy.export.int8.quantize import quantize
 from qdeploy.export.int8.ranges import METHODS, Range
+from qdeploy.export.int8.units import MATRIX_OPERATORS, feeding
+from qdeploy.export.stress import Stress, StressSet
 from qdeploy.export.verdict import Loss
 
 CALIBRATION_SEED = 0
@@ -41,6 +45,7 @@ WAY_IMAGES = 128
 SMALL_CHANNELS = 16
 """Convolutions that read fewer stay in float for TensorRT: their integers do not pay there."""
 FLOAT_FOR_TENSORRT = "products of activations, convolutions of few channels"
+FLOAT_FOR_DIVISIONS = "what feeds divisions, roots and logarithms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ class Int8Report:
     budget: AccuracyBudget
     qat_epochs: int
     """Epochs of the fine-tune that the weights come from; 0 if none was needed."""
+    stress: Stress
+    """Answers to images that no validation split holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +94,44 @@ def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) 
     """
     graph = finetuned or fp32.model
     images = calibration_images(work)
+    require_layers(graph)
     calibration = calibrate(graph, images, CALIBRATION_SEED, work.progress("calibrating"))
+    _require_integers(graph, calibration, encoding_for(work.config.targets[0]))
     epochs = work.config.qat_epochs if finetuned else 0
     means = {} if finetuned else channel_means(graph, images.pixels)  # tuned biases expect the rounding already
     judges = Judges(fp32=fp32.session, dataset=work.dataset, calibrated=frozenset(calibration.image_hashes))
     made = [_one(work, fp32, graph, epochs, means, calibration, judges, target) for target in work.config.targets]
     return made, calibration
+
+
+def require_layers(model: onnx.ModelProto) -> None:
+    """Refuse a graph of which nothing would become faster.
+
+    Raises:
+        InputError: If it has no layer that multiplies matrices.
+    """
+    if any(is_standard(node, *MATRIX_OPERATORS) for node in model.graph.node):
+        return
+    if any(is_standard(node, *MATRIX_OPERATORS) for node in all_nodes(model)):
+        raise InputError(
+            "all layers of the model are inside If, Loop or Scan, which INT8 leaves alone",
+            fix="export it again without them, or with a dynamic batch if its batch is fixed, or leave out `int8`: of "
+            "an ONNX file `qdeploy adopt` makes the fp32 file",
+        )
+    raise InputError(
+        f"the model has no layer that INT8 can compute ({', '.join(MATRIX_OPERATORS)}): nothing is to be quantized",
+        fix="leave out `int8`; of an ONNX file `qdeploy adopt` makes the fp32 file",
+    )
+
+
+def _require_integers(model: onnx.ModelProto, calibration: Calibration, encoding: Encoding) -> None:
+    """Refuse a graph whose values are all beyond integers, so that its INT8 form would be the float graph."""
+    int8 = quantize(model, calibration.ranges("minmax", encoding.symmetric), encoding)
+    if not any(is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in int8.graph.node):
+        raise InputError(
+            "integers can hold none of the model's values: they are subnormal, huge or infinite",
+            fix="leave out `int8`, or repair the model",
+        )
 
 
 def calibration_images(work: Work) -> Split:
@@ -122,9 +161,9 @@ def float_for_tensorrt(model: onnx.ModelProto) -> frozenset[str]:
     weights = {i.name: tuple(i.dims) for i in model.graph.initializer}
     stay = set()
     for node in model.graph.node:
-        if node.op_type == "MatMul" and not any(i in weights for i in node.input):
+        if is_standard(node, "MatMul") and not any(i in weights for i in node.input):
             stay.add(node.name)
-        shape = weights.get(node.input[1], ()) if node.op_type == "Conv" else ()
+        shape = weights.get(node.input[1], ()) if is_standard(node, "Conv") else ()
         if shape and shape[1] * _groups(node) < SMALL_CHANNELS:
             stay.add(node.name)
     return frozenset(stay)
@@ -147,14 +186,15 @@ def _one(
     encoding = encoding_for(target)
     origin = replace(fp32.card.origin, parent_sha256=sha256_of(fp32.data))
     card = replace(fp32.card, precision="int8", target=encoding.target, origin=origin, qat_epochs=epochs)
-    start = float_for_tensorrt(graph) if encoding.target == "tensorrt" else frozenset[str]()
+    start = feeding(graph, encoding) | (float_for_tensorrt(graph) if target == "tensorrt" else frozenset())
     ways = _ways(work, graph, means, calibration, encoding)
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(compute_threads()) as pool:
         found_db = pool.map(lambda way: _error(judges, graph, way, encoding, card, start), ways)
     errors = {way.name: db for way, db in zip(ways, found_db, strict=True)}
     way = max(ways, key=lambda w: errors[w.name])
     native = encoding.target == native_target()
     budget = _budget(work, fp32)
+    stress = StressSet.of(fp32.session, work.parity_pixels)
     search = FloatSearch(
         model=graph,
         card=card,
@@ -163,6 +203,7 @@ def _one(
         biases=way.biases,
         images=judges.choosing,
         before=judges.choosing_logits,
+        stress=stress,
         budget=budget,
         clock=real_clock(sample_images(work.dataset.preprocessing)) if native else None,
         config=work.config.search,
@@ -185,6 +226,7 @@ def _one(
             loss=judges.loss(made.session, flips_of(fp32.test_logits, made.test_logits), budget),
             budget=budget,
             qat_epochs=epochs,
+            stress=stress.judge(made.session, fp32.parity_logits, made.parity_logits),
         ),
         ranges=way.ranges,
     )
@@ -210,6 +252,7 @@ def _finished(
     card = replace(card, float_layers=found.float_nodes, calibration=record, float_choice=choice)
     file = "model.int8.onnx" if native else f"model.int8.{card.target}.onnx"
     fixed = [FLOAT_FOR_TENSORRT] if card.target == "tensorrt" else []
+    fixed += [FLOAT_FOR_DIVISIONS] if feeding(fp32.model, encoding_for(card.target)) else []
     words = ", ".join((*fixed, *found.float_units)) or "nothing"
     picks = any(node.op_type == "TopK" for node in found.model.graph.node)
     golden_db = PICKING_GOLDEN_DB if picks else INT8_GOLDEN_DB

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from qdeploy.export.graph.walk import is_standard
+from qdeploy.export.int8.divisors import feeding_divisions
 from qdeploy.export.int8.encodings import Encoding
 
 MAX_MODULES = 20
@@ -45,7 +47,7 @@ def units_of(
     """
     may = quantizable(model, encoding)
     nodes = [
-        _Node(n.name, (*_steps(n.name), n.name), n.op_type in MATRIX_OPERATORS)
+        _Node(n.name, (*_steps(n.name), n.name), is_standard(n, *MATRIX_OPERATORS))
         for n in model.graph.node
         if n.name in may
     ]
@@ -60,8 +62,17 @@ def units_of(
 
 
 def quantizable(model: onnx.ModelProto, encoding: Encoding) -> frozenset[str]:
-    """Return the names of the nodes that an encoding can write as INT8."""
-    return frozenset(n.name for n in model.graph.node if n.op_type in encoding.operators or n.op_type == "Gelu")
+    """Return the names of the nodes that an encoding can write as INT8 and that need not stay in float."""
+    return _candidates(model, encoding) - feeding_divisions(model.graph)
+
+
+def feeding(model: onnx.ModelProto, encoding: Encoding) -> frozenset[str]:
+    """Return the names of those that an encoding could write, and that make what must not be rounded."""
+    return _candidates(model, encoding) & feeding_divisions(model.graph)
+
+
+def _candidates(model: onnx.ModelProto, encoding: Encoding) -> frozenset[str]:
+    return frozenset(n.name for n in model.graph.node if is_standard(n, *encoding.operators, "Gelu"))
 
 
 def disjoint(units: Iterable[Unit]) -> list[Unit]:
@@ -114,7 +125,7 @@ def _roles(model: onnx.ModelProto, nodes: list[_Node], known: set[frozenset[str]
                 members.setdefault(step, []).append(node)
                 modules.setdefault(step, set()).add(node.path[: depth + 1])
     roles = [_unit((f"*.{step}",), members[step]) for step, where in modules.items() if len(where) > 1]
-    gelus = frozenset(n.name for n in model.graph.node if n.op_type == "Gelu")
+    gelus = frozenset(n.name for n in model.graph.node if is_standard(n, "Gelu"))
     if gelus:
         roles.append(Unit(name="every Gelu", nodes=gelus, layers=0))
     return [r for r in roles if r.nodes not in known]

@@ -12,8 +12,11 @@ from pathlib import Path
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.card import Goldens
+from qdeploy.core.confidence import Cut
 from qdeploy.core.files import write_bytes, write_json
+from qdeploy.core.printable import printable
 from qdeploy.export.kits.folder import fill_templates
+from qdeploy.native.photos import ppm
 
 TEMPLATES = Path(__file__).parent / "c_runtime"
 GOLDENS_MAGIC = b"QDGOLD1\0"
@@ -29,7 +32,7 @@ def write_c_kit(folder: Path, artifacts: Sequence[Artifact], recommended: str) -
         write_bytes(folder / name, artifact.data)
         write_json(folder / name.with_suffix(".card.json"), artifact.card.to_dict())
         write_bytes(folder / name.with_suffix(".goldens"), goldens_bytes(artifact.card.goldens))
-    write_bytes(folder / "example.ppm", _ppm(models[0].card.goldens))
+    write_bytes(folder / "example.ppm", ppm(models[0].card.goldens.images[0]))
     fill_templates(TEMPLATES, folder, _words(models, recommended))
 
 
@@ -49,6 +52,11 @@ def c_string(text: str) -> str:
     return '"' + "".join(chr(b) if chr(b) in PLAIN else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
+def c_cut(cut: Cut, file: str) -> str:
+    """Write which images a model file calls unknown as C."""
+    return f"{{{c_string(file)}, {cut.temperature:.9e}f, {cut.threshold:.9e}f}}"
+
+
 def _words(artifacts: list[Artifact], recommended: str) -> dict[str, object]:
     """What the templates leave open."""
     card = artifacts[0].card
@@ -58,18 +66,13 @@ def _words(artifacts: list[Artifact], recommended: str) -> dict[str, object]:
         for a in artifacts
     )
     return {
-        "name": card.name,
+        "name": printable(card.name),
         "recommended": recommended,
         "models": "\n".join(rows),
         "size": card.preprocessing.size,
         "classes": len(card.labels),
         "labels": "\n".join(f"    {c_string(label)}," for label in card.labels),
+        "cuts": "".join(f"{c_cut(a.card.cut, a.path.name)}, " for a in artifacts if a.card.cut),
         "background": ", ".join(map(str, card.preprocessing.background)),
         "interpolation": card.preprocessing.interpolation,
     }
-
-
-def _ppm(goldens: Goldens) -> bytes:
-    """Return the first golden image as a binary PPM."""
-    size = goldens.images.shape[1]
-    return f"P6\n{size} {size}\n255\n".encode() + goldens.images[0].tobytes()

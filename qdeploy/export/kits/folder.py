@@ -8,7 +8,8 @@ from pathlib import Path
 from string import Template
 
 from qdeploy.core.errors import InputError
-from qdeploy.core.files import folder_made_whole, sha256_of, write_bytes
+from qdeploy.core.files import sha256_of, write_bytes
+from qdeploy.core.whole import folder_made_whole
 
 SUMS = "SHA256SUMS"
 PYTHON_CACHE = "__pycache__"

@@ -13,6 +13,7 @@ from qdeploy.export.kits.c import write_c_kit
 from qdeploy.export.kits.docker import write_docker_kit
 from qdeploy.export.kits.folder import is_unchanged_kit, kit_made_whole
 from qdeploy.export.kits.kserve import write_kserve_kit
+from qdeploy.export.kits.native import write_native_kit
 from qdeploy.export.kits.ray import write_ray_kit
 from qdeploy.export.kits.triton import write_triton_kit
 from qdeploy.export.kits.web import write_web_kit
@@ -35,6 +36,7 @@ class Kit:
 
 KITS = {
     "c": Kit(write=write_c_kit, line="a C program with these models"),
+    "native": Kit(write=write_native_kit, line="the model as C, for any device with a C compiler"),
     "triton": Kit(write=write_triton_kit, line="a model repository for Triton"),
     "kserve": Kit(write=write_kserve_kit, line="services for KServe"),
     "ray": Kit(write=write_ray_kit, line="an application for Ray Serve"),

@@ -12,11 +12,13 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
 from qdeploy.core.errors import InputError, one_line
+from qdeploy.export.graph.size import MAX_BYTES, needs_trial, outside_bytes
 from qdeploy.export.lint.find import CONTRIB_Q_OPERATORS, DYNAMIC, Q_OPERATORS
 from qdeploy.export.lint.graph import DEQUANTIZE, QUANTIZE, Graph
 from qdeploy.export.lint.rules import ALL, ORT, RULES
 from qdeploy.runtime.engines.onnxruntime_binding import VERSION, open_binding
 from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
+from qdeploy.runtime.trial import require_bounded_file
 
 RUNTIMES = {
     "x86": "onnxruntime x86 with VNNI/AMX",
@@ -28,7 +30,8 @@ RUNTIMES = {
 """Named after the targets of ``qdeploy export`` that are made for them."""
 SUPPORT = ("ok", "slow", "wrong", "refused")
 """From the best to the worst."""
-MAX_BYTES = 2**31 - 1
+LARGER_THAN_2_GIB = "larger-than-2-gib"
+"""The finding about a graph whose weights were not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +81,20 @@ def lint_file(path: Path | str) -> LintReport:
     model = _read(path)
     outside = Graph(model).external
     if not outside:
+        if needs_trial(model):
+            require_bounded_file(path, model.ByteSize())
         return lint(model)
+    size = outside_bytes(model) + path.stat().st_size
+    if size > MAX_BYTES:
+        return _report(model, [_external(outside), _too_large(size)])
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise InputError(
             f"{path} keeps weights in another file that cannot be read ({one_line(error)}); put that file beside it"
         ) from error
+    if needs_trial(model):
+        require_bounded_file(path, size)
     return _report(model, [_external(outside)])
 
 
@@ -141,6 +151,18 @@ def _external(tensors: list[str]) -> Finding:
     )
 
 
+def _too_large(size: int) -> Finding:
+    return _finding(
+        LARGER_THAN_2_GIB,
+        "note",
+        ALL,
+        ["the whole graph"],
+        f"With its weights the graph takes {size / 2**30:.1f} GiB, and one ONNX file can hold 2: its weights were not "
+        "read, and ONNX Runtime did not open it.",
+        "make the model smaller, or keep its weights in the other file; qdeploy exports single files",
+    )
+
+
 def _opened(model: onnx.ModelProto, complete: bool) -> list[Finding]:
     """Open the graph in the installed ONNX Runtime: what it refuses here, it refuses on every CPU."""
     version = f"ONNX Runtime {VERSION}"
@@ -181,8 +203,13 @@ def _smallest(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is a device or pipe" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}; give an ONNX file")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(
+            f"{path} holds {path.stat().st_size / 2**30:.1f} GiB, and one ONNX file can hold 2 GiB",
+            fix="export it with its weights in a second file",
+        )
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except DecodeError as error:

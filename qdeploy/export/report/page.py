@@ -1,4 +1,4 @@
-"""The export's report as one static page: the verdict on top, then what it rests on."""
+"""The export's report as one static page: the verdict, four quantities, then what they rest on."""
 
 from __future__ import annotations
 
@@ -10,239 +10,131 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qdeploy.core.html import Markup, join, page, table, tag
+from qdeploy.core.figures import Bar, Kind, quantities, raw, verdict
+from qdeploy.core.html import Markup, page, table, tag
+from qdeploy.core.page_style import STYLE
+from qdeploy.export.report.classes import class_sections
+from qdeploy.export.report.confidence import confidence_section
+from qdeploy.export.report.sections import base_name, engine_section, int8_sections, layer_section, step_section
 
 if TYPE_CHECKING:
-    from qdeploy.export.report.record import Flip
+    from qdeploy.export.report.record import Confusion, Flip
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #d8dee6}
-th:first-child,td:first-child{text-align:left}td{vertical-align:middle}
-.verdict{background:#eef4ee;border-left:4px solid #3a7d44;padding:.6rem 1rem}
-.rejected{background:#f8eeee;border-color:#a33}
-code{font-size:.85em;word-break:break-all}pre{white-space:pre-wrap;font-size:.8em;background:#f5f7f9;padding:.6rem}
-.bar{display:inline-block;height:.7rem;background:#3b6ea8}.bar.minus{background:#c0603a}
-figure{display:inline-block;margin:.4rem;text-align:center;font-size:.8em}
-figure img{width:96px;image-rendering:pixelated}
-.small{color:#5a6675;font-size:.9em}.int8{color:#3a7d44}.fp32{color:#a33}
-"""
-_PLUS_MINUS = "\u00b1"
-_PICTURE = (520, 300)
-_EDGE = 50
+SAME_RUNS = (
+    "The verdict's ratio and the p50 come from the same runs, both files in turn. The ratio is that of neighbouring "
+    "runs; a machine that changes its speed meanwhile does not touch it, but a quotient of two p50 by some per cent."
+)
+"""Why the verdict's ratio is not the quotient of the medians."""
+LOOKS = (
+    "Beside an image is where fp32 and INT8 find their answers, computed by the files themselves: red raises the logit "
+    "of the answer, blue lowers it, in one scale; a head that picks tokens has them framed."
+)
+"""What the pictures beside a changed image are."""
 
 
-def html_report(report: dict[str, Any], flips: Sequence[Flip] = ()) -> str:
-    """Return the page for ``report.json`` and the images whose prediction INT8 changed."""
-    here = {"float", *(i["target"] for i in report["int8"] if i["native"])}
+def html_report(report: dict[str, Any], flips: Sequence[Flip] = (), confusion: Confusion | None = None) -> str:
+    """Return the page for ``report.json``, the images whose prediction INT8 changed, and who is taken for whom."""
+    elsewhere = {i["target"] for i in report["int8"] if not i["native"]}
     return page(
         report["name"],
-        _STYLE,
+        STYLE,
         tag("h1", report["name"]),
-        tag("p", report["verdict"], class_="verdict" if report["accepted"] else "verdict rejected"),
-        tag("h2", "Files"),
+        verdict(_kind(report), report["verdict"]),
+        quantities(_quantities([*report["artifacts"], *report["rejected"]], elsewhere)),
         table(
-            ("file", "top-1 %", "95 % interval", "n", "p50 ms", "size kB", "left in float"),
-            [_artifact_row(a, here) for a in report["artifacts"]],
+            ("file", "top-1 %", "95 % interval", "n", "p50 ms", "size kB", "peak MB", "left in float"),
+            [
+                *(_artifact_row(a, elsewhere) for a in report["artifacts"]),
+                *(_artifact_row(a, elsewhere, " (rejected)") for a in report["rejected"]),
+            ],
         ),
-        tag("h2", "From step to step"),
-        table(
-            ("step", "max |d logit|", "mean", "cosine", "SQNR dB", "same top-1", "flips", "images"),
-            map(_step_row, report["steps"]),
-        ),
-        *_engines(report["engines"]),
-        *(section for int8 in report["int8"] for section in _int8(int8)),
-        *_layers(report["layers"]),
+        *([tag("p", SAME_RUNS, class_="small")] if report["comparison"] else []),
+        *(section for int8 in report["int8"] for section in int8_sections(int8)),
+        *class_sections(confusion),
+        *confidence_section(report["artifacts"]),
         *_flips(flips),
-        tag("h2", "Where it comes from"),
-        tag("pre", json.dumps(_origin(report), indent=1)),
-        *(tag("p", f"{_base(a['path'])} ", tag("code", a["sha256"])) for a in report["artifacts"]),
+        *step_section(report["steps"]),
+        *layer_section(report["layers"]),
+        *engine_section(report["engines"]),
         tag("h2", "Measured on"),
         tag("p", _machine(report["environment"])),
+        tag("p", "Everything as data: ", tag("a", "report.json", href="report.json")),
+        raw("Where it comes from", json.dumps(_origin(report), indent=1), *_hashes(report["artifacts"])),
     )
 
 
-def _artifact_row(a: dict[str, Any], here: set[str]) -> list[str]:
-    low, high = a["accuracy"]["ci95"]
+def _kind(report: dict[str, Any]) -> Kind:
+    if not report["accepted"]:
+        return "bad"
+    return "wait" if any(v["outcome"].startswith("not shown") for v in report["verdicts"]) else "good"
+
+
+def _quantities(artifacts: list[dict[str, Any]], elsewhere: set[str]) -> list[tuple[str, list[Bar]]]:
+    """Return accuracy, latency, size and memory of the files that run on this machine, as far as they are known."""
+    shown = [a for a in artifacts if a["target"] not in elsewhere]
+    known = [(a, a["accuracy"]) for a in shown if a["accuracy"]]
+    timed = [(a, a["latency_ms"]["p50"]) for a in shown if a["latency_ms"]["p50"] is not None]
+    held = [(a, a["peak_rss_bytes"]) for a in shown if a["peak_rss_bytes"]]
     return [
-        _base(a["path"]),
-        f"{a['accuracy']['top1']:.2f}",
-        f"{low:.1f} to {high:.1f}",
-        str(a["accuracy"]["n"]),
-        f"{a['latency_ms']['p50']:.3f}" if a["target"] in here else "not here",
+        ("Accuracy, with its 95 % interval", [_bar(a, c["top1"], f"{c['top1']:.2f} %", c["ci95"]) for a, c in known]),
+        ("Latency, and its range", [_bar(a, t, f"{t:.2f} ms", _range(a)) for a, t in timed]),
+        ("Size of the file", [_bar(a, a["size_bytes"], f"{a['size_bytes'] / 1e6:.2f} MB") for a in shown]),
+        ("Peak memory of a process", [_bar(a, m, f"{m / 1e6:.0f} MB") for a, m in held]),
+    ]
+
+
+def _bar(a: dict[str, Any], value: float, words: str, interval: Sequence[float] | None = None) -> Bar:
+    ends = (interval[0], interval[1]) if interval else None
+    kind = "int8" if a["precision"] == "int8" else "fp32"
+    return Bar(name=a["precision"], precision=kind, value=value, words=words, interval=ends)
+
+
+def _range(a: dict[str, Any]) -> tuple[float, float] | None:
+    """Return the least and the largest median of the times that a file was opened anew."""
+    return (min(a["launches_p50_ms"]), max(a["launches_p50_ms"])) if a["launches_p50_ms"] else None
+
+
+def _artifact_row(a: dict[str, Any], elsewhere: set[str], more: str = "") -> list[str]:
+    return [
+        base_name(a["path"]) + more,
+        *_accuracy_cells(a["accuracy"]),
+        "not here" if a["target"] in elsewhere else f"{a['latency_ms']['p50']:.3f}",
         f"{a['size_bytes'] / 1e3:.0f}",
+        f"{a['peak_rss_bytes'] / 1e6:.1f}" if a["peak_rss_bytes"] else "-",
         a["float_layers"] if a["precision"] == "int8" else "all",
     ]
 
 
-def _step_row(s: dict[str, Any]) -> list[str]:
-    return [
-        s["step"],
-        f"{s['max_abs']:.1e}",
-        f"{s['mean_abs']:.1e}",
-        f"{s['cosine']:.5f}",
-        "exact" if s["sqnr_db"] is None else f"{s['sqnr_db']:.1f}",
-        f"{s['top1_agreement']:.2%}",
-        str(s["flips"]),
-        str(s["n"]),
-    ]
-
-
-def _engines(engines: list[dict[str, Any]]) -> list[Markup]:
-    if not engines:
-        return []
-    rows = [
-        [
-            _base(e["path"]),
-            e["source"],
-            f"{e['size_bytes'] / 1e3:.0f}",
-            f"{e['build_s']:.1f}",
-            f"{e['parity']['sqnr_db']:.1f} dB" if e["parity"] else f"not run: {e['note']}",
-        ]
-        for e in engines
-    ]
-    return [tag("h2", "Engines"), table(("file", "built from", "size kB", "seconds", "against its source"), rows)]
-
-
-def _int8(int8: dict[str, Any]) -> list[Markup]:
-    """Show how one INT8 file came about: its calibration, what each part costs and gains, and the choices."""
-    where = "this machine" if int8["native"] else "not timed here"
-    methods = ", ".join(f"{name} {db:.1f} dB" for name, db in int8["methods"].items())
-    difference, flips = int8["loss"]["difference"], int8["loss"]["flips"]
-    changed = (
-        f" {flips['flips']} of {flips['n']} predictions changed over all images that did not calibrate."
-        if flips
-        else ""
-    )
-    words = (
-        f" ({methods}; everything in INT8). Top-1 {difference['points']:+.2f} {_PLUS_MINUS} "
-        f"{difference['margin95']:.2f} points on {difference['n']} validation images that chose nothing, "
-        f"{int8['budget']['points']:.3g} allowed.{changed}{_tuned(int8['qat_epochs'])}"
-    )
-    return [
-        tag("h2", f"INT8 for {int8['target']} ({where})"),
-        tag("p", "Ranges by ", tag("b", int8["calibration"]), words),
-        *_parts(int8),
-        tag("p", tag("b", "Choices of float layers")),
-        *_pareto(int8["choices"]),
-        table(
-            ("left in float", "SQNR dB", "val. points lost", "times fp32's speed"),
-            map(_choice_row, int8["choices"]),
-        ),
-    ]
-
-
-def _parts(int8: dict[str, Any]) -> list[Markup]:
-    """Show what was measured of each part; nothing where the float layers were given."""
-    if not int8["units"]:
-        return []
-    words = (
-        "What INT8 does to each part while all others are INT8: time it saves (orange: floats are faster), and share "
-        "of the error of the logits that it causes."
-    )
-    return [
-        tag("p", words, class_="small"),
-        table(("part", "layers", "time saved", "", "error caused", ""), _unit_rows(int8)),
-    ]
-
-
-def _tuned(epochs: int) -> str:
-    return f" Weights fine-tuned for INT8, {epochs} epoch(s)." if epochs else ""
-
-
-def _unit_rows(int8: dict[str, Any]) -> list[list[str]]:
-    units = sorted(int8["units"], key=lambda u: (u["time_gain"] or 0.0, -u["error"]))
-    longest = max((abs(u["time_gain"] or 0.0) for u in units), default=0.0) or 1.0
-    return [
-        [
-            u["unit"] + (" (float)" if u["unit"] in int8["float_units"] else ""),
-            str(u["layers"]),
-            "" if u["time_gain"] is None else f"{u['time_gain']:+.1%}",
-            "" if u["time_gain"] is None else _bar(u["time_gain"] / longest, u["time_gain"] < 0),
-            f"{u['error']:+.1%}",
-            _bar(max(u["error"], 0.0), minus=True),
-        ]
-        for u in units
-    ]
-
-
-def _bar(share: float, minus: bool) -> Markup:
-    return tag("span", class_="bar minus" if minus else "bar", style=f"width:{min(abs(share), 1.0) * 8:.2f}rem")
-
-
-def _choice_row(t: dict[str, Any]) -> list[str]:
-    speed, names = t["times_fp32_speed"], ", ".join(t["float_units"]) or "nothing"
-    return [
-        join([names, " ", tag("b", "(chosen)")]) if t["chosen"] else names,
-        f"{t['sqnr_db']:.1f}",
-        f"{t['val_drop']:.2f} {_PLUS_MINUS} {t['val_margin']:.2f}",
-        "" if speed is None else f"{speed:.2f}",
-    ]
-
-
-def _pareto(choices: list[dict[str, Any]]) -> list[Markup]:
-    """Draw the timed choices: speed to the right, exactness upwards."""
-    timed = [c for c in choices if c["times_fp32_speed"]]
-    if len(timed) < 2:
-        return []
-    width, height = _PICTURE
-    speeds, noises = [c["times_fp32_speed"] for c in timed], [c["sqnr_db"] for c in timed]
-    slow, coarse = min(speeds), min(noises)
-    fast, exact = max(speeds), max(noises)
-    dots = []
-    for choice, speed, db in zip(timed, speeds, noises, strict=True):
-        x = _EDGE + (speed - slow) / ((fast - slow) or 1.0) * (width - 2 * _EDGE)
-        y = height - _EDGE - (db - coarse) / ((exact - coarse) or 1.0) * (height - 2 * _EDGE)
-        title = tag("title", f"{', '.join(choice['float_units']) or 'nothing'} in float")
-        colour = "#3a7d44" if choice["chosen"] else "#3b6ea8"
-        dots.append(tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=5, fill=colour))
-    labels = [
-        tag("text", f"{slow:.2f}x", x=_EDGE, y=height - 15),
-        tag("text", f"{fast:.2f}x fp32's speed", x=width - _EDGE, y=height - 15, text_anchor="end"),
-        tag("text", f"{coarse:.1f}", x=8, y=height - _EDGE),
-        tag("text", f"{exact:.1f} dB", x=8, y=_EDGE - 20),
-    ]
-    axes = tag("path", d=f"M{_EDGE} {_EDGE - 15}V{height - 35}H{width - 20}", fill="none", stroke="#9aa6b2")
-    label = "choices: speed and exactness"
-    return [tag("svg", axes, *dots, *labels, width=width, height=height, font_size=12, role="img", aria_label=label)]
-
-
-def _layers(layers: list[dict[str, Any]]) -> list[Markup]:
-    if not layers:
-        return []
-    rows = [
-        [
-            row["name"],
-            row["operator"],
-            tag("span", row["precision"], class_=row["precision"]),
-            "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}",
-            _bar((row["sqnr_db"] or 60.0) / 60.0, minus=False),
-        ]
-        for row in layers
-    ]
-    return [
-        tag("h2", "Layer by layer"),
-        tag("p", "Signal to noise of each layer's output, all errors before it included.", class_="small"),
-        table(("layer", "operator", "runs on", "SQNR dB", ""), rows),
-    ]
+def _accuracy_cells(accuracy: dict[str, Any] | None) -> list[str]:
+    if accuracy is None:
+        return ["not known", "", "0"]
+    low, high = accuracy["ci95"]
+    return [f"{accuracy['top1']:.2f}", f"{low:.1f} to {high:.1f}", str(accuracy["n"])]
 
 
 def _flips(flips: Sequence[Flip]) -> list[Markup]:
     if not flips:
         return []
-    return [tag("h2", "Test images that INT8 classifies otherwise"), *map(_figure, flips)]
+    legend = [tag("p", LOOKS, class_="small")] if any(f.looks for f in flips) else []
+    return [tag("h2", "Test images that INT8 classifies otherwise"), *legend, *map(_figure, flips)]
 
 
 def _figure(flip: Flip) -> Markup:
     lines = (flip.label, tag("br"), f"fp32: {flip.fp32}", tag("br"), f"int8: {flip.int8}")
-    return tag("figure", tag("img", src=_data_url(flip), alt=flip.label), tag("figcaption", *lines))
+    image = tag("img", src=_data_url(Image.fromarray(flip.pixels), "PNG"), alt=flip.label)
+    looks = [tag("img", src=_data_url(look, "JPEG"), alt=caption, title=caption) for caption, look in flip.looks]
+    return tag("figure", image, *looks, tag("figcaption", *lines), class_="flip looks" if looks else "flip")
 
 
-def _data_url(flip: Flip) -> str:
+def _data_url(image: Image.Image, kind: str) -> str:
+    """Return an image as a URL; maps are JPEG, since their soft colours make PNG files ten times as large."""
     stream = io.BytesIO()
-    Image.fromarray(flip.pixels).save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    image.save(stream, kind, quality=80)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _hashes(artifacts: list[dict[str, Any]]) -> list[Markup]:
+    return [tag("p", f"{base_name(a['path'])} ", tag("code", a["sha256"])) for a in artifacts]
 
 
 def _origin(report: dict[str, Any]) -> dict[str, Any]:
@@ -251,10 +143,6 @@ def _origin(report: dict[str, Any]) -> dict[str, Any]:
     if calibration is None:
         return dict(report["origin"])
     return {**report["origin"], "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
-
-
-def _base(path: str) -> str:
-    return path.replace("\\", "/").rpartition("/")[2]
 
 
 def _machine(environment: dict[str, Any]) -> str:

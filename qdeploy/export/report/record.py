@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from qdeploy.bench import Comparison
 from qdeploy.core.card import Accuracy, CalibrationRecord, Origin
+from qdeploy.core.confidence import Confidence
 from qdeploy.core.intervals import PairedDifference
-from qdeploy.core.metrics import Parity
+from qdeploy.core.metrics import MacroScores, Parity
+from qdeploy.export.confidence import Diagram
 from qdeploy.export.engines.step import EngineReport
 from qdeploy.export.int8.layers import LayerRow
 from qdeploy.export.int8.step import Int8Report
@@ -30,13 +33,24 @@ class ArtifactReport:
     sha256: str
     parity: Parity
     """Agreement of the file's logits with those of the step before."""
-    accuracy: Accuracy
+    accuracy: Accuracy | None
+    """None if there were no labelled images."""
+    macro: MacroScores | None
+    """Precision, recall and F1 on the same images, means over the classes."""
     latency_ms: dict[str, float | None]
+    launches_p50_ms: tuple[float, ...]
+    """Median of each time that the file was opened anew."""
+    peak_rss_bytes: int | None
+    """Largest resident size of a fresh process that opens the file and runs it once; None if it is not of this CPU."""
     float_layers: str
+    confidence: Confidence | None = None
+    """Temperature and threshold; None without labelled images."""
+    diagram: Diagram | None = None
+    """Reliability on the test images."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
-        return {**asdict(self), "parity": self.parity.to_dict(), "accuracy": self.accuracy.to_dict()}
+        return {**asdict(self), "parity": self.parity.to_dict(), "accuracy": self.accuracy and self.accuracy.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +74,8 @@ class ExportReport:
     out: str
     artifacts: tuple[ArtifactReport, ...]
     """The files that were kept."""
+    rejected: tuple[ArtifactReport, ...] = ()
+    """INT8 files that were made and measured, and not kept."""
     accepted: bool
     """False if an INT8 file was made and not kept."""
     verdict: str
@@ -88,6 +104,7 @@ class ExportReport:
         return {
             **asdict(self),
             "artifacts": [a.to_dict() for a in self.artifacts],
+            "rejected": [a.to_dict() for a in self.rejected],
             "steps": [s.to_dict() for s in self.steps],
         }
 
@@ -101,3 +118,16 @@ class Flip:
     label: str
     fp32: str
     int8: str
+    looks: tuple[tuple[str, Image.Image], ...] = ()
+    """Pictures of where each file finds its answer, with captions; empty where a file shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """How often the test images of each class were answered with each class."""
+
+    labels: tuple[str, ...]
+    fp32: NDArray[np.int64]
+    """``[K, K]``: a row for each true class, a column for each answer."""
+    int8: NDArray[np.int64] | None
+    """The same of the first INT8 file; None if there is none."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 
+import numpy as np
+import onnx
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 from torch import nn
 
@@ -14,23 +18,45 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
 from qdeploy.core.git import git_commit
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.progress import Note, silent
+from qdeploy.core.reasons import onnxruntime_reason
+from qdeploy.export.sources.module_copy import own_copy
+from qdeploy.export.sources.module_run import noise_pixels, normalised, plain, tried
+from qdeploy.export.sources.source import Reference
 from qdeploy.export.sources.torch_model import TorchSource
+from qdeploy.export.sources.torch_reason import refusal
+from qdeploy.export.sources.trace import is_scripted, trace
 from qdeploy.models.registry import count
+from qdeploy.runtime.engines.onnxruntime_binding import FAILURES, open_binding
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
+
+TRACED_TOLERANCE = 1e-3
+"""Largest difference of a traced graph, relative to the largest logit; the export's own parity is stricter."""
+BATCH = "let forward use x.shape[0] and tensor operations where it uses Python's numbers, as len(x)"
+"""What to do where a graph holds the size of a batch, or another value, as a constant."""
 
 
-def module_source(module: nn.Module, classes: int, rules: Preprocessing, name: str) -> TorchSource:
+def module_source(
+    module: nn.Module, classes: int, rules: Preprocessing, name: str, note: Note = silent
+) -> ModuleSource:
     """Return a copy of a module as a source.
 
     Raises:
-        InputError: If it does not take normalised images ``[B, 3, S, S]``, or does not give logits ``[B, K]``.
+        InputError: If it does not take normalised images ``[B, 3, S, S]``, or does not give the same logits ``[B, K]``
+            each time; the error names the part of the module.
     """
-    model = copy.deepcopy(module).cpu().eval()
-    _require_logits(model, classes, rules.size)
-    weights = save_tensors({k: v.clone() for k, v in model.state_dict().items()})
-    params, macs = count(model, rules.size)
-    return TorchSource(
+    model = tried(own_copy(module), rules, classes, note)
+    weights = save_tensors({k: v.detach().clone().contiguous() for k, v in model.state_dict().items() if _is_plain(v)})
+    if is_scripted(model):
+        note("the module holds TorchScript: it is traced by torch's older exporter")
+    return ModuleSource(
         model=ModelInfo(
-            name=name, family="module", params=params, macs=macs, input_size=rules.size, num_classes=classes
+            name=name,
+            family="module",
+            params=sum(p.numel() for p in model.parameters()),
+            macs=_macs(model, rules),
+            input_size=rules.size,
+            num_classes=classes,
         ),
         training={},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -41,15 +67,60 @@ def module_source(module: nn.Module, classes: int, rules: Preprocessing, name: s
     )
 
 
-def _require_logits(model: nn.Module, classes: int, size: int) -> None:
-    if next(model.parameters(), None) is None:
-        raise InputError("the module has no parameters: there is nothing to export")
+@dataclass(frozen=True, kw_only=True)
+class ModuleSource(TorchSource):
+    """A user's module, whose graph is compared with it as soon as it is traced."""
+
+    @cached_property
+    def graph(self) -> onnx.ModelProto:
+        """The module, traced."""
+        try:
+            with plain():
+                graph = trace(self._deployed, self.rules.size)
+        except Exception as error:  # the exporter's, and whatever the module raises while it is traced
+            raise refusal("torch cannot export the module", error, self._inside) from error
+        self._require_same(graph)
+        return graph
+
+    def references(self, pixels_NSSC: NDArray[np.uint8]) -> list[Reference]:
+        """Return the logits of the module as it was given, and with its normalisation inside."""
+        with plain():
+            return super().references(pixels_NSSC)
+
+    @property
+    def _inside(self) -> nn.Module:
+        """The module in the form that is traced."""
+        inside: nn.Module = getattr(self._deployed, "model", self._deployed)
+        return inside
+
+    def _require_same(self, graph: onnx.ModelProto) -> None:
+        """Refuse a graph that holds what the module did for other images, as the size of their batch."""
+        pixels = noise_pixels(5, self.rules.size)
+        try:
+            session = open_binding(graph.SerializeToString())
+        except OnnxRuntimeError as error:
+            raise InputError(f"ONNX Runtime refuses the module's graph: {error}") from error
+        for size in (2, 1, 5):
+            with plain():
+                wanted = self.module(normalised(pixels[:size], self.rules)).detach().numpy()
+            try:
+                found = session.run(["logits"], {"image": pixels[:size]})[0]
+            except FAILURES as error:
+                said = onnxruntime_reason(str(error))
+                raise InputError(f"the module's graph cannot take {size} images: {said}", fix=BATCH) from error
+            largest = max(1.0, float(np.abs(wanted).max()))
+            if found.shape != wanted.shape or not np.abs(found - wanted).max() <= TRACED_TOLERANCE * largest:
+                raise InputError(f"the module's graph answers {size} images differently from the module", fix=BATCH)
+
+
+def _is_plain(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+
+
+def _macs(model: nn.Module, rules: Preprocessing) -> int:
+    """Return the multiply-accumulates of one image, or 0 where torch cannot count them."""
     try:
-        with torch.inference_mode():
-            logits = model(torch.zeros(2, 3, size, size))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the module cannot take [2, 3, {size}, {size}] images: {reason}") from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputError(f"the module must give logits [2, {classes}] for 2 images, found {found}")
+        with plain():
+            return count(model, rules.size, normalised(noise_pixels(1, rules.size), rules))[1]
+    except Exception:  # the counter follows the module with another kind of tensors; nothing depends on it
+        return 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper
 
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.card import Card, ModelInfo
@@ -24,64 +21,30 @@ from qdeploy.core.git import git_commit
 from qdeploy.core.metrics import Floats
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.export.graph.entrance import streamline_entrance
+from qdeploy.export.graph.names import FOREIGN_TENSOR
+from qdeploy.export.graph.temperature import without_temperature
+from qdeploy.export.graph.walk import read_inside
+from qdeploy.export.sources.batches import close, free_unknown_batch, image_by_image, outputs_of, with_any_batch
+from qdeploy.export.sources.beside import other_normalisation
+from qdeploy.export.sources.float32 import in_float32, other_weights
+from qdeploy.export.sources.foreign import ForeignConfig
+from qdeploy.export.sources.heads import PROBES, Head, answers_of, file_answers, find_head, head_nodes
+from qdeploy.export.sources.inputs import (
+    Entrance,
+    entrance_nodes,
+    read_entrance,
+    rules_for,
+    values_for,
+)
+from qdeploy.export.sources.labels import FoundLabels, find_labels
+from qdeploy.export.sources.onnx_read import LEAST_OPSET, opset_of, prepared, read_onnx
 from qdeploy.export.sources.source import Reference, Source
-from qdeploy.export.sources.trace import OPSET
-from qdeploy.runtime.engines.onnxruntime_binding import VERSION, open_binding
-from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
+from qdeploy.runtime.engines.onnxruntime_binding import open_binding
+from qdeploy.runtime.trial import require_bounded
 
-LEAST_OPSET = 13
-"""The first with a scale for each channel."""
-COLOURS = 3
-FOREIGN_TENSOR = ":0"
-"""Ending of every tensor that came with a file; ours end otherwise."""
-OWN_NODES = tuple(f"model/{kind}" for kind in ("Cast", "Transpose", "Sub", "Mul", "Identity", "Softmax"))
-"""Nodes that are put around a foreign graph."""
-
-
-def onnx_source(
-    file: Path, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> tuple[OnnxSource, Preprocessing]:
-    """Return an ONNX file as a source, and how images become its input.
-
-    Args:
-        file: Made by any tool, or a float file of qdeploy, which says itself how images become its input.
-        mean: Taken from each channel of an image in [0, 1]; not of a file of qdeploy.
-        std: What that is divided by.
-
-    Raises:
-        InputError: If the file is no image classifier with one input and one output.
-    """
-    card = _own_card(file)
-    original = _read(file)
-    if card:
-        rules, graph = card.preprocessing, _streamlined(original)
-        model, training, created, git = card.model, card.origin.training, card.origin.created, card.origin.git
-    else:
-        rules = Preprocessing(size=_size(original, file), mean=mean, std=std)
-        name_nodes_apart(original.graph)
-        graph = adopted(original, rules, file)
-        model = ModelInfo(
-            name=file.stem,
-            family="onnx",
-            params=_params(original),
-            macs=0,  # of a graph they are not counted
-            input_size=rules.size,
-            num_classes=_classes(graph, rules.size, file),
-        )
-        training, created, git = {}, datetime.now(timezone.utc).isoformat(timespec="seconds"), git_commit()
-    digest = sha256_of(file.read_bytes())
-    source = OnnxSource(
-        model=model,
-        training=training,
-        created=created,
-        git=git,
-        sha256=digest,
-        file=file.name,
-        original=original,
-        adopted=graph,
-        rules=rules,
-    )
-    return source, rules
+AS_IT_IS = ForeignConfig()
+HALF_ROUNDING = 0.02
+"""Largest difference between float16 and float32, relative to the largest answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +56,14 @@ class OnnxSource(Source):
     original: onnx.ModelProto
     adopted: onnx.ModelProto
     rules: Preprocessing
+    labels: FoundLabels | None
+    """The labels, where the file or the user says them."""
+    notes: tuple[str, ...] = ()
+    """What was taken, for the user to know."""
+    entrance: Entrance | None = None
+    """What the file takes; None for one of qdeploy."""
+    head: Head | None = None
+    """What it gives; None for one of qdeploy."""
 
     @property
     def graph(self) -> onnx.ModelProto:
@@ -100,115 +71,238 @@ class OnnxSource(Source):
         return self.adopted
 
     def references(self, pixels_NSSC: NDArray[np.uint8]) -> list[Reference]:
-        """Run the file as it came; one from elsewhere takes normalised floats and has one output."""
-        (image,) = _inputs(self.original)
-        if image.type.tensor_type.elem_type == TensorProto.UINT8:
-            logits = _run(self.original, "logits", "image", pixels_NSSC)
-            return [Reference(form=self.file, output="logits", values=logits)]
-        mean, std = (np.asarray(v, np.float32) for v in (self.rules.mean, self.rules.std))
-        values = (pixels_NSSC.astype(np.float32) / 255 - mean) / std
-        if _channels_first(image):
-            values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-        output = "logits" if _final_softmax(self.original) is None else "probabilities"
-        found = _run(self.original, self.original.graph.output[0].name, image.name, values)
-        return [Reference(form=self.file, output=output, values=found)]
+        """Run the file as it came, one from elsewhere image by image."""
+        if self.entrance is None or self.head is None:
+            values, output = _logits(self.original, pixels_NSSC), "logits"
+        else:
+            feed = values_for(self.entrance, self.rules, pixels_NSSC)
+            values = answers(self.original, self.entrance, self.head, feed)
+            output = "logits" if self.head.gives == "logits" else "probabilities"
+        return [Reference(form=self.file, output=output, values=values)]
 
 
-def adopted(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> onnx.ModelProto:
+def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSource, Preprocessing]:
+    """Return an ONNX file as a source, and how images become its input.
+
+    Args:
+        file: Made by any tool, or a float file of qdeploy, which says itself how images become its input.
+        foreign: What the graph does not say; nothing of it may be given for a file of qdeploy.
+
+    Raises:
+        InputError: If the file is no image classifier that can be used.
+    """
+    card = _own_card(file)
+    original = read_onnx(file)
+    digest = sha256_of(file.read_bytes())
+    if card is not None:
+        if foreign.given:
+            raise InputError(f"{file} is a file of qdeploy and says itself what `{foreign.given[0]}` would say")
+        source = OnnxSource(
+            model=card.model,
+            training=card.origin.training,
+            created=card.origin.created,
+            git=card.origin.git,
+            sha256=digest,
+            file=file.name,
+            original=original,
+            adopted=_streamlined(original),
+            rules=card.preprocessing,
+            labels=FoundLabels(labels=card.labels, where=f"the card of {file.name}"),
+        )
+        return source, source.rules
+    free_unknown_batch(original.graph)
+    came, other = original, other_weights(original)
+    if other:
+        original = in_float32(original)
+    labels = find_labels(original, foreign.labels, file)
+    entrance = read_entrance(original, foreign, file)
+    rules = rules_for(entrance, foreign, file)
+    graph, head, said = _adopted(
+        original, entrance, rules, foreign, None if labels is None else len(labels.labels), file
+    )
+    if other == "float16":
+        _require_same(came, original, foreign, rules, head, file)
+    notes = [f"the file computes in {other}, and what is made of it in float32"] if other else []
+    notes += [*entrance.said(), *([said] if said else []), head.said()]
+    if entrance.channels == 3 and not entrance.raw and (hint := other_normalisation(original, rules, file)):
+        notes.append(hint)
+    if labels is not None and labels.beside and len(labels.labels) != head.classes:
+        notes.append(f"{labels.where} holds {len(labels.labels)} labels and not {head.classes}: it is left alone")
+        labels = None
+    source = OnnxSource(
+        model=ModelInfo(
+            name=file.stem,
+            family="onnx",
+            params=_params(original),
+            macs=0,  # of a graph they are not counted
+            input_size=rules.size,
+            num_classes=head.classes,
+        ),
+        training={},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        git=git_commit(),
+        sha256=digest,
+        file=file.name,
+        original=original,
+        adopted=graph,
+        rules=rules,
+        labels=labels,
+        notes=tuple(notes),
+        entrance=entrance,
+        head=head,
+    )
+    return source, rules
+
+
+def _require_same(
+    came: onnx.ModelProto,
+    made: onnx.ModelProto,
+    foreign: ForeignConfig,
+    rules: Preprocessing,
+    head: Head,
+    file: Path,
+) -> None:
+    """Refuse a file in float16 whose answers are others in float32, beyond rounding."""
+    pixels = probes(rules.size)
+    pair = []
+    for model in (came, made):
+        entrance = read_entrance(model, foreign, file)
+        pair.append(answers(model, entrance, head, values_for(entrance, rules, pixels)))
+    difference, largest = float(np.abs(pair[0] - pair[1]).max()), float(np.abs(pair[1]).max())
+    if not difference <= HALF_ROUNDING * largest:
+        raise InputError(
+            f"{file} answers otherwise in float32 than in float16: by {difference:.2g} of {largest:.2g}",
+            fix="export it in float32",
+        )
+
+
+def answers(model: onnx.ModelProto, entrance: Entrance, head: Head, values: NDArray[Any]) -> Floats:
+    """Return what a file as it came gives for images as it takes them: logits or probabilities ``[N, K]``."""
+    (found,) = image_by_image(model, entrance, [head.answer.tensor], values)
+    return file_answers(head, found)
+
+
+def adopted(
+    model: onnx.ModelProto, rules: Preprocessing, file: Path, foreign: ForeignConfig = AS_IT_IS
+) -> onnx.ModelProto:
     """Return a foreign graph in qdeploy's form: uint8 images in, normalised inside, logits and probabilities out.
 
     Raises:
-        InputError: If its operators are too old, or it has no single image input and output.
+        InputError: If its operators are too old, or it is no image classifier.
     """
-    copy = _recent(_simplified(model, file), file)
-    name_nodes_apart(copy.graph)
-    name_tensors_apart(copy.graph)
-    graph = copy.graph
-    (image,), (output,) = _inputs(copy), graph.output
-    softmax = _final_softmax(copy)
-    logits = softmax.input[0] if softmax is not None else output.name
-    mean = 255.0 * np.asarray(rules.mean, np.float32)
-    scale = 1.0 / (255.0 * np.asarray(rules.std, np.float32))
-    shape = (1, COLOURS, 1, 1) if _channels_first(image) else (1, 1, 1, COLOURS)
-    head = [helper.make_node("Cast", ["image"], ["qd_float"], "model/Cast", to=TensorProto.FLOAT)]
-    last = "qd_float"
-    if _channels_first(image):
-        head.append(helper.make_node("Transpose", [last], ["qd_nchw"], "model/Transpose", perm=[0, 3, 1, 2]))
-        last = "qd_nchw"
-    head += [
-        helper.make_node("Sub", [last, "qd_mean"], ["qd_centred"], "model/Sub"),
-        helper.make_node("Mul", ["qd_centred", "qd_scale"], [image.name], "model/Mul"),
-    ]
-    tail = [
-        helper.make_node("Identity", [logits], ["logits"], "model/Identity"),
-        helper.make_node("Softmax", [logits], ["probabilities"], "model/Softmax", axis=-1),
-    ]
-    body = [n for n in graph.node if softmax is None or n.output[0] != softmax.output[0]]
+    return _adopted(model, read_entrance(model, foreign, file), rules, foreign, None, file)[0]
+
+
+def _adopted(
+    model: onnx.ModelProto,
+    entrance: Entrance,
+    rules: Preprocessing,
+    foreign: ForeignConfig,
+    classes: int | None,
+    file: Path,
+) -> tuple[onnx.ModelProto, Head, str]:
+    found = answers_of(model, foreign.output, file)
+    names = list(dict.fromkeys(n for a in found for n in (a.tensor, a.output)))
+    values = values_for(entrance, rules, probes(rules.size))
+    free, said = with_any_batch(model, entrance, names, values, file)
+    copy = prepared(free, file)
+    renamed = {n: f"{n}{FOREIGN_TENSOR}" for n in names}
+    image = f"{entrance.name}{FOREIGN_TENSOR}"
+    _require_unchanged(free, copy, values, {a.tensor: renamed[a.tensor] for a in found}, file)
+    head = find_head(copy, {image: values}, found, renamed, classes, file)
+    return _wrapped(copy, image, entrance, head, rules), head, said
+
+
+def _require_unchanged(
+    came: onnx.ModelProto, made: onnx.ModelProto, values: NDArray[Any], names: Mapping[str, str], file: Path
+) -> None:
+    """Refuse a graph that answers otherwise once its operators are those of a newer opset.
+
+    Args:
+        came: The graph as it came.
+        made: The same with newer operators.
+        values: Images as both take them.
+        names: Answers of the one, and what they are called in the other.
+        file: Name of the file.
+    """
+    expected, found = outputs_of(came, list(names), values, file), outputs_of(made, list(names.values()), values, file)
+    wrong = [name for name, a, b in zip(names, expected, found, strict=True) if not close(b, a)]
+    if wrong:
+        old, new = opset_of(came), opset_of(made)
+        change = f"from opset {old} to {new}, onnx's converter changes" if old != new else "folding constants changes"
+        raise InputError(
+            f"{file} cannot be brought into the form that is exported: {change} '{wrong[0]}'",
+            fix=f"export it again with opset {LEAST_OPSET} or newer",
+        )
+
+
+def file_predictions(
+    source: OnnxSource, pixels_NSSC: NDArray[np.uint8], entrance: Entrance | None, rules: Preprocessing
+) -> NDArray[np.int64]:
+    """Return the classes ``[N]`` that the file as it came chooses, as if it took such images by such rules."""
+    if entrance is None or source.head is None:
+        return _logits(source.original, pixels_NSSC).argmax(1)
+    return answers(source.original, entrance, source.head, values_for(entrance, rules, pixels_NSSC)).argmax(1)
+
+
+def probes(size: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return images on which outputs are told apart: noise of several kinds, and steps from dark to bright."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (PROBES, size, size, 3), np.uint8)
+    coarse = rng.integers(0, 256, (PROBES, -(-size // 8), -(-size // 8), 3), np.uint8)
+    blocks = coarse.repeat(8, 1).repeat(8, 2)[:, :size, :size]
+    ramp = np.linspace(0, 255, size).astype(np.uint8)
+    images = np.where(np.arange(PROBES)[:, None, None, None] % 2 == 0, noise, blocks)
+    images[2] = ramp[None, :, None]
+    images[4] //= 4
+    return np.ascontiguousarray(images)
+
+
+def _wrapped(
+    model: onnx.ModelProto, image: str, entrance: Entrance, head: Head, rules: Preprocessing
+) -> onnx.ModelProto:
+    """Put our entrance and head around a graph whose names are apart from ours."""
+    graph = model.graph
+    before, means = entrance_nodes(entrance, rules)
+    before[-1].output[0] = image
+    after, constants = head_nodes(head)
+    body = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*head, *body, *tail])
-    for name, value in (("qd_mean", mean), ("qd_scale", scale)):
-        graph.initializer.append(numpy_helper.from_array(value.reshape(shape), name))
+    graph.node.extend([*before, *body, *after])
+    graph.initializer.extend([*means, *constants])
     del graph.input[:]
     del graph.output[:]
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", rules.size, rules.size, 3]))
     graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None]) for name in ("logits", "probabilities")
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", head.classes])
+        for name in ("logits", "probabilities")
     )
     del graph.value_info[:]
-    streamline_entrance(copy)
-    result = onnx.shape_inference.infer_shapes(copy)
+    _drop_unread(graph)
+    streamline_entrance(model)
+    result = onnx.shape_inference.infer_shapes(model)
     onnx.checker.check_model(result)
     return result
 
 
-def name_nodes_apart(graph: onnx.GraphProto) -> None:
-    """Let no two nodes of a foreign graph, and none of ours, have one name: ONNX Runtime refuses such graphs."""
-    used = set(OWN_NODES)
-    for inside in _with_bodies(graph):
-        for i, node in enumerate(inside.node):
-            wanted = node.name or f"model/{node.op_type}_{i}"
-            numbered = (f"{wanted}_{n}" for n in itertools.count(2))
-            node.name = next(name for name in itertools.chain([wanted], numbered) if name not in used)
-            used.add(node.name)
-
-
-def name_tensors_apart(graph: onnx.GraphProto) -> None:
-    """Return every tensor of a foreign graph an ending that no name of ours has.
-
-    Ours are ``image``, ``logits``, ``x_scale``, ``x_quantized`` and so on.
-    """
-    for inside in _with_bodies(graph):
-        for names in (names for node in inside.node for names in (node.input, node.output)):
-            names[:] = [n and f"{n}{FOREIGN_TENSOR}" for n in names]
-        for value in (*inside.initializer, *inside.input, *inside.output, *inside.value_info):
-            value.name += FOREIGN_TENSOR
-        for sparse in inside.sparse_initializer:
-            sparse.values.name += FOREIGN_TENSOR
-
-
-def _with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and the graphs inside it: branches of If, bodies of Loop and Scan."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _with_bodies(inner)
-
-
-def _classes(graph: onnx.ModelProto, size: int, file: Path) -> int:
-    """Run two black images, and count the logits."""
-    try:
-        return int(_run(graph, "logits", "image", np.zeros((2, size, size, COLOURS), np.uint8)).shape[1])
-    except Exception as error:  # ONNX Runtime's errors have no common base of their own
-        raise InputError(
-            f"{file} cannot be run on 2 images: {str(error).splitlines()[0]}; export it with a dynamic batch"
-        ) from error
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Drop what no output needs: the file's own softmax, other outputs, and their weights."""
+    needed = {o.name for o in graph.output} | read_inside(graph)
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    for tensor in [i for i in graph.initializer if i.name not in needed]:
+        graph.initializer.remove(tensor)
 
 
 def _streamlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph of qdeploy as a newer version would have made it."""
+    """Return a graph of qdeploy as a newer version would have made it, before it had a temperature."""
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy.CopyFrom(without_temperature(model))
     streamline_entrance(copy)
     return model if copy == model else copy
 
@@ -216,94 +310,22 @@ def _streamlined(model: onnx.ModelProto) -> onnx.ModelProto:
 def _own_card(file: Path) -> Card | None:
     """Return the card of a qdeploy file, or None for one from elsewhere."""
     try:
-        card = read_artifact(file).card
+        artifact = read_artifact(file)
     except NoCardError:
         return None
+    card = artifact.card
     if card.precision != "fp32":
         raise InputError(f"{file} is {card.precision}; give its fp32 file")
+    require_bounded(artifact)
     return card
 
 
 def _params(model: onnx.ModelProto) -> int:
-    return sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type == TensorProto.FLOAT)
+    constants = (i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT)
+    return sum(int(np.prod(i.dims)) for i in constants)
 
 
-def _read(file: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(str(file))
-    except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{file} cannot be read as ONNX: {str(error).splitlines()[0]}") from error
-    if any(n.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for n in model.graph.node):
-        raise InputError(f"{file} is quantized already; give the float file it was made from")
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
-            raise InputError(f"the weights '{tensor.name}' of {file} hold values that are not finite; export it again")
-    return model
-
-
-def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    constants = {i.name for i in model.graph.initializer}
-    return [i for i in model.graph.input if i.name not in constants]
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Return the sizes of a tensor; 0 where they are not fixed."""
-    return [d.dim_value for d in value.type.tensor_type.shape.dim]
-
-
-def _channels_first(image: onnx.ValueInfoProto) -> bool:
-    return _dims(image)[1] == COLOURS
-
-
-def _size(model: onnx.ModelProto, file: Path) -> int:
-    inputs, outputs = _inputs(model), model.graph.output
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise InputError(
-            f"{file} has {len(inputs)} inputs and {len(outputs)} outputs; an image classifier with one each is needed"
-        )
-    dims = _dims(inputs[0])
-    sides = (dims[2:] if dims[1] == COLOURS else dims[1:3]) if len(dims) == 4 and COLOURS in (dims[1], dims[3]) else []
-    if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT or not sides or sides[0] != sides[1] or not sides[0]:
-        raise InputError(
-            f"{file} must take float32 images [batch, 3, S, S] or [batch, S, S, 3] of a fixed size, found "
-            f"{[d or 'any' for d in dims]}"
-        )
-    if dims[0]:
-        raise InputError(f"{file} takes batches of {dims[0]} only; export it with a dynamic batch")
-    return sides[0]
-
-
-def _recent(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset >= LEAST_OPSET:
-        return model
-    try:
-        return version_converter.convert_version(model, OPSET)
-    except Exception as error:  # whatever onnx's converter raises from C++
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{file} has opset {opset}, at least {LEAST_OPSET} is needed, and it cannot be converted ({reason}); "
-            "export it again with a newer opset"
-        ) from error
-
-
-def _simplified(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    """Let ONNX Runtime fold constants and BatchNorms, as its own quantizer wants it."""
-    with tempfile.TemporaryDirectory() as folder:
-        simple = Path(folder) / "simple.onnx"
-        try:
-            open_binding(model.SerializeToString(), optimize="basic", keep_optimized=simple)
-        except OnnxRuntimeError as error:
-            raise InputError(f"ONNX Runtime {VERSION} refuses {file}: {error}") from error
-        return onnx.load(str(simple))
-
-
-def _final_softmax(model: onnx.ModelProto) -> onnx.NodeProto | None:
-    (output,) = model.graph.output
-    return next((n for n in model.graph.node if n.op_type == "Softmax" and output.name in n.output), None)
-
-
-def _run(model: onnx.ModelProto, output: str, image: str, values: NDArray[Any]) -> Floats:
+def _logits(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8]) -> Floats:
     session = open_binding(model.SerializeToString())
-    parts = [session.run([output], {image: values[i : i + 64]})[0] for i in range(0, len(values), 64)]
+    parts = [session.run(["logits"], {"image": pixels_NSSC[i : i + 64]})[0] for i in range(0, len(pixels_NSSC), 64)]
     return np.concatenate(parts).astype(np.float32)

@@ -12,11 +12,13 @@ from torch import nn
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
+from qdeploy.core.image_formats import formats_of_run
 from qdeploy.core.run_folder import RunRecord, read_run
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.sources.torch_model import TorchSource
-from qdeploy.models.registry import model_from_record
+from qdeploy.models.own import FAMILY as OWN
+from qdeploy.models.registry import model_from_record, require_as_large
 
 
 def run_source(run: Path) -> tuple[TorchSource, Callable[[], Dataset]]:
@@ -34,13 +36,14 @@ def run_source(run: Path) -> tuple[TorchSource, Callable[[], Dataset]]:
         sha256=sha256_of(weights),
         module=_module(record, weights, run),
         rules=record.preprocessing,
-        known=True,
+        known=record.model.family != OWN,  # a user's code may have changed since
     )
     return source, lambda: _dataset(record)
 
 
 def _module(record: RunRecord, weights: bytes, run: Path) -> nn.Module:
     try:
+        require_as_large(record.model.family, record.model.config, len(weights))
         model = model_from_record(record.model.family, record.model.config)
         tensors = load_tensors(weights)
         model.load_state_dict(tensors)
@@ -54,7 +57,7 @@ def _module(record: RunRecord, weights: bytes, run: Path) -> nn.Module:
 
 def _dataset(record: RunRecord) -> Dataset:
     trained = record.dataset
-    dataset = load_dataset(trained.source, record.preprocessing)
+    dataset = load_dataset(trained.source, record.preprocessing.taking(formats_of_run(record.config)))
     if dataset.sha256 != trained.sha256:
         raise InputError(
             f"the data set {trained.source} has changed since training (found {dataset.sha256[:12]}, trained on "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from qdeploy.core.machine import usable_cores
+from qdeploy.core.machine import compute_threads
 from qdeploy.core.metrics import Floats
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Note
@@ -23,6 +22,7 @@ from qdeploy.export.int8.finetune import FinetuneConfig, finetune
 from qdeploy.export.sources.source import Reference, Source
 from qdeploy.export.sources.trace import trace, trace_once
 from qdeploy.models.folding import deploy
+from qdeploy.models.torch_threads import torch_threads
 from qdeploy.runtime.session import SMALL_MACS
 
 TORCH_BATCH = 16
@@ -46,11 +46,17 @@ class TorchSource(Source):
 
     def references(self, pixels_NSSC: NDArray[np.uint8]) -> list[Reference]:
         """Return the logits of the model as it was trained, and folded."""
-        threads = 1 if self.model.macs < SMALL_MACS else usable_cores()
+        threads = 1 if self.model.macs < SMALL_MACS else compute_threads()
         images = torch.from_numpy(pixels_NSSC)
         mean, std = torch.tensor(self.rules.mean), torch.tensor(self.rules.std)
-        trained = _logits(lambda p: self.module(((p.float() / 255 - mean) / std).permute(0, 3, 1, 2)), images, threads)
-        folded = _logits(lambda p: self._deployed(p)[0], images, threads)
+
+        def as_trained(pixels: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.module(((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous())
+            return logits
+
+        at_once = max(1, compute_threads() // threads) if self.known else 1  # a user's module may keep state
+        trained = _logits(as_trained, images, threads, at_once)
+        folded = _logits(lambda p: self._deployed(p)[0], images, threads, at_once)
         return [
             Reference(form="trained", output="logits", values=trained),
             Reference(form="folded", output="logits", values=folded),
@@ -65,26 +71,19 @@ class TorchSource(Source):
         return deploy(self.module, self.rules.mean, self.rules.std)
 
 
-def _logits(model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, threads: int) -> Floats:
-    """Return a model's logits ``[N, K]`` of images ``[N, S, S, 3]``; of few threads, as many batches at once as fit.
+def _logits(model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, threads: int, at_once: int) -> Floats:
+    """Return a model's logits ``[N, K]`` of images ``[N, S, S, 3]``, so many batches at once.
 
     Beside a busy neighbour two threads of torch take up to thirty times as long as one, two batches twice as long.
     """
 
     def run(batch: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return model(batch)
+        with torch.no_grad():  # not inference_mode: a module may need gradients inside
+            return model(batch).detach()
 
-    with torch_threads(threads), ThreadPoolExecutor(max(1, usable_cores() // threads)) as pool:
-        return np.asarray(torch.cat(list(pool.map(run, images.split(TORCH_BATCH)))).numpy(), np.float32)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let each operation of torch compute with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    batches = images.split(TORCH_BATCH)
+    with torch_threads(threads):
+        if at_once == 1:
+            return np.asarray(torch.cat([run(b) for b in batches]).numpy(), np.float32)
+        with ThreadPoolExecutor(at_once) as pool:
+            return np.asarray(torch.cat(list(pool.map(run, batches))).numpy(), np.float32)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from qdeploy.core.errors import one_line
+from qdeploy.core.machine import compute_threads
+from qdeploy.core.reasons import onnxruntime_reason
 from qdeploy.runtime.engines.onnxruntime_options import CPU_PROVIDER, SILENT, OnnxRuntimeError, session_entries
 
 VERSION: str = ort.__version__
@@ -20,7 +21,6 @@ FAILURES: tuple[type[Exception], ...] = (
 """What a run raises; its exceptions share no base class."""
 CPU: tuple[str, dict[str, Any]] = (CPU_PROVIDER, {})
 
-_MARK = "[ONNXRuntimeError] : "
 Optimization = Literal["none", "basic", "all"]
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -30,9 +30,9 @@ _LEVELS = {
 
 
 def open_binding(
-    data: bytes,
+    data: bytes | str,
     *,
-    threads: int = 0,
+    threads: int | None = None,
     target: str = "float",
     providers: Sequence[tuple[str, dict[str, Any]]] = (CPU,),
     optimize: Optimization = "all",
@@ -42,8 +42,8 @@ def open_binding(
     """Open an ONNX file.
 
     Args:
-        data: The file's bytes.
-        threads: Threads of one inference; 0 is ONNX Runtime's own choice.
+        data: The file's bytes; or its path, where weights may be in other files beside it.
+        threads: Threads of one inference; by default as many as may compute; 0 is ONNX Runtime's own choice.
         target: What the file was made for, as its card says; it decides whether products must be exact.
         providers: What runs the graph, with options; without the CPU among them, a graph that needs it is refused.
         optimize: What may be fused and folded.
@@ -51,10 +51,10 @@ def open_binding(
         keep_optimized: Where to write the graph as it was optimized.
 
     Raises:
-        OnnxRuntimeError: If ONNX Runtime refuses it; its text is one line.
+        OnnxRuntimeError: If ONNX Runtime refuses it; its text is the reason, on one line.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = compute_threads() if threads is None else threads
     options.inter_op_num_threads = 1
     options.log_severity_level = SILENT
     options.graph_optimization_level = _LEVELS[optimize]
@@ -66,4 +66,4 @@ def open_binding(
     try:
         return ort.InferenceSession(data, options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # see FAILURES; and what the binding itself finds wrong
-        raise OnnxRuntimeError(one_line(error).removeprefix(_MARK)) from error
+        raise OnnxRuntimeError(onnxruntime_reason(str(error))) from error

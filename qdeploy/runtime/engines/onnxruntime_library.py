@@ -84,7 +84,9 @@ class _Api:
         if status:
             text = self._message(status).decode(errors="replace")
             self.ReleaseStatus(status)
-            raise OnnxRuntimeError(text)
+            from qdeploy.core.reasons import onnxruntime_reason  # not at the top: a cold start pays for it
+
+            raise OnnxRuntimeError(onnxruntime_reason(text)) from OnnxRuntimeError(text)
 
 
 def _find() -> Path:

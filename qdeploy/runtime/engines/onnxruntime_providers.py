@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, EngineError, MissingDependencyError
+from qdeploy.core.reasons import onnxruntime_reason
 from qdeploy.runtime.engines.onnxruntime_binding import CPU, FAILURES, VERSION, open_binding
 from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError, cpu_engine, cpu_note
 from qdeploy.runtime.session import OTHER_ENGINE, Session
@@ -59,6 +60,9 @@ class ProviderSession(Session):
 
     def _noted(self, artifact: Artifact) -> str | None:
         return None
+
+    def _failed(self, error: Exception) -> EngineError:
+        return super()._failed(OnnxRuntimeError(onnxruntime_reason(str(error))))
 
     def _infer(
         self, opened: ort.InferenceSession, images_BSSC: NDArray[np.uint8]

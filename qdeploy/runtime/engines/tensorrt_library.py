@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from qdeploy.core.errors import EngineError, MissingDependencyError, one_line
+from qdeploy.core.reasons import tensorrt_reason
 
 NO_DEVICE = (
     "cudaErrorNoDevice",
@@ -72,7 +73,7 @@ def first_error(builder: str) -> str:
     log = messages(builder)
     errors = [e for e in log.errors if "Using global log stream" not in e]
     log.errors.clear()
-    return errors[0] if errors else "it gave no reason"
+    return tensorrt_reason(errors[0]) if errors else "it gave no reason"
 
 
 def load_cuda() -> Any:

@@ -78,7 +78,7 @@ export class Answers {
     try {
       const data = await contents(item);
       item.outcomes = await classify(data, this.chosen(), item.number % 2 === 1);
-      item.body.replaceChildren(...outcomeView(item.outcomes));
+      item.body.replaceChildren(...outcomeView(item.outcomes, item.file));
     } catch (error) {
       item.error = error instanceof Away && item.file.size > LARGE_BYTES ? new Away(BROKE) : error;
       item.body.replaceChildren(...problemView(item.error));
@@ -146,6 +146,7 @@ function spoken(items) {
   const [{ name, error, outcomes }] = items;
   if (error) return `${name}: ${problemView(error)[0].textContent}`;
   const { label, probability } = best(outcomes[0]);
+  if (outcomes.every((o) => o.answer.unknown)) return `${name}: unknown; it would be ${label}.`;
   if (agree(outcomes)) return `${name}: ${label}, ${percent(probability)}.`;
   return `${name}: the models differ, ${listed(outcomes.map((o) => best(o).label))}.`;
 }

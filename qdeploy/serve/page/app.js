@@ -2,7 +2,7 @@
 
 import { Answers } from "./answers.js";
 import { Camera } from "./camera.js";
-import { showCard } from "./card.js";
+import { showCard, showDrift } from "./card.js";
 import { make, note, page } from "./dom.js";
 import { choicesOf, firstChoice } from "./models.js";
 import { Panel } from "./panel.js";
@@ -85,8 +85,9 @@ function showModels(models) {
   choices = choicesOf(models);
   const same = choices.find((c) => c.key === before) ?? choices.find((c) => c.title === choice?.title);
   choice = same ?? firstChoice(choices);
+  showDrift(choice?.models ?? []);
   const now = JSON.stringify([choices, models.map((m) => [m.state, m.problem])], (name, value) =>
-    name === "images" ? undefined : value,
+    name === "images" || name === "drift" ? undefined : value,
   );
   if (now === shown) return;
   shown = now;

@@ -20,6 +20,16 @@ export function showCard(models, all) {
   note(page("warnings"), warnings(all));
 }
 
+/** Whether the models' answers are like those to their validation images; nothing where a card does not know. */
+export function showDrift(models) {
+  const known = models.filter((m) => m.drift);
+  const texts = known.map(({ drift: { text }, ...m }) =>
+    known.length > 1 ? `${precisionName(m)}: ${text}.` : `${text[0].toUpperCase()}${text.slice(1)}.`,
+  );
+  page("drift").className = known.some((m) => m.drift.differs) ? "problem" : "soft";
+  note(page("drift"), texts.join(" "));
+}
+
 function about(models) {
   const [{ model, params, labels: names, input_size: size, dataset }] = models;
   return (
@@ -66,7 +76,7 @@ const ROWS = [
   ["File", (m) => m.file],
   ["Size", (m) => bytes(m.size_bytes)],
   ["Parameters", (m) => count(m.params)],
-  ["Work an image", (m) => `${(m.macs / 1e6).toFixed(1)} million multiply-adds`],
+  ["Work an image", (m) => (m.macs ? `${(m.macs / 1e6).toFixed(1)} million multiply-adds` : "not counted")],
   ["Made for", (m) => (m.precision === "int8" ? m.target : "")],
   ["Loaded in", (m) => `${Math.round(m.load_ms)} ms`],
   ["Swapped", (m) => (m.swaps ? `${count(m.swaps)} times, as its file changed` : "")],

@@ -2,10 +2,11 @@
 
 import { make, facts } from "./dom.js";
 import { ms, percent } from "./format.js";
+import { lookView } from "./look.js";
 import { precisionName } from "./models.js";
 import { Away, predict, Refused } from "./server.js";
 
-const FORMATS = "JPEG, PNG, WebP and BMP";
+const FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM and AVIF";
 const PLAIN = {
   "unsupported-format": `This is not an image that the server can read; it reads ${FORMATS}.`,
   "unsupported-mode": "The server cannot read this kind of image.",
@@ -13,6 +14,7 @@ const PLAIN = {
   "too-many-pixels": "This image has too many pixels.",
   empty: "This file is empty.",
   damaged: "This image is damaged.",
+  "out-of-memory": "The server has not enough memory for this image now.",
   truncated: "This image is cut off: its end is missing.",
   busy: "The server is busy.",
   deadline: "The server took too long.",
@@ -31,10 +33,11 @@ export async function classify(data, models, reversed = false) {
   return models.map((model) => outcomes.get(model));
 }
 
-/** The elements that show the answers. */
-export function outcomeView(outcomes) {
-  if (outcomes.length === 1) return [column(outcomes[0], false)];
-  return [agreement(outcomes), make("div", "columns", ...outcomes.map((outcome) => column(outcome, true)))];
+/** The elements that show the answers; of a file that is kept, with a button that shows where the models look. */
+export function outcomeView(outcomes, file) {
+  const look = file ? [lookView(file, outcomes.map(({ model }) => model))] : [];
+  if (outcomes.length === 1) return [column(outcomes[0], false), ...look];
+  return [agreement(outcomes), make("div", "columns", ...outcomes.map((outcome) => column(outcome, true))), ...look];
 }
 
 export const best = (outcome) => outcome.answer.predictions[0];
@@ -65,7 +68,8 @@ function column({ model, answer, roundTrip }, named) {
     ["round trip", `${ms(roundTrip)} ms`],
   ]);
   const list = make("ol", "bars", ...answer.predictions.map(bar));
-  const parts = [list, make("dl", "times", ...line)];
+  const unknown = `Unknown (score ${answer.score?.toFixed(2)}); it would be:`;
+  const parts = [...(answer.unknown ? [make("p", "not-known", unknown)] : []), list, make("dl", "times", ...line)];
   return make("div", `column ${model.precision}`, ...(named ? [make("h4", "", precisionName(model))] : []), ...parts);
 }
 

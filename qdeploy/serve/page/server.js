@@ -49,6 +49,13 @@ export async function predict(data, model) {
   return { answer, roundTrip: performance.now() - begin };
 }
 
+/** Ask where in an image file a served model finds its answer. */
+export function explain(data, model) {
+  const query = new URLSearchParams({ model: model.name, version: model.version });
+  const headers = { "Content-Type": "application/octet-stream" };
+  return ask(`explain?${query}`, ANSWER_TIMEOUT_MS, { method: "POST", body: data, headers });
+}
+
 export const report = () => ask("report", REPORT_TIMEOUT_MS, {});
 
 async function ask(path, timeout, options) {

@@ -18,8 +18,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import PASSING, InputError
 from qdeploy.core.files import BusyError, locked
+from qdeploy.core.json_text import parse_json
 from qdeploy.runtime.classifier import Prediction
 from qdeploy.serve.models import Event
 from qdeploy.serve.stats import PHASES
@@ -61,7 +62,8 @@ def with_prediction(begun: Record, prediction: Prediction, times: dict[str, floa
     best = [{"label": r.label, "index": r.index, "probability": round(r.probability, 6)} for r in prediction.top(top)]
     return {
         **begun,
-        "label": best[0]["label"],
+        **prediction.told(),
+        "label": prediction.label,
         "probability": best[0]["probability"],
         "predictions": best,
         "latency_ms": {phase: round(ms, 4) for phase, ms in times.items()},
@@ -110,7 +112,7 @@ class AnswerFile:
             raise
 
     def stamps(self) -> Iterator[Stamp]:
-        """Return the files that have an answer, in the order of the answers."""
+        """Return the files that have an answer, in the order of the answers; of one that is tried again it is none."""
         damaged = 0
         with self.path.open("rb") as stream:
             for line in stream:
@@ -197,18 +199,20 @@ class AnswerFile:
 
     def _stamp(self, line: bytes) -> Stamp | None:
         if not self._csv:
-            values = json.loads(line)
+            values = parse_json(line)
+            if values.get("reason") in PASSING:
+                return None
             return Stamp(values["image"], values["size_bytes"], values["mtime_ns"], values["inode"])
         (row,) = csv.reader([line.decode("utf-8", "surrogateescape")])
         path, *numbers = row[COLUMNS.index("image")], *row[-3:]
-        if not numbers[0] or row[0] == COLUMNS[0]:
+        if not numbers[0] or row[0] == COLUMNS[0] or row[COLUMNS.index("reason")] in PASSING:
             return None
         return Stamp(path, *map(int, numbers))
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        parse_json(line)
     except ValueError:
         return False
     return True

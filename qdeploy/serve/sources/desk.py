@@ -54,7 +54,7 @@ class Desk:
         Args:
             source: Kind of the source.
             image: What the answer calls the image.
-            data: A JPEG, PNG, WebP or BMP file's bytes.
+            data: An image file's bytes.
             patient: Whether to try again while the server has no place for it.
 
         Raises:

@@ -6,12 +6,14 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 
-from qdeploy.core.image_formats import MAX_FILE_BYTES, SUFFIXES
+from qdeploy.core.errors import PASSING
+from qdeploy.core.image_formats import MAX_FILE_BYTES, NO_IMAGE, is_image_file, is_image_name
+from qdeploy.core.listing import Found, Kind, walk
 from qdeploy.serve.service import guarded
 from qdeploy.serve.sources.answers import Record, Stamp, record, with_error
 from qdeploy.serve.sources.desk import Desk, StoppingError
@@ -25,6 +27,8 @@ time that they take: together 1.5 % of a core, however large the folder and slow
 PATIENCE_S = 3.0
 """How long a damaged image must have been unchanged to be called damaged: its writer may only be slow."""
 MAYBE_UNFINISHED = frozenset({"damaged", "truncated", "empty", "unreadable"})
+AGAIN_S = 10.0
+"""Time from one try of an image that cannot be read to the next: a permission may be given, a device recover."""
 FORGOTTEN = 100_000
 """Answered files that are remembered although they are not there: a drive may come back."""
 
@@ -38,6 +42,8 @@ class _Candidate:
     """When it was first seen in this state, in seconds of the monotonic clock."""
     patience_s: float = LOOK_S
     """How long it must stay as it is."""
+    told: bool = False
+    """Whether it was said that it cannot be read; it is tried again."""
 
 
 class Remembered:
@@ -75,18 +81,23 @@ class Remembered:
 class Folder:
     """What is new and complete in a folder and all below it.
 
-    Hidden files and folders are left out, and so is what has another suffix than an image; links to folders are not
-    followed.
+    What is an image, and what is left out, is told as ``listing.walk`` does.
     """
 
     def __init__(self, path: str, remembered: Remembered) -> None:
         self.path = path
-        self.problem: OSError | None = None
-        """Why a part of the folder could not be listed at the last look."""
+        self.problem: Found | None = None
+        """A folder that could not be listed at the last look."""
+        self.lost: dict[str, str] = {}
+        """What else may be an image or hold some and cannot be had, by its path, with the reason."""
+        self.left_out: dict[str, str] = {}
+        """The first file of each suffix that is no image, by the suffix."""
         self._remembered = remembered
         self._answered: dict[str, int] = {}
         """The inode of each file that is there and has an answer, by its path."""
         self._candidates: dict[str, _Candidate] = {}
+        self._kinds: dict[str, tuple[Stamp, bool]] = {}
+        """Whether the content of a file without an image's suffix is an image's, in the state in which it was seen."""
         self._list_next = self._read_next = 0.0
 
     def look(self) -> list[_Candidate]:
@@ -116,10 +127,17 @@ class Folder:
         read_all = time.monotonic() >= self._read_next
         answered, self._answered = self._answered, {}
         known, self._candidates = self._candidates, {}
-        for entry in self._walk(self.path):
-            path, inode = entry.path, entry.inode()
-            if (not read_all and answered.get(path) == inode) or self._consider(path, known):
-                self._answered[path] = inode
+        kinds, self._kinds = self._kinds, {}
+        self.lost = {}
+        try:
+            for found in walk(self.path, partial(self._is_image, kinds), inodes=True):
+                path, inode = found.path, found.inode
+                if found.kind is not Kind.IMAGE:
+                    self._leave_out(found)
+                elif (not read_all and answered.get(path) == inode) or self._consider(path, known):
+                    self._answered[path] = inode
+        except OSError as error:  # too many files are open: the next look may see more
+            self.problem = Found(self.path, Kind.LOST, f"cannot be read: {error.strerror}", "unreadable")
         now, cpu_s = time.monotonic(), time.thread_time() - cpu_s
         if read_all:
             self._read_next = now + READING_SHARE * cpu_s
@@ -140,23 +158,26 @@ class Folder:
         self._candidates[path] = former if former and same else _Candidate(stamp, time.monotonic())
         return False
 
-    def _walk(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        waiting = [folder]
-        while waiting:
-            path = waiting.pop()
-            try:
-                with os.scandir(path) as entries:
-                    for entry in entries:
-                        name = entry.name
-                        if name[0] == ".":
-                            continue
-                        if name[name.rfind(".") :].lower() in SUFFIXES and _is_file(entry):
-                            yield entry
-                        elif entry.is_dir(follow_symlinks=False):
-                            waiting.append(entry.path)
-            except OSError as error:
-                if path == folder or not isinstance(error, FileNotFoundError):  # others below may go at any time
-                    self.problem = error
+    def _leave_out(self, found: Found) -> None:
+        is_folder = not os.path.islink(found.path) and not os.path.isfile(found.path)
+        if found.kind is Kind.OTHER:
+            self.left_out.setdefault(os.path.splitext(found.path)[1].lower(), found.path)
+        elif found.kind is Kind.LINKED or found.reason == "not-a-file" or not is_folder:
+            self.lost[found.path] = found.why
+        elif found.path == self.path or found.reason != "not-found":  # others below may go at any time
+            self.problem = found
+
+    def _is_image(self, kinds: dict[str, tuple[Stamp, bool]], entry: os.DirEntry[str]) -> bool:
+        """Tell a file's kind; its content is read once in each of its states."""
+        if is_image_name(entry.name):
+            return True
+        stamp = _stamp(entry.path)
+        if stamp is None:
+            return False
+        former = kinds.get(entry.path)
+        known = former if former and former[0] == stamp else (stamp, is_image_file(entry.path))
+        self._kinds[entry.path] = known
+        return known[1]
 
 
 class Watch:
@@ -169,6 +190,8 @@ class Watch:
         self._folder = Folder(self.path, remembered)
         self._new_only = new_only
         self._problem: str | None = None
+        self._told: dict[str, str] = {}
+        self._told_suffixes = 0
         self._thread = Thread(target=self._run, name=f"watch {self.path}", daemon=True)
 
     def start(self) -> None:
@@ -192,15 +215,23 @@ class Watch:
                 guarded(partial(self._answer, candidate), self._desk.event)
 
     def _tell(self) -> None:
-        """Log once that the folder cannot be read, and once that it can."""
-        error = self._folder.problem
-        problem = f"{error.filename}: {error.strerror}" if error else None
+        """Log once that the folder cannot be read, and once that it can; and once each what is left out."""
+        lost = self._folder.problem
+        problem = f"{lost.path}: {lost.why}" if lost else None
         if problem != self._problem:
             if problem:
                 self._desk.event("folder-unreadable", level="error", folder=self.path, why=problem)
             else:
                 self._desk.event("folder-readable", folder=self.path)
         self._problem = problem
+        for path, why in self._folder.lost.items():
+            if self._told.get(path) != why:
+                self._desk.event("left-out", level="warning", path=path, why=why)
+        self._told = dict(self._folder.lost)
+        for suffix in list(self._folder.left_out)[self._told_suffixes :]:
+            path = self._folder.left_out[suffix]
+            self._desk.event("left-out", suffix=suffix, path=path, why=f"{NO_IMAGE}, as all such files will be")
+        self._told_suffixes = len(self._folder.left_out)
 
     def _answer(self, candidate: _Candidate) -> None:
         answer = self._asked(candidate)
@@ -209,11 +240,16 @@ class Watch:
         if answer.get("reason") in MAYBE_UNFINISHED and candidate.patience_s < PATIENCE_S:
             candidate.patience_s = PATIENCE_S
             return
-        try:
-            self._desk.hand_out(answer, candidate.stamp)
-        except StoppingError:
-            return
-        self._remembered.add(candidate.stamp)
+        passing = answer.get("reason") in PASSING
+        if not (passing and candidate.told):
+            try:
+                self._desk.hand_out(answer, candidate.stamp)
+            except StoppingError:
+                return
+        if passing:
+            candidate.told, candidate.patience_s = True, time.monotonic() - candidate.since + AGAIN_S
+        else:
+            self._remembered.add(candidate.stamp)
 
     def _asked(self, candidate: _Candidate) -> Record | None:
         """Return the answer to an image; None if it is there no more, or has changed, or the server stops."""
@@ -235,13 +271,6 @@ class Watch:
             return self._desk.ask(SOURCE, path, data, patient=True)
         except StoppingError:
             return None
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link that leads to itself
-        return False
 
 
 def _stamp(path: str) -> Stamp | None:

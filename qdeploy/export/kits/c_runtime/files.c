@@ -10,6 +10,7 @@
 #define GOLDENS_HEADER_BYTES 24
 #define MAX_FILE_BYTES 0x7fffffffL
 #define MAX_GOLDENS 1024
+#define MAX_SIDE 16384
 
 uint8_t *read_file(const char *path, size_t *bytes)
 {
@@ -66,40 +67,53 @@ static long header_number(const uint8_t *file, size_t bytes, size_t *at)
     return number;
 }
 
-const uint8_t *image_pixels(const uint8_t *file, size_t bytes, const char *path)
+const uint8_t *photo_pixels(const uint8_t *file, size_t bytes, const char *path, long *width, long *height)
 {
     size_t at = 2;
-    long width, height, limit;
+    long limit;
 
     if (bytes == QDEPLOY_IMAGE_BYTES) {
+        *width = *height = QDEPLOY_SIZE;
         return file;
     }
     if (bytes < 2 || memcmp(file, "P6", 2) != 0) {
         fprintf(stderr, "%s: is neither a binary PPM nor %d bytes of pixels\n", path, QDEPLOY_IMAGE_BYTES);
         return NULL;
     }
-    width = header_number(file, bytes, &at);
-    height = header_number(file, bytes, &at);
+    *width = header_number(file, bytes, &at);
+    *height = header_number(file, bytes, &at);
     limit = header_number(file, bytes, &at);
-    if (width != QDEPLOY_SIZE || height != QDEPLOY_SIZE || limit != 255) {
-        fprintf(stderr, "%s: is %ld x %ld with values to %ld; the model takes %d x %d with values to 255\n", path,
-                width, height, limit, QDEPLOY_SIZE, QDEPLOY_SIZE);
+    if (*width < 1 || *width > MAX_SIDE || *height < 1 || *height > MAX_SIDE || limit != 255) {
+        fprintf(stderr, "%s: is %ld x %ld with values to %ld; sides from 1 to %d and values to 255 are read\n", path,
+                *width, *height, limit, MAX_SIDE);
         return NULL;
     }
     ++at; /* the one blank before the pixels */
-    if (at > bytes || bytes - at < QDEPLOY_IMAGE_BYTES) {
+    if (at > bytes || (bytes - at) / 3 / (size_t)*width < (size_t)*height) {
         fprintf(stderr, "%s: is cut short\n", path);
         return NULL;
     }
     return file + at;
 }
 
-static uint32_t little_endian(const uint8_t *bytes)
+const uint8_t *image_pixels(const uint8_t *file, size_t bytes, const char *path)
+{
+    long width, height;
+    const uint8_t *pixels = photo_pixels(file, bytes, path, &width, &height);
+
+    if (pixels != NULL && (width != QDEPLOY_SIZE || height != QDEPLOY_SIZE)) {
+        fprintf(stderr, "%s: is %ld x %ld; the model takes %d x %d\n", path, width, height, QDEPLOY_SIZE, QDEPLOY_SIZE);
+        return NULL;
+    }
+    return pixels;
+}
+
+uint32_t little_endian(const uint8_t *bytes)
 {
     return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
 }
 
-static float float_from(const uint8_t *bytes)
+float float_from(const uint8_t *bytes)
 {
     const uint32_t bits = little_endian(bytes);
     float value;

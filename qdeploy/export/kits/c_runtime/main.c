@@ -15,6 +15,7 @@
 #include "files.h"
 #include "labels.h"
 #include "model_info.h"
+#include "unknown.h"
 
 #define TIMED_RUNS 101
 #define MAX_THREADS 64
@@ -49,16 +50,62 @@ static int open_model(Classifier *classifier, const char *path, int threads)
     return result;
 }
 
-static void print_answer(const float *probabilities, double *times_ms, double load_ms)
+static const QdeployCut cuts[] = QDEPLOY_CUTS;
+
+/* Find a model's threshold by the name of its file; NULL if it answers all images. */
+static const QdeployCut *cut_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *name = slash == NULL ? path : slash + 1;
+
+    for (const QdeployCut *cut = cuts; cut->file != NULL; ++cut) {
+        if (strcmp(cut->file, name) == 0) {
+            return cut;
+        }
+    }
+    return NULL;
+}
+
+static int largest(const float *values)
 {
     int best = 0;
 
     for (int i = 1; i < QDEPLOY_CLASSES; ++i) {
-        if (probabilities[i] > probabilities[best]) {
-            best = i;
+        best = values[i] > values[best] ? i : best;
+    }
+    return best;
+}
+
+/* A label is data: its control bytes are shown and move no cursor. */
+static void print_label(const char *what, const char *label)
+{
+    printf("%s: ", what);
+    for (; *label; ++label) {
+        const unsigned char byte = (unsigned char)*label;
+        if (byte < 0x20 || byte == 0x7f) {
+            printf("\\x%02x", byte);
+        } else {
+            putchar(byte);
         }
     }
-    printf("label: %s\n", qdeploy_labels[best]);
+    putchar('\n');
+}
+
+static void print_answer(const QdeployCut *cut, const float *logits, const float *probabilities, double *times_ms,
+                         double load_ms)
+{
+    const int best = largest(probabilities);
+    const float score = cut == NULL ? 0.0f : qdeploy_score(cut, logits[largest(logits)], probabilities[best]);
+
+    if (cut != NULL && score < cut->threshold) {
+        printf("label: unknown\n");
+        print_label("would be", qdeploy_labels[best]);
+    } else {
+        print_label("label", qdeploy_labels[best]);
+    }
+    if (cut != NULL) {
+        printf("score: %.4f\n", score);
+    }
     printf("probability: %.4f\n", probabilities[best]);
     printf("load: %.1f ms, first run: %.3f ms, ", load_ms, times_ms[0]);
     qsort(times_ms + 1, TIMED_RUNS - 1, sizeof *times_ms, by_size);
@@ -89,7 +136,13 @@ static int classify(const char *model, const char *path, int threads)
         }
         times_ms[i] = now_ms() - start;
     }
-    print_answer(probabilities, times_ms, load_ms);
+    for (int i = 0; i < QDEPLOY_CLASSES; ++i) {
+        if (!isfinite(probabilities[i])) { /* NaN has no place in an order */
+            fprintf(stderr, "%s: the model's answer to it is not finite; the model file is not sound\n", path);
+            goto done;
+        }
+    }
+    print_answer(cut_of(model), logits, probabilities, times_ms, load_ms);
     result = DONE;
 done:
     classifier_close(&classifier);

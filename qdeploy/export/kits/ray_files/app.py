@@ -19,7 +19,14 @@ from qdeploy.core.image_formats import MAX_FILE_BYTES
 from qdeploy.runtime.classifier import Classifier
 
 TOP = 5
-STATUS = {"too-large": 413, "too-many-pixels": 413, "unsupported-format": 415, "unsupported-mode": 415}
+STATUS = {
+    "too-large": 413,
+    "too-many-pixels": 413,
+    "unsupported-format": 415,
+    "unsupported-mode": 415,
+    "not-finite": 500,
+    "out-of-memory": 500,
+}
 """By the reason for which an image is refused; others are 400."""
 
 
@@ -61,6 +68,7 @@ class ImageClassifier:
         end = time.perf_counter_ns()
         return {
             "model": self.classifier.card.name,
+            **prediction.told(),
             "predictions": [
                 {"label": r.label, "index": r.index, "probability": round(r.probability, 6)}
                 for r in prediction.top(TOP)

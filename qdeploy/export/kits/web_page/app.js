@@ -38,11 +38,11 @@ async function classified(picture, decode) {
   const begin = performance.now();
   const pixels = modelPixels(picture, card.preprocessing);
   const preprocess = performance.now() - begin;
-  const { probabilities, ms } = await model.classify(pixels);
+  const { probabilities, ms, score, unknown } = await model.classify(pixels);
   const times = { decode, preprocess, infer: ms };
   latency.add(times);
   drawLatency();
-  return { pixels, times, answers: ranked(probabilities, card.labels) };
+  return { pixels, times, score, unknown, answers: ranked(probabilities, card.labels) };
 }
 
 function ranked(probabilities, labels) {
@@ -58,6 +58,11 @@ function bars(answers) {
     name.title = label;
     return make("li", "", name, make("span", "percent", `${(100 * probability).toFixed(1)} %`), make("span", "track", filled));
   });
+}
+
+/** What is said above the bars of an image that the model does not know. */
+function verdict(unknown, score) {
+  return unknown ? [make("li", "unknown", `unknown (score ${score.toFixed(2)}); would be:`)] : [];
 }
 
 /** The centre square, and in its corner the very pixels that the model gets. */
@@ -87,9 +92,9 @@ async function answerFile(file) {
   try {
     const begin = performance.now();
     const picture = await decodeFile(file, kit.limits);
-    const { pixels, times, answers } = await classified(picture, performance.now() - begin);
+    const { pixels, times, answers, score, unknown } = await classified(picture, performance.now() - begin);
     const words = PHASES.map((phase) => `${phase} ${milliseconds(times[phase])} ms`).join(", ");
-    const list = make("ol", "bars", ...bars(answers));
+    const list = make("ol", "bars", ...verdict(unknown, score), ...bars(answers));
     const small = thumbnail(picture, pixels, model.card.preprocessing.size);
     show(make("article", "card result", make("h3", "", name), small, list, make("p", "note", words)));
     picture.bitmap.close();
@@ -185,9 +190,9 @@ async function watchCamera(mine) {
       await nextFrame(video);
       const begin = performance.now();
       const picture = await grabFrame(video);
-      const { answers } = await classified(picture, performance.now() - begin);
+      const { answers, score, unknown } = await classified(picture, performance.now() - begin);
       picture.bitmap.close();
-      page("live-answer").replaceChildren(...bars(answers));
+      page("live-answer").replaceChildren(...verdict(unknown, score), ...bars(answers));
       ends.push(performance.now());
       if (ends.length > 31) ends.shift();
       const rate = (1000 * (ends.length - 1)) / (ends.at(-1) - ends[0]);

@@ -56,6 +56,13 @@ async function givenBack(pixels, rules) {
 
 export const best = (values) => values.reduce((top, value, i) => (value > values[top] ? i : top), 0);
 
+/** The score, and whether it is below the card's threshold; nothing of a model that answers all images. */
+export function judged({ logits, probabilities }, confidence) {
+  if (!Number.isFinite(confidence?.threshold)) return {};
+  const score = Math.max(...logits) - confidence.temperature * Math.log(Math.max(...probabilities, 1e-38));
+  return { score, unknown: score < confidence.threshold };
+}
+
 export class Model {
   /** Open one of the kit's models; an Error says why it is not used. */
   static async open(entry) {
@@ -86,7 +93,11 @@ export class Model {
       const image = new this.ort.Tensor("uint8", new Uint8Array(pixels.buffer), [1, size, size, 3]);
       const begin = performance.now();
       const { logits, probabilities } = await this.session.run({ image });
-      return { logits: logits.data, probabilities: probabilities.data, ms: performance.now() - begin };
+      if (!probabilities.data.every(Number.isFinite)) {
+        throw new Error("the model's answer to this image is not finite");
+      }
+      const answer = { logits: logits.data, probabilities: probabilities.data, ms: performance.now() - begin };
+      return { ...answer, ...judged(answer, this.card.confidence) };
     };
     this.last = this.last.then(run, run); // a session runs one image at a time
     return this.last;

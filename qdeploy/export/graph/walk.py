@@ -1,0 +1,76 @@
+"""Walks over a graph and the graphs inside it: branches of If, bodies of Loop and Scan. And names that are free."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import onnx
+
+STANDARD = ("", "ai.onnx")
+"""Domains of ONNX's own operators; one of another domain may share the name of an operator, and nothing else."""
+
+
+def is_standard(node: onnx.NodeProto, *operators: str) -> bool:
+    """Tell whether a node is one of some operators of ONNX itself."""
+    return node.domain in STANDARD and node.op_type in operators
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs inside a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and all graphs inside it."""
+    yield graph
+    for node in graph.node:
+        for body in bodies(node):
+            yield from with_bodies(body)
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a model's graph, of the graphs inside it, and of its functions."""
+    for graph in with_bodies(model.graph):
+        yield from graph.node
+    for function in model.functions:
+        for node in function.node:
+            yield node
+            for body in bodies(node):
+                yield from (n for g in with_bodies(body) for n in g.node)
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the constants of a model, wherever they are."""
+    for graph in with_bodies(model.graph):
+        yield from graph.initializer
+    for node in all_nodes(model):
+        yield from (a.t for a in node.attribute if a.HasField("t"))
+
+
+def read_inside(graph: onnx.GraphProto) -> set[str]:
+    """Return the names that the graphs inside a graph read; they may be tensors of the graph itself."""
+    inside = (g for node in graph.node for body in bodies(node) for g in with_bodies(body))
+    return {name for g in inside for name in (*(i for n in g.node for i in n.input), *(o.name for o in g.output))}
+
+
+class FreeNames:
+    """Gives names that nothing in a graph, and nothing that was named here, has."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._used: set[str] = set()
+        for inside in with_bodies(graph):
+            values = (*inside.input, *inside.output, *inside.initializer, *inside.value_info)
+            self._used.update(v.name for v in values)
+            for node in inside.node:
+                self._used.update((node.name, *node.input, *node.output))
+
+    def __call__(self, wanted: str) -> str:
+        """Return a name, as it is wanted if that is free."""
+        numbered = (f"{wanted}_{n}" for n in itertools.count(2))
+        name = next(n for n in itertools.chain([wanted], numbered) if n not in self._used)
+        self._used.add(name)
+        return name

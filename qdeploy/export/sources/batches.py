@@ -1,0 +1,326 @@
+"""Graphs from elsewhere that take one batch only are made to take any, if that can be proven.
+
+The proof: batches of 1, 3 and 7 give what the file gives image by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from qdeploy.core.errors import InputError, one_line
+from qdeploy.export.graph.inner_outputs import open_with_outputs
+from qdeploy.export.graph.walk import with_bodies
+from qdeploy.export.sources.inputs import Entrance
+from qdeploy.export.sources.onnx_read import recent, simplified
+from qdeploy.runtime.engines.onnxruntime_binding import FAILURES
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
+
+BATCHES = (7, 3, 1)
+TOLERANCE = {np.dtype(np.float16): 2e-2, np.dtype(np.float64): 1e-4}
+"""Largest difference that is rounding, relative to the largest value; for float32 1e-3."""
+
+
+def image_by_image(
+    model: onnx.ModelProto, entrance: Entrance, names: Sequence[str], values: NDArray[Any]
+) -> list[NDArray[Any]]:
+    """Return some tensors of a file for images one at a time, or in the only batch that it takes; each ``[N, -1]``.
+
+    Raises:
+        OnnxRuntimeError: If it cannot be run.
+    """
+    size = max(1, entrance.batch)
+    session = open_with_outputs(model, names)
+    rows: list[list[NDArray[Any]]] = [[] for _ in names]
+    for start in range(0, len(values), size):
+        part = values[start : start + size]
+        full = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) if len(part) < size else part
+        try:
+            found = session.run(list(names), {entrance.name: full})
+        except FAILURES as error:
+            raise OnnxRuntimeError(one_line(error)) from error
+        for kept, tensor in zip(rows, found, strict=True):
+            kept.append(np.asarray(tensor).reshape(size, -1)[: len(part)])
+    return [np.concatenate(kept) for kept in rows]
+
+
+def outputs_of(model: onnx.ModelProto, names: Sequence[str], values: NDArray[Any], file: Path) -> list[NDArray[Any]]:
+    """Return some tensors of a graph for a batch of images.
+
+    Raises:
+        InputError: If ONNX Runtime cannot run it.
+    """
+    try:
+        found = open_with_outputs(model, names).run(list(names), {model.graph.input[0].name: values})
+    except OnnxRuntimeError as error:
+        raise InputError(f"ONNX Runtime refuses what is made of {file}: {error}") from error
+    except FAILURES as error:
+        raise InputError(f"ONNX Runtime cannot run what is made of {file}: {one_line(error)}") from error
+    return [np.asarray(tensor) for tensor in found]
+
+
+def with_any_batch(
+    model: onnx.ModelProto, entrance: Entrance, names: Sequence[str], values: NDArray[Any], file: Path
+) -> tuple[onnx.ModelProto, str]:
+    """Return a file's graph so that it takes any number of images, and what a user should know of it.
+
+    Args:
+        model: The file as it came.
+        entrance: What it takes.
+        names: Tensors that must not change.
+        values: Seven images as it takes them.
+        file: Its name.
+
+    Raises:
+        InputError: If the file cannot be run, or its batch is fixed in a way that cannot be undone.
+    """
+    alone = _alone(model, entrance, names, values, file)
+    reasons = []
+    for candidate, said in _candidates(_giving(model, names), entrance, file):
+        reason = _difference(candidate, entrance, names, values, alone)
+        if not reason:
+            return candidate, said
+        reasons.append(reason)
+    only = f"takes batches of {entrance.batch} only" if entrance.batch else "answers batches not as single images"
+    raise InputError(
+        f"{file} {only}, and no way was found to change that ({reasons[-1]})", fix="export it with a dynamic batch"
+    )
+
+
+def _alone(
+    model: onnx.ModelProto, entrance: Entrance, names: Sequence[str], values: NDArray[Any], file: Path
+) -> list[NDArray[Any]]:
+    """Return what a file gives image by image; the first batch is run twice."""
+    size = max(1, entrance.batch) if entrance.batch <= len(values) else 0
+    try:
+        rows = image_by_image(model, entrance, names, np.concatenate([values[:size], values]))
+    except (OnnxRuntimeError, ValueError) as error:
+        raise InputError(f"{file} cannot be run on an image: {one_line(error)}") from error
+    for name, found in zip(names, rows, strict=True):
+        if not close(found[:size], found[size : 2 * size]):
+            raise InputError(
+                f"{file} answers the same image differently each time ('{name}')",
+                fix="export it in evaluation mode, without random operators",
+            )
+    return [found[size:] for found in rows]
+
+
+def _giving(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a graph that gives these tensors and nothing else, so that they keep their names and the rest goes."""
+    copy = _copy(model)
+    graph = copy.graph
+    known = {v.name: v for v in (*graph.value_info, *graph.output)}
+    kept = [onnx.ValueInfoProto.FromString((known.get(n) or _untyped(n)).SerializeToString()) for n in names]
+    del graph.output[:]
+    graph.output.extend(kept)
+    return copy
+
+
+def _untyped(name: str) -> onnx.ValueInfoProto:
+    return onnx.ValueInfoProto(name=name)
+
+
+def _candidates(model: onnx.ModelProto, entrance: Entrance, file: Path) -> Iterator[tuple[onnx.ModelProto, str]]:
+    """Yield graphs that may take any batch, the simplest first, with what a user should know of each."""
+    if not entrance.batch:
+        yield model, ""
+    else:
+        free = _copy(model)
+        _free_dimensions(free.graph, entrance)
+        yield free, ""
+    batch = max(1, entrance.batch)
+    try:
+        folded = recent(simplified(model, file), file)  # shapes that were computed become constants
+    except InputError:
+        return
+    for everywhere in (False, True):
+        free = _copy(folded)
+        _free_dimensions(free.graph, entrance)
+        if _free_shapes(free.graph, batch, entrance.name, everywhere=everywhere):
+            yield free, ""
+    if entrance.batch == 1:
+        said = "the file takes one image at a time, and so does what is made of it: batches gain nothing"
+        yield one_by_one(folded, entrance), said
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _difference(
+    model: onnx.ModelProto, entrance: Entrance, names: Sequence[str], values: NDArray[Any], alone: list[NDArray[Any]]
+) -> str:
+    """Return why a graph does not give in batches what the file gives image by image; nothing if it does."""
+    try:
+        session = open_with_outputs(model, names)
+        for size in BATCHES:
+            found = session.run(list(names), {entrance.name: values[:size]})
+            for name, tensor, expected in zip(names, found, alone, strict=True):
+                rows = np.asarray(tensor)
+                if rows.size != expected[:size].size or not close(rows.reshape(size, -1), expected[:size]):
+                    return f"'{name}' differs in batches of {size}"
+    except OnnxRuntimeError as error:
+        return one_line(error, 120)
+    except FAILURES as error:
+        return one_line(error, 120)
+    return ""
+
+
+def close(found: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Tell whether values differ by no more than rounding, and are infinite or NaN at the same places."""
+    if found.dtype.kind != "f":
+        return bool((found == expected).all())
+    if not expected.size:
+        return True
+    finite = np.isfinite(expected)
+    if not (np.isfinite(found) == finite).all():
+        return False
+    if not finite.any():
+        return True
+    most = TOLERANCE.get(found.dtype, 1e-3) * max(1e-3, float(np.abs(expected[finite].astype(np.float64)).max()))
+    return bool(np.abs(found[finite].astype(np.float64) - expected[finite]).max() <= most)
+
+
+def free_unknown_batch(graph: onnx.GraphProto) -> None:
+    """Write a batch of 0 or -1, as some tools write any, as ONNX means it: as a name."""
+    for value in (*graph.input, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims and dims[0].HasField("dim_value") and dims[0].dim_value < 1:
+            dims[0].dim_param = "batch"
+
+
+def _free_dimensions(graph: onnx.GraphProto, entrance: Entrance) -> None:
+    """Take the batch out of the types of inputs and outputs; those of inner tensors are found anew."""
+    for value in (*(i for i in graph.input if i.name == entrance.name), *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims:
+            dims[0].dim_param = "batch"
+    for output in graph.output:
+        for dim in output.type.tensor_type.shape.dim[1:]:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+    del graph.value_info[:]
+
+
+def _free_shapes(graph: onnx.GraphProto, batch: int, image: str, *, everywhere: bool) -> bool:
+    """Let no Reshape say the batch, and repeat constants that are joined to images; tell if anything was changed.
+
+    Args:
+        graph: Where.
+        batch: The batch that shapes are written for.
+        image: The input.
+        everywhere: Whether the first axis may hold more than the batch, as where images are cut into windows.
+    """
+    follows = {image}
+    for node in graph.node:
+        if follows.intersection(node.input):
+            follows.update(node.output)
+    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    for node in graph.node:
+        value = _constant(node, constants)
+        if value is not None:
+            constants[node.output[0]] = value
+    changed, repeated, nodes = False, set(), []
+    for i, node in enumerate(graph.node):
+        free = (
+            _free_shape(node, constants, None if everywhere else batch)
+            if node.input[:1] and node.input[0] in follows
+            else None
+        )
+        if free is not None:
+            node.input[1] = f"{node.input[1]}_of_{i}"
+            graph.initializer.append(numpy_helper.from_array(free, node.input[1]))
+            changed = True
+        for k, name in enumerate(node.input if node.op_type == "Concat" and batch == 1 else ()):
+            value = constants.get(name)
+            if value is not None and value.ndim > 1 and value.shape[0] == 1 and _axis(node) % value.ndim:
+                repeated.add(value.ndim)
+                node.input[k] = f"{name}_of_{i}"
+                nodes.append(helper.make_node("Expand", [name, f"qd_repeats_{value.ndim}"], [node.input[k]]))
+        nodes.append(node)
+    if repeated:
+        del graph.node[:]
+        graph.node.extend([*_repeats(graph, image, repeated), *nodes])
+    return changed or bool(repeated)
+
+
+def _constant(node: onnx.NodeProto, constants: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+    """Return a node's value where it is known: a constant, or one that is repeated along axes."""
+    if node.op_type == "Constant":
+        return next((numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"), None)
+    if node.op_type == "Expand" and all(name in constants for name in node.input):
+        value, shape = (constants[name] for name in node.input)
+        return np.asarray(value * np.ones(shape.tolist(), value.dtype))
+    return None
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "axis"), 0)
+
+
+def _free_shape(
+    node: onnx.NodeProto, constants: Mapping[str, NDArray[Any]], batch: int | None
+) -> NDArray[np.int64] | None:
+    """Return the shape of a Reshape without its batch; of any number if that is None; None to leave it alone."""
+    shape = constants.get(node.input[1]) if node.op_type == "Reshape" else None
+    if shape is None or shape.ndim != 1 or not len(shape) or (batch or shape[0]) != shape[0] or shape[0] < 1:
+        return None
+    if batch is None and (shape == -1).any() and shape[0] != 1:
+        return None
+    free = shape.astype(np.int64)
+    free[0] = -1 if (free != -1).all() else 0
+    return free
+
+
+def _repeats(graph: onnx.GraphProto, image: str, axes: Iterable[int]) -> list[onnx.NodeProto]:
+    """Return nodes that count the images: ``qd_repeats_3`` is ``[N, 1, 1]``, to repeat a class token, say."""
+    graph.initializer.append(numpy_helper.from_array(np.asarray([0], np.int64), "qd_first"))
+    nodes = [
+        helper.make_node("Shape", [image], ["qd_shape"]),
+        helper.make_node("Gather", ["qd_shape", "qd_first"], ["qd_count"]),
+    ]
+    for n in axes:
+        graph.initializer.append(numpy_helper.from_array(np.ones(n - 1, np.int64), f"qd_ones_{n}"))
+        nodes.append(helper.make_node("Concat", ["qd_count", f"qd_ones_{n}"], [f"qd_repeats_{n}"], axis=0))
+    return nodes
+
+
+def one_by_one(model: onnx.ModelProto, entrance: Entrance) -> onnx.ModelProto:
+    """Return a graph that runs one which takes a single image for each image of a batch: the body of a Scan.
+
+    Its outputs are ``[N, -1]``.
+    """
+    copy = onnx.shape_inference.infer_shapes(model)
+    graph = copy.graph
+    names = [o.name for o in graph.output]
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
+    inner = {n: f"{n}_of_one" for n in (*names, entrance.name)}
+    for node in (node for inside in with_bodies(graph) for node in inside.node):
+        node.input[:] = [inner.get(n, n) for n in node.input]
+        node.output[:] = [inner.get(n, n) for n in node.output]
+    flat = numpy_helper.from_array(np.asarray([-1], np.int64), "qd_flat")
+    first = numpy_helper.from_array(np.asarray([0], np.int64), "qd_first")
+    nodes = [helper.make_node("Unsqueeze", ["qd_one", "qd_first"], [inner[entrance.name]]), *graph.node]
+    nodes += [helper.make_node("Reshape", [inner[n], "qd_flat"], [f"qd_row_{i}"]) for i, n in enumerate(names)]
+    shape = [d.dim_value for d in next(i for i in graph.input if i.name == entrance.name).type.tensor_type.shape.dim]
+    body = helper.make_graph(
+        nodes,
+        "one image",
+        [helper.make_tensor_value_info("qd_one", entrance.dtype, shape[1:])],
+        [helper.make_tensor_value_info(f"qd_row_{i}", kinds[n], [None]) for i, n in enumerate(names)],
+    )
+    scan = helper.make_node("Scan", [entrance.name], names, body=body, num_scan_inputs=1)
+    del graph.node[:], graph.value_info[:], graph.output[:]
+    graph.node.append(scan)
+    graph.initializer.extend([flat, first])
+    graph.output.extend(helper.make_tensor_value_info(n, kinds[n], ["batch", None]) for n in names)
+    _free_dimensions(graph, entrance)
+    return copy

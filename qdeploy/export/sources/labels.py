@@ -1,0 +1,258 @@
+"""The names of a foreign file's classes in the order of its outputs, and data brought into that order."""
+
+from __future__ import annotations
+
+import ast
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qdeploy.core.errors import InputError, near_miss
+from qdeploy.core.regular import TooLargeError, read_regular
+from qdeploy.data.dataset import Dataset
+
+KEYS = ("names", "id2label", "label_names", "labels", "classes", "class_names")
+"""Where Ultralytics, Hugging Face, timm and others keep them: in the file's metadata, or in config.json beside it."""
+BESIDE = ("labels.txt", "classes.txt")
+INSIDE = ("pretrained_cfg", "model_config")
+MOST_BYTES = 10_000_000
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundLabels:
+    """Labels, and where they stand."""
+
+    labels: Labels
+    where: str
+    beside: bool = False
+    """Whether they stand in another file that nobody named, which may belong to another model."""
+    repeated: tuple[str, ...] = ()
+    """Those that stood there several times, as ``crane`` in ImageNet, with the numbers that tell them apart."""
+
+    def said(self) -> str:
+        """Return whose labels they are, for the user to know."""
+        text = f"the labels are those of {self.where}"
+        if self.repeated:
+            text += f"; {len(self.repeated)} of them are names of several classes and got their number: "
+        return text + _some(self.repeated)
+
+
+def found_labels(labels: Sequence[str], where: str, *, beside: bool = False) -> FoundLabels:
+    """Return labels that are all different: what stands there several times gets its number, counted from 0.
+
+    Raises:
+        InputError: If some are still the same.
+    """
+    forms = [unicodedata.normalize("NFC", label) for label in labels]
+    counts = Counter(forms)
+    apart = tuple(f"{a} ({i})" if counts[a] > 1 else b for i, (a, b) in enumerate(zip(forms, labels, strict=True)))
+    if len(set(apart)) < len(apart):
+        twice = next(label for label, n in Counter(apart).items() if n > 1)
+        raise InputError(f"{where} holds the label '{twice}' twice", fix="give each class a label of its own")
+    repeated = tuple(a for a, form in zip(apart, forms, strict=True) if counts[form] > 1)
+    return FoundLabels(labels=apart, where=where, beside=beside, repeated=repeated)
+
+
+def labels_from_file(path: Path) -> Labels:
+    """Read labels from a file: one a line, a JSON list, or a JSON table from number to name.
+
+    Raises:
+        InputError: If it cannot be read, or holds no labels.
+    """
+    try:
+        text = read_regular(path, MOST_BYTES).decode("utf-8-sig")
+    except TooLargeError as error:
+        raise InputError(f"the labels' file {path} is too large: {error.size_bytes:,} bytes") from error
+    except OSError as error:
+        raise InputError(f"the labels' file {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the labels' file {path} is no UTF-8 text; save it as such") from error
+    labels = _parsed(text)
+    return checked(labels, str(path))
+
+
+def find_labels(model: onnx.ModelProto, given: Labels | Path | None, file: Path) -> FoundLabels | None:
+    """Find the labels: given, in the file's metadata, or in files beside it; None if there are none.
+
+    Raises:
+        InputError: If given ones cannot be used.
+    """
+    if isinstance(given, Path):
+        return found_labels(labels_from_file(given), str(given))
+    if given is not None:
+        return found_labels(checked(list(given), "`labels`"), "`labels`")
+    metadata = {p.key: p.value for p in model.metadata_props}
+    for key in KEYS:
+        if labels := _usable(metadata.get(key)):
+            return found_labels(labels, f"metadata '{key}' of {file.name}")
+    for name in (f"{file.stem}.labels.txt", f"{file.stem}.txt", *BESIDE):
+        beside = file.parent / name
+        if beside.is_file() and (labels := _usable_file(beside)):
+            return found_labels(labels, str(beside), beside=True)
+    return _from_config(file.parent / "config.json")
+
+
+def _from_config(path: Path) -> FoundLabels | None:
+    try:
+        config = json.loads(read_regular(path, MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    tables = [config, *(config.get(k) for k in INSIDE)] if isinstance(config, dict) else []
+    for table in (t for t in tables if isinstance(t, dict)):
+        for key in KEYS:
+            if labels := _usable(table.get(key)):
+                return found_labels(labels, f"'{key}' of {path}", beside=True)
+    return None
+
+
+def _usable_file(path: Path) -> Labels | None:
+    try:
+        return labels_from_file(path)
+    except InputError:
+        return None
+
+
+def _usable(value: Any) -> Labels | None:
+    """Return labels that are names; None for none, and for placeholders such as LABEL_0."""
+    try:
+        labels = checked(_parsed(value), "the metadata") if value else None
+    except InputError:
+        return None
+    if labels and all(label.lower().replace("_", "") == f"label{i}" for i, label in enumerate(labels)):
+        return None
+    return labels
+
+
+def _parsed(value: Any) -> list[str]:
+    """Return the names of a list, of a table from number to name, or of a text that holds either, or one a line."""
+    if isinstance(value, str):
+        read = _literal(value.strip())
+        if read is None:
+            lines = [line.strip() for line in value.splitlines()]
+            rows = [line for line in lines if line]
+            return [p.strip() for p in rows[0].split(",")] if len(rows) == 1 and "," in rows[0] else rows
+        value = read
+    if isinstance(value, Mapping):
+        value = _ordered(value)
+    return [str(v) for v in value] if isinstance(value, (list, tuple)) else []
+
+
+def _literal(text: str) -> Any:
+    """Return the list or table that a text holds as JSON, or as Python writes it; None for any other text."""
+    if not text.startswith(("[", "{", "(")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+    return None
+
+
+def _ordered(table: Mapping[Any, Any]) -> list[Any]:
+    """Return the names of a table by their numbers: from number to name, or from name to number."""
+    try:
+        if all(isinstance(v, int) for v in table.values()):
+            table = {number: name for name, number in table.items()}
+        by_number = {int(k): v for k, v in table.items()}
+    except (TypeError, ValueError):
+        return []
+    return [by_number[i] for i in sorted(by_number)] if sorted(by_number) == list(range(len(by_number))) else []
+
+
+def checked(labels: Sequence[str], where: str) -> Labels:
+    """Return labels if they can be used: at least two, and printable.
+
+    Raises:
+        InputError: If they cannot.
+    """
+    if len(labels) < 2:
+        raise InputError(f"{where} must hold at least 2 labels, one a line or as JSON", found=len(labels))
+    for i, label in enumerate(labels):
+        if not label or not label.isprintable():
+            raise InputError(f"{where} holds a label that is no printable text", found=f"{label!r} at place {i}")
+    return tuple(labels)
+
+
+def matched(dataset: Dataset, found: FoundLabels | None, classes: int, file: Path) -> tuple[Dataset, list[str]]:
+    """Return data whose classes are the file's, in the order of its outputs, and what is worth saying.
+
+    Args:
+        dataset: Data with the file's classes, or some of them.
+        found: The file's labels, if they are known; otherwise the data's classes are taken as they stand.
+        classes: Number of the file's classes.
+        file: Name of the file.
+
+    Raises:
+        InputError: If the classes do not fit.
+    """
+    own = dataset.classes
+    if found is None:
+        if classes != len(own):
+            raise InputError(
+                f"{file} tells {classes} classes apart, {dataset.name} has {len(own)}; give its own data, or `labels`"
+            )
+        return dataset, _doubts(own)
+    require_count(found, classes, file)
+    index = _positions(own, found, dataset.name)
+    notes = [found.said()]
+    if index != sorted(index):
+        notes.append(f"{dataset.name} has its classes in another order than the file; they were matched by name")
+    missing = [label for i, label in enumerate(found.labels) if i not in index]
+    if missing:
+        notes.append(f"{len(missing)} of the file's {classes} labels have no images: {_some(missing)}")
+    places = np.asarray(index, np.int64)
+    splits = {name: replace(split, labels=places[split.labels]) for name, split in dataset.splits.items()}
+    return replace(dataset, classes=found.labels, splits=splits), notes
+
+
+def require_count(found: FoundLabels, classes: int, file: Path) -> None:
+    """Refuse labels of another number.
+
+    Raises:
+        InputError: If they are more or fewer than the classes.
+    """
+    if len(found.labels) != classes:
+        raise InputError(
+            f"{file} tells {classes} classes apart, {found.where} names {len(found.labels)}",
+            fix="give the right ones with `labels`",
+        )
+
+
+def _positions(classes: Labels, found: FoundLabels, name: str) -> list[int]:
+    """Return each class' place among the labels: by name, else by number where all classes are numbers."""
+    by_name = {unicodedata.normalize("NFC", label): i for i, label in enumerate(found.labels)}
+    wanted = [unicodedata.normalize("NFC", c) for c in classes]
+    strange = [c for c in wanted if c not in by_name]
+    if not strange:
+        return [by_name[c] for c in wanted]
+    numbers = [int(c) for c in classes if c.isascii() and c.isdigit()]
+    if len(set(numbers)) == len(classes) and max(numbers) < len(found.labels):
+        return numbers
+    raise InputError(
+        f"{name} has the class '{strange[0]}'{near_miss(strange[0], by_name)}; {found.where} names "
+        f"{_some(found.labels)}",
+        fix="name the folders so, or give `labels` with the folders' names in the order of the outputs",
+    )
+
+
+def _doubts(classes: Labels) -> list[str]:
+    """Say in which order classes that are numbers were taken, if there are two."""
+    if not all(c.isascii() and c.isdigit() for c in classes) or sorted(classes, key=int) == list(classes):
+        return []
+    return [
+        f"the folders are numbers and were taken in the order of text ({_some(classes)}); if the file counts "
+        f"{_some(sorted(classes, key=int))}, give `labels`"
+    ]
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:4]) + (", ..." if len(labels) > 4 else "")

@@ -1,0 +1,22 @@
+"""Every twenty-fifth of other people's files through the real commands: no crash, no verdict, no wrong answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_corpora_ends_as_it_should() -> None:
+    words = [sys.executable, "benchmarks/foreign_files.py", "--every", "25"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    counts = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"graph"')))
+    assert all(sum(kind.values()) >= 3 and "fault" not in kind for kind in counts.values())
+    assert sum(kind.get("taken", 0) for kind in counts.values()) > 20

@@ -1,0 +1,127 @@
+"""The kit where this process cannot be: under sanitizers, and on another CPU."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qdeploy.core.artifact import SHIPPED
+from qdeploy.export import write_kits
+from qdeploy.native import streams
+from qdeploy.native.kernels import KERNELS, RESIZE_FILES
+from tests.native.compiled import TIERS, needs_compiler, write_programs
+from tests.native.graphs import CASES, SIZE, case_of
+from tests.native.test_operators import program_of
+
+pytestmark = [pytest.mark.slow, needs_compiler]
+AARCH64 = "aarch64-linux-gnu-gcc"
+QEMU = "qemu-aarch64"
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    return write_kits(SHIPPED, ["native"], tmp_path)["native"]
+
+
+def make(kit: Path, *words: str) -> str:
+    made = subprocess.run(["make", *words], cwd=kit, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return made.stdout
+
+
+def test_sanitizers_find_nothing_in_any_tier(kit: Path) -> None:
+    make(kit, "CFLAGS=-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Werror", "classify")
+    for tier in TIERS:
+        words = ["./classify", "--selftest", "model.goldens"]
+        done = subprocess.run(words, cwd=kit, capture_output=True, text=True, env={"QDEPLOY_TIER": tier})
+        if done.returncode == 2 and not done.stderr:
+            continue  # this CPU does not have the tier
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr[:3000]
+        assert f"passed with {tier} kernels, 0 of 40" in done.stdout
+
+
+@pytest.mark.parametrize("tool", ["gcc", "clang"])
+def test_compilers_find_nothing_to_warn_of(kit: Path, tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    for words in ("", "-DQD_ONLY_C99"):
+        make(kit, "clean")
+        out = make(kit, f"CC={tool}", f"CFLAGS=-O1 -Wall -Wextra -pedantic -Werror {words}", "test")
+        assert out.count("passed with") == 2
+        assert out.count("0 of 40 answers differ") == 2
+
+
+_FUZZ = """
+#include <stdio.h>
+#include <stdlib.h>
+static unsigned state = 1;
+static unsigned next(void) { return state = state * 1664525u + 1013904223u, state >> 16; }
+typedef void run_function(const qdeploy_native *, const uint8_t *, float *, float *);
+static void fuzz(run_function *run, size_t bytes, int images) {
+  int tier, i, j;
+  for (tier = 0; tier <= qd_best_tier(); tier++)
+    for (i = 0; i < images; i++) {
+      unsigned low = next() % 256, span = 1 + next() % (256 - low);
+      uint8_t *image = malloc(IMAGE_BYTES);
+      float *logits = malloc(16), *probabilities = malloc(16);
+      qdeploy_native net;
+      net.arena = aligned_alloc(64, bytes);
+      net.kernels = qd_tiers[tier];
+      memset(net.arena, (int)(next() % 256), bytes);
+      for (j = 0; j < IMAGE_BYTES; j++) image[j] = (uint8_t)(i % 8 ? low + next() % span : i % 16 ? 255 : 0);
+      run(&net, image, logits, probabilities);
+      free(image);
+      free(logits);
+      free(probabilities);
+      free(net.arena);
+    }
+}
+static void photos(int count) {
+  int i, j;
+  for (i = 0; i < count; i++) {
+    int width = 1 + (int)(next() % 150), height = 1 + (int)(next() % 150);
+    int size = 1 + (int)(next() % 70), how = 1 + i % 2;
+    size_t bytes = qdeploy_resize_bytes(width, height, size, how);
+    uint8_t *photo = malloc((size_t)width * height * 3), *made = malloc((size_t)size * size * 3);
+    void *work = malloc(bytes);
+    for (j = 0; j < width * height * 3; j++) photo[j] = (uint8_t)next();
+    if (qdeploy_resize(photo, width, height, made, size, how, work, bytes)) exit(3);
+    free(photo);
+    free(made);
+    free(work);
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("tool", ["gcc", "clang"])
+def test_sanitizers_find_nothing_on_any_operator_over_random_images(tool: str, tmp_path: Path) -> None:
+    """All memory is as large as the code says it needs, and not a byte more."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    programs = {name: program_of(case_of(name)[0]) for name in CASES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "WORTH_BYTES", 1)
+        sources = write_programs(programs, tmp_path, small=True)
+    calls = [f"fuzz(qdeploy_native_g{i}_run, {s.arena_bytes}, 40);" for i, s in enumerate(sources.values())]
+    text = (tmp_path / "all.c").read_text()
+    resize = "".join(f'#include "{KERNELS / name}"\n' for name in RESIZE_FILES)
+    main = "\n".join(
+        [f"#define IMAGE_BYTES {3 * SIZE**2}", _FUZZ, "int main(void) {", *calls, "photos(200); return 0; }"]
+    )
+    (tmp_path / "fuzz.c").write_text(f"{text}\n{resize}{main}")
+    flags = ["-std=c11", "-O1", "-g", "-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    made = subprocess.run([tool, *flags, "fuzz.c", "-o", "fuzz"], cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[:2000]
+    done = subprocess.run(["./fuzz"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr[:3000]
+
+
+@pytest.mark.skipif(not (shutil.which(AARCH64) and shutil.which(QEMU)), reason=f"{AARCH64} or {QEMU} is not installed")
+def test_an_arm_cpu_gives_the_same_bits(kit: Path) -> None:
+    emulator = f"{QEMU} -L /usr/aarch64-linux-gnu"
+    out = make(kit, f"CC={AARCH64}", "CFLAGS=-O2 -Werror", f"EMULATOR={emulator}", "test")
+    assert "passed with c99 kernels, 0 of 40 answers differ" in out

@@ -1,0 +1,149 @@
+"""Every operator, on generated graphs: the simulator against ONNX Runtime, and the C against the simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from qdeploy.core.machine import saturates
+from qdeploy.native import streams
+from qdeploy.native.arithmetic import dequantized, quantized
+from qdeploy.native.ir import Program
+from qdeploy.native.lower import lower
+from qdeploy.native.lowering import UnsupportedError
+from qdeploy.native.onnx_graph import read_graph
+from qdeploy.native.passes import PASSES
+from qdeploy.native.simulate import run_op, simulate
+from tests.native.compiled import Compiled, needs_compiler
+from tests.native.graphs import CASES, ON_CODES, SIZE, Graph, case_of, image_of
+
+IMAGES = 3
+ROW = "(const float *)rows[0]"
+STREAMED = {"float stem": "k->conv_row_f32(", "float rows": "k->conv_row_f32(", "float attention": f"k->softmax({ROW}"}
+
+
+def program_of(model: onnx.ModelProto, passes: bool = True) -> Program:
+    program = lower(read_graph(model.SerializeToString()), SIZE)
+    for step in PASSES if passes else ():
+        program = step(program)
+    return program
+
+
+def codes_of_onnxruntime(model: onnx.ModelProto, codes: list[str], image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in codes)
+    session = onnxruntime.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"image": image[None]}), strict=True))
+
+
+@pytest.mark.skipif(saturates("x86"), reason="ONNX Runtime's own 8-bit products saturate on this CPU")
+@pytest.mark.parametrize("name", CASES)
+def test_the_simulator_gives_what_onnxruntime_gives(name: str) -> None:
+    """Fed ONNX Runtime's codes: operators on codes give the same ones; behind floats, one code may be the next."""
+    model, codes = case_of(name)
+    program = program_of(model)
+    for seed in range(IMAGES):
+        image = image_of(seed)
+        expected = codes_of_onnxruntime(model, codes, image)
+        found = simulate(program, image, expected)
+        compared = 0
+        for code in set(codes) & set(found):
+            assert expected[code].size < 100 or len(np.unique(expected[code])) > 8, "the case must use its range"
+            off = np.abs(found[code].astype(int) - expected[code])
+            compared += 1
+            exact = name in ON_CODES and code != codes[-2]
+            assert off.max() <= (0 if exact else 1), code
+            assert np.mean(off > 0) <= 0.01
+        assert compared >= 3
+        assert np.allclose(found["probabilities"], expected["probabilities"], atol=0.03)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    programs = {name: program_of(case_of(name)[0]) for name in CASES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "WORTH_BYTES", 1)
+        return Compiled(programs, tmp_path_factory.mktemp("operators"), "-O1", small=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CASES)
+def test_every_tier_gives_the_simulators_bits(compiled: Compiled, name: str) -> None:
+    program = compiled.programs[name]
+    for seed in range(IMAGES):
+        image = image_of(seed)
+        expected = simulate(program, image)
+        for tier in compiled.tiers:
+            found = compiled.run(name, tier, image)
+            assert np.array_equal(found["logits"], expected[program.logits.name].reshape(-1)), tier
+            assert np.array_equal(found["probabilities"], expected[program.probabilities.name].reshape(-1))
+            shared = set(found) & set(expected)
+            assert len(shared) > len(program.ops) / 2
+            for tensor in shared:
+                assert np.array_equal(found[tensor].reshape(-1), expected[tensor].reshape(-1)), (tier, tensor)
+            again = compiled.run(f"{name}, small", tier, image)
+            assert np.array_equal(again["logits"], found["logits"]), tier
+            assert np.array_equal(again["probabilities"], found["probabilities"]), tier
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CASES)
+def test_small_memory_is_smaller(compiled: Compiled, name: str) -> None:
+    small, large = compiled.sources[f"{name}, small"], compiled.sources[name]
+    assert small.arena_bytes < large.arena_bytes / 1.2
+    assert STREAMED.get(name, "  qd_stream(") in small.text
+    assert "  qd_stream(" not in large.text
+
+
+def test_int8_activations_give_the_same_numbers_as_uint8() -> None:
+    logits = []
+    for signed in (False, True):
+        graph = Graph(5)
+        start = graph.pair(graph.start, -150, 160, signed)
+        weight, scales = graph.weight((5, 3, 3, 3))
+        made = graph.node("Conv", [start, weight, graph.bias(scales * np.float32(310 / 255))])
+        program = program_of(graph.model(graph.pair(made, -20, 25, signed), 5))
+        logits.append(simulate(program, image_of(1))[program.logits.name])
+    assert np.array_equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_softmax_between_codes_is_on_integers_and_as_close_as_rounding(turned: bool) -> None:
+    graph = Graph(3)
+    start = graph.node("Transpose", [graph.entrance()], perm=[0, 2, 3, 1])
+    x = graph.node("Softmax", [start], axis=-1)
+    made = graph.pair(graph.node("Transpose", [x], perm=[0, 3, 1, 2]) if turned else x, 0, 1)
+    program = program_of(graph.model(made if turned else graph.node("Transpose", [made], perm=[0, 3, 1, 2]), 3))
+    softmax = next(op for op in program.ops if op.kind == "softmax")
+    assert softmax.output.integer
+    codes = np.random.default_rng(0).integers(0, 16, softmax.inputs[0].shape, np.uint8)  # near enough to count
+    floats = dequantized(codes, 310 / 255, 0).astype(np.float64)
+    powers = np.exp(floats - floats.max(axis=-1, keepdims=True))
+    exact = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
+    off = np.abs(run_op(softmax, [codes]).astype(int) - quantized(exact, 1 / 255, 0))
+    assert off.max() <= 1
+    assert np.mean(off > 0) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "why"),
+    [
+        ("LRN", {"size": 3}, "LRN: there is no kernel"),
+        ("HardSigmoid", {"alpha": 0.3}, "HardSigmoid: its attributes"),
+        ("Softmax", {"axis": 1}, "Softmax: only the last axis"),
+        ("MaxPool", {"kernel_shape": [2, 2], "ceil_mode": 1}, "MaxPool: only plain pooling"),
+    ],
+)
+def test_what_has_no_kernel_is_refused_by_name(kind: str, attributes: dict[str, Any], why: str) -> None:
+    graph = Graph(0)
+    x = graph.node(kind, [graph.start], **attributes)
+    with pytest.raises(UnsupportedError, match=f"^the native engine cannot compile this model: {why}") as caught:
+        program_of(graph.model(graph.pair(x, -150, 160), 3))
+    assert "\n" not in str(caught.value)
