@@ -23,6 +23,7 @@ from qdeploy.core.run_folder import RECORD, RUNS, read_run
 from qdeploy.core.signing import require_signature, trusted_keys
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
+from qdeploy.native.prebuilt import library_files, read_library
 from qdeploy.runtime.session import Rows, engines_for, open_session
 from qdeploy.runtime.trial import require_bounded
 
@@ -91,6 +92,7 @@ def verify(
             artifacts.append(found)
             if signers:
                 checks.append(_signature(found, signers))
+            checks += [_library(library, found, signers) for library in library_files(file)]
     checks += _report_checks(folder, files, required=path.is_dir())
     for artifact in artifacts:
         checks += [_card(artifact), _calibration(artifact, folder), _parent(artifact, folder), *_goldens(artifact)]
@@ -118,6 +120,16 @@ def _signature(artifact: Artifact, keys: Sequence[Path]) -> Check:
         return Check(name=name, ok=True, detail=f"by {require_signature(artifact.path, artifact.data, keys)}")
     except ArtifactError as error:
         return Check(name=name, ok=False, detail=str(error))
+
+
+def _library(file: Path, artifact: Artifact, keys: Sequence[Path]) -> Check:
+    """Check a native library that lies beside a model file, for whatever CPU it is; it is not loaded."""
+    name = f"{file.name}: library"
+    try:
+        data = read_library(file, artifact, keys)
+    except ArtifactError as error:
+        return Check(name=name, ok=False, detail=str(error))
+    return Check(name=name, ok=True, detail=f"{len(data):,} bytes, compiled from this file{', signed' if keys else ''}")
 
 
 def _whole(artifact: Artifact) -> Check:

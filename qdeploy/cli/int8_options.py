@@ -112,6 +112,16 @@ class Int8Options:
         str | None,
         typer.Option(help=f"Also write kits, between commas: {', '.join(KITS)}.", rich_help_panel=FILES),
     ] = None
+    native_library: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CPUS",
+            help="Also compile libraries for --engine native on devices without a compiler, between commas: here, "
+            "aarch64, armhf, riscv64, x86_64, or a compiler's command.",
+            show_default=False,
+            rich_help_panel=FILES,
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(help="CPU threads that compute. Default: OMP_NUM_THREADS, else all cores.", rich_help_panel=WHERE),

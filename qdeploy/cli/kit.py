@@ -9,9 +9,11 @@ import typer
 
 from qdeploy.cli.export import show_kits
 from qdeploy.cli.options import Json
-from qdeploy.cli.output import emit_json
+from qdeploy.cli.output import emit_json, say
 from qdeploy.core.artifact import SHIPPED, newest_export
+from qdeploy.core.errors import InputError
 from qdeploy.export.kits.table import KITS, kit_names, write_kits
+from qdeploy.export.libraries import library_lines, write_libraries
 
 
 def kit_command(
@@ -31,17 +33,32 @@ def kit_command(
             show_default=False,
         ),
     ] = None,
+    native_library: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CPUS",
+            help="Also compile libraries for --engine native, beside the export's model files: here, aarch64, armhf, "
+            "riscv64, x86_64, or a compiler's command, between commas.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Make folders with which other programs run an export.
 
-    The same as the option of `qdeploy export`, for an export that is there already.
+    The same as the options of `qdeploy export`, for an export that is there already.
     """
     wanted = kit_names(names)
     folder = export or newest_export() or SHIPPED
+    if native_library is not None and folder == SHIPPED:
+        raise InputError("the model inside the package gets no libraries beside it", fix="give a copy of its folder")
+    libraries = write_libraries(folder, native_library) if native_library is not None else []
     folders = write_kits(folder, wanted, out or (Path() if folder == SHIPPED else folder))
     if json:
-        emit_json({"export": str(folder), "kits": {name: str(path) for name, path in folders.items()}})
-    else:
-        show_kits(folders)
+        made = {"libraries": [str(path) for path in libraries]} if libraries else {}
+        emit_json({"export": str(folder), "kits": {name: str(path) for name, path in folders.items()}, **made})
+        return 0
+    show_kits(folders)
+    for line in library_lines(libraries):
+        say(line)
     return 0

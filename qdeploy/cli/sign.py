@@ -30,11 +30,13 @@ def sign_command(
 ) -> None:
     """Sign model files, so that devices open no others.
 
-    The signature is a file of its own beside the model file, which stays as it is: copy both.
+    The signature is a file of its own beside the model file, which stays as it is: copy both. Native libraries beside
+    a model file are signed, too.
     """
     from qdeploy.core.artifact import model_files, read_artifact
     from qdeploy.core.signing import new_key as make_key
     from qdeploy.core.signing import sign
+    from qdeploy.native.prebuilt import library_files, read_library
 
     if (artifact is None) != (key is None) or (key is None and new_key is None):
         raise InputError("a signature needs a model file and a `key`", fix="or make a key with `new_key`")
@@ -43,6 +45,8 @@ def sign_command(
     if artifact is not None and key is not None:
         read = [read_artifact(file, trusted=()) for file in model_files(artifact)]
         signatures = [sign(found.path, found.data, key) for found in read]
+        libraries = [(file, read_library(file, found, ())) for found in read for file in library_files(found.path)]
+        signatures += [sign(file, data, key) for file, data in libraries]
     if json:
         made = {"key": str(new_key), "public_key": str(public)} if public else {}
         emit_json({**made, "signatures": [str(s) for s in signatures]})

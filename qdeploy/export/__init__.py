@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qdeploy.export.config import ExportConfig
     from qdeploy.export.int8.float_choice import SearchConfig
     from qdeploy.export.kits.table import write_kits
+    from qdeploy.export.libraries import write_libraries
     from qdeploy.export.lint.report import LintReport, lint_file
     from qdeploy.export.recalibration import Recalibration, recalibrate
     from qdeploy.export.report.record import ExportReport
@@ -32,6 +33,7 @@ __all__ = [
     "lint_file",
     "recalibrate",
     "write_kits",
+    "write_libraries",
 ]
 _HOMES = {
     "ExportConfig": "config",
@@ -47,6 +49,7 @@ _HOMES = {
     "lint_file": "lint.report",
     "recalibrate": "recalibration",
     "write_kits": "kits.table",
+    "write_libraries": "libraries",
 }
 
 

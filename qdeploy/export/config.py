@@ -12,6 +12,7 @@ from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.export.int8.ranges import METHODS
 from qdeploy.export.kits.table import kit_names
+from qdeploy.export.libraries import library_compilers
 from qdeploy.export.verdict import Policy
 
 
@@ -48,6 +49,9 @@ class ExportConfig:
     """Also build TensorRT-RTX engines, which needs no GPU."""
     kit: str | None = None
     """Folders for other programs to write, too: keys of ``KITS`` between commas."""
+    native_library: str | None = None
+    """Also compile the native engine's libraries and put them beside the model files; for which CPUs, as
+    ``library_compilers`` takes them."""
     float_layers: tuple[str, ...] | None = None
     """Leave these in float instead of searching: parts as the report names them, modules, nodes; ``none``: nothing."""
     like: Path | None = None
@@ -94,6 +98,8 @@ class ExportConfig:
         require_coverage(self.coverage)
         if self.kit is not None:
             kit_names(self.kit)
+        if self.native_library is not None:
+            library_compilers(self.native_library)
         known = (*METHODS, "mixed", "auto")
         if self.calibration not in known:
             raise InputError(

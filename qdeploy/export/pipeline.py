@@ -36,6 +36,7 @@ from qdeploy.export.int8.calibrate import Calibration
 from qdeploy.export.int8.pinned import int8_artifact
 from qdeploy.export.int8.step import Int8Made, int8_step
 from qdeploy.export.kits.table import is_own_kit, require_kits, write_kits
+from qdeploy.export.libraries import library_lines, write_libraries
 from qdeploy.export.measure import measure_and_judge, with_memory
 from qdeploy.export.report.page import html_report
 from qdeploy.export.report.record import ExportReport, Step
@@ -48,7 +49,7 @@ PARITY_IMAGES = 512
 FLOAT_GOLDEN_DB = 80.0
 HALF_GOLDEN_DB = 30.0
 """Least agreement of fp16 with fp32; sound graphs reach 45 to 70."""
-OWN_FILES = re.compile(r"model\.[a-z0-9.-]+\.(onnx|engine)|report\.(json|html)|(calibration|device)\.json")
+OWN_FILES = re.compile(r"model\.[a-z0-9.-]+\.(onnx(\.\w+\.so)?|engine)|report\.(json|html)|(calibration|device)\.json")
 """What an export's folder may hold and be replaced."""
 
 
@@ -114,6 +115,9 @@ def export_source(
         write_json(folder / "report.json", report.to_dict())
         page = partial(html_report, flips=judged.flips, confusion=judged.confusion)
         write_rendered(folder / "report.html", lambda: page(report.to_dict()).encode(), note)
+        if config.native_library is not None:
+            for line in library_lines(write_libraries(folder, config.native_library)):
+                note(line)
         write_kits(folder, config.kits)
     return report
 

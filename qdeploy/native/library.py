@@ -1,7 +1,8 @@
-"""A model file's library: compiled once for a file, a compiler and a version of the kernels, kept in the cache."""
+"""A model file's library: the one beside it, or one compiled once for file, compiler and kernels, in the cache."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -9,15 +10,77 @@ import subprocess
 from pathlib import Path
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import EngineError, InputError, MissingDependencyError
+from qdeploy.core.errors import ArtifactError, EngineError, InputError, MissingDependencyError
 from qdeploy.core.files import locked, sha256_of, write_bytes
 from qdeploy.data.places import cache_folder
 from qdeploy.native.kernels import FLAGS, KERNEL_FILES, KERNELS
+from qdeploy.native.prebuilt import DIGITS, architecture_here, library_file, library_files, read_library
 
 COMPILERS = ("cc", "gcc", "clang")
 FOLDER = "native"
 """In the cache."""
 TIMEOUT_S = 600
+_LOADED: dict[bytes, ctypes.CDLL] = {}
+"""By checksum; a library is never unloaded."""
+
+
+def load_library(artifact: Artifact) -> tuple[ctypes.CDLL, str | None]:
+    """Load a model file's library: the one beside it if it is for this process and fits, else a compiled one.
+
+    Returns:
+        The library, and what the user should know: why one that lies beside the file is not used.
+
+    Raises:
+        ArtifactError: If the model holds what has no kernel, or is an engine.
+        MissingDependencyError: If nothing fits and there is no compiler.
+        InputError: If the cache cannot be written.
+        EngineError: If the compiler fails, or the library cannot be loaded.
+    """
+    unfit = None
+    if beside := _beside(artifact.path):
+        try:
+            return _loaded_bytes(read_library(beside, artifact), beside), None
+        except (ArtifactError, EngineError) as error:
+            unfit = str(error)
+    try:
+        file = library_of(artifact)
+    except MissingDependencyError as error:
+        others = ", ".join(p.name for p in library_files(artifact.path))
+        why = unfit or (others and f"{others} beside the file is not for this kind of CPU")
+        raise MissingDependencyError("; ".join(filter(None, (why, error.what))), fix=error.fix) from error
+    return _loaded(str(file), file), unfit and f"compiled here, since {unfit}"
+
+
+def _beside(model: Path) -> Path | None:
+    """Return the library for this process beside a model file, if there is one."""
+    here = architecture_here()
+    file = library_file(model, here) if here else None
+    return file if file and os.path.lexists(file) else None
+
+
+def _loaded_bytes(data: bytes, file: Path) -> ctypes.CDLL:
+    """Load the bytes that were checked, and not what may lie in their place by now; the same bytes once a process.
+
+    Their file in memory stays open: the loader would take another one of the same number for this library.
+    """
+    digest = data[-DIGITS:]
+    if digest not in _LOADED:
+        try:
+            handle = os.memfd_create(file.name)
+            with os.fdopen(handle, "wb", closefd=False) as stream:
+                stream.write(data)
+        except OSError as error:
+            raise EngineError(f"{file} cannot be loaded: {error.strerror}", fix="use another `engine`") from error
+        _LOADED[digest] = _loaded(f"/proc/self/fd/{handle}", file)
+    return _LOADED[digest]
+
+
+def _loaded(place: str, file: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(place)
+    except OSError as error:
+        said = str(error).replace(place, str(file))
+        raise EngineError(f"{file} cannot be loaded: {said}", fix="remove it; it is compiled again") from error
 
 
 def compiler() -> Path:
@@ -34,8 +97,12 @@ def compiler() -> Path:
     return Path(found).resolve()
 
 
-def library_of(artifact: Artifact) -> Path:
+def library_of(artifact: Artifact, tool: Path | None = None) -> Path:
     """Return the compiled library of a model file; it is compiled if it is not in the cache.
+
+    Args:
+        artifact: The model file.
+        tool: The compiler; by default the one for this machine.
 
     Raises:
         ArtifactError: If the model holds what has no kernel, or is an engine.
@@ -43,7 +110,7 @@ def library_of(artifact: Artifact) -> Path:
         InputError: If the cache cannot be written.
         EngineError: If the compiler fails.
     """
-    tool = compiler()
+    tool = tool or compiler()
     folder = cache_folder() / FOLDER
     file = folder / f"{_key(artifact, tool)}.so"
     if file.is_file():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import EngineError
-from qdeploy.native.library import library_of
+from qdeploy.native.library import load_library
 from qdeploy.runtime.session import Rows, Session
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ class Model:
         Raises:
             EngineError: If the library cannot be loaded.
         """
-        file = library_of(artifact)
-        try:
-            library = ctypes.CDLL(str(file))
-        except OSError as error:
-            raise EngineError(f"{file} cannot be loaded: {error}", fix="remove it; it is compiled again") from error
+        library, self.note = load_library(artifact)
         library.qdeploy_native_arena_bytes.restype = c_size_t
         library.qdeploy_native_init.argtypes = (POINTER(_Context), c_void_p, c_size_t, c_char_p)
         library.qdeploy_native_tier.restype = c_char_p
@@ -90,7 +86,7 @@ class NativeSession(Session):
     def __init__(self, artifact: Artifact, threads: int) -> None:
         model = Model(artifact)
         self._threads = threads
-        super().__init__(artifact, model, f"native C, {model.tier} kernels")
+        super().__init__(artifact, model, f"native C, {model.tier} kernels", model.note)
 
     def _infer(self, opened: Model, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         import numpy as np
