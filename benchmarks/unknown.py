@@ -1,19 +1,17 @@
 """What a model calls unknown: which score tells images of other things best, and what gets through.
 
-    python benchmarks/unknown.py [--without CLASS ...] [--model NAME] [--epochs N] [--seed N] [--icons FOLDER]
+    python benchmarks/unknown.py [--icons FOLDER]
 
 The model in the package, fp32 and INT8, answers the 10,000 test images of Fashion-MNIST and images that show none of
-its classes. With --without, models are also trained on the embedded images without a class, which is what they are then
-shown (all 350 of it; a near class such as Shirt is the hard case). Scores: the largest probability (the baseline that
-everyone uses), the largest logit, and the energy at the file's temperature; `unknown` is the share below the threshold
-that 95 % of the validation images reach. Intervals are 95 % bootstrap intervals.
+its classes (benchmarks/held_out.py asks the same of other models, and of clothes that they were not trained on).
+Scores: the largest probability (the baseline that everyone uses), the largest logit, and the energy at the file's
+temperature; `unknown` is the share below the threshold that 95 % of the validation images reach. Intervals are 95 %
+bootstrap intervals.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import Any
 import numpy as np
 from machine import keep
 from numpy.typing import NDArray
-from PIL import Image
 
 from qdeploy.checks.confidence import told_apart
 from qdeploy.core.artifact import SHIPPED, Artifact, read_artifact
@@ -30,7 +27,6 @@ from qdeploy.core.errors import ImageError
 from qdeploy.core.metrics import Floats
 from qdeploy.core.reliability import log_softmax, scores_of
 from qdeploy.data.catalog import load_dataset
-from qdeploy.data.embedded import embedded_source
 from qdeploy.export.confidence import Labelled, confidence_of
 from qdeploy.export.graph.parity import run_session
 from qdeploy.runtime.session import open_session
@@ -43,12 +39,7 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--without", nargs="*", type=int, default=[], metavar="CLASS", help="numbers of classes")
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--icons", type=Path, help="a folder of drawings and icons as PNG")
-    parser.add_argument("--work", type=Path, default=Path("unknown-work"), help="where data and runs are kept")
     given = parser.parse_args()
     dataset = load_dataset("fashion-mnist")
     test = np.asarray(dataset.splits["test"].pixels)
@@ -57,8 +48,6 @@ def main() -> None:
         artifact = read_artifact(SHIPPED / f"model.{precision}.onnx")
         others = dict(other_images(test, given.icons, artifact))
         rows += measured(artifact, "nano in the package", dataset.splits, others)
-    for k in given.without:
-        rows += held_out(k, given)
     keep("unknown", rows, coverage=COVERAGE)
     print_table(rows)
 
@@ -107,38 +96,6 @@ def scores(inside: Floats, outside: Floats, temperature: float) -> Iterator[tupl
     yield "probability", *(log_softmax(z, temperature).max(axis=1) for z in (inside, outside))
     yield "logit", *(z.max(axis=1).astype(np.float64) for z in (inside, outside))
     yield "energy", *(scores_of(z, temperature) for z in (inside, outside))
-
-
-def held_out(k: int, given: argparse.Namespace) -> list[Row]:
-    """Train without a class, export, and show the model that class; a run that is there is taken as it is."""
-    source = embedded_source()
-    folder = given.work / f"without-{k}"
-    for split, records in source.records.items():
-        for i, record in enumerate(records):
-            place = folder / split / source.classes[record.label].replace("/", "-") / f"{i}.png"
-            if record.label != k and not place.exists():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(np.asarray(record.source)).save(place)
-    run, out = (given.work / f"{what}-{given.model}-without-{k}-seed-{given.seed}" for what in ("run", "export"))
-    if not run.exists():
-        words = ["--model", given.model, "--epochs", str(given.epochs), "--seed", str(given.seed), "--out", str(run)]
-        qdeploy("train", str(folder), *words)
-    if not out.exists():
-        qdeploy("export", str(run), "--int8", "--allow-drop", "--allow-slower", "--out", str(out))
-    rows = []
-    for file in sorted(out.glob("model.*.onnx")):
-        artifact = read_artifact(file)
-        dataset = load_dataset(str(folder), artifact.card.preprocessing)
-        images = [r.image() for part in source.records.values() for r in part if r.label == k]
-        pixels = np.stack([artifact.card.preprocessing(image) for image in images])
-        name = f"{given.model} without {source.classes[k]}"
-        rows += measured(artifact, name, dataset.splits, {source.classes[k]: pixels})
-    return rows
-
-
-def qdeploy(*words: str) -> None:
-    """Run a command."""
-    subprocess.run([sys.executable, "-m", "qdeploy", *words], check=True)
 
 
 def print_table(rows: list[Row]) -> None:
