@@ -117,7 +117,7 @@ def _opened(file: Path, *, lone: bool) -> Artifact | Check:
 def _signature(artifact: Artifact, keys: Sequence[Path]) -> Check:
     name = f"{artifact.path.name}: signature"
     try:
-        return Check(name=name, ok=True, detail=f"by {require_signature(artifact.path, artifact.data, keys)}")
+        return Check(name=name, ok=True, detail=f"by {require_signature(artifact.path, artifact.on_disk, keys)}")
     except ArtifactError as error:
         return Check(name=name, ok=False, detail=str(error))
 
@@ -133,7 +133,7 @@ def _library(file: Path, artifact: Artifact, keys: Sequence[Path]) -> Check:
 
 
 def _whole(artifact: Artifact) -> Check:
-    detail = f"{len(artifact.data):,} bytes, sha256 {artifact.sha256}"
+    detail = f"{len(artifact.on_disk):,} bytes, sha256 {artifact.sha256}"
     return Check(name=f"{artifact.path.name}: checksum", ok=True, detail=detail)
 
 

@@ -44,7 +44,7 @@ def sign_command(
     signatures = []
     if artifact is not None and key is not None:
         read = [read_artifact(file, trusted=()) for file in model_files(artifact)]
-        signatures = [sign(found.path, found.data, key) for found in read]
+        signatures = [sign(found.path, found.on_disk, key) for found in read]
         libraries = [(file, read_library(file, found, ())) for found in read for file in library_files(found.path)]
         signatures += [sign(file, data, key) for file, data in libraries]
     if json:

@@ -8,10 +8,11 @@ damage is found before a runtime sees it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qdeploy.core.card import Card
+from qdeploy.core.encryption import Key, decrypted, is_encrypted
 from qdeploy.core.engine_file import EngineHeader, is_engine, unpack
 from qdeploy.core.errors import ArtifactError, NoCardError
 from qdeploy.core.files import newest, sha256_of
@@ -41,11 +42,33 @@ class Artifact:
     """Header of an engine file; None for an ONNX file."""
     foreign: bool = False
     """Whether it came from a file: what it computes is not known until it is tried (``runtime.trial``)."""
+    stored: bytes | None = field(default=None, repr=False)
+    """The file's bytes where it is encrypted; ``data`` is what they hold."""
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the file as it is on disk."""
-        return sha256_of(self.data)
+        return sha256_of(self.on_disk)
+
+    @property
+    def on_disk(self) -> bytes:
+        """The file's bytes."""
+        return self.data if self.stored is None else self.stored
+
+    def require_plain(self, what: str) -> None:
+        """Refuse what would write an encrypted file's contents to a disk.
+
+        Args:
+            what: What it is, as the subject of a sentence.
+
+        Raises:
+            ArtifactError: If the file is encrypted.
+        """
+        if self.stored is not None:
+            raise ArtifactError(
+                f"{self.path} is encrypted, and {what} would write what it holds to the disk",
+                fix="give the file that it was made of",
+            )
 
     @property
     def known_as(self) -> tuple[str, ...]:
@@ -54,16 +77,20 @@ class Artifact:
         return (self.sha256,) if before is None else (self.sha256, before)
 
 
-def read_artifact(path: Path, *, trusted: Sequence[Path] | None = None) -> Artifact:
+def read_artifact(path: Path, *, trusted: Sequence[Path] | None = None, key: Key | None = None) -> Artifact:
     """Read a model file, ONNX or engine, once, verify its checksum and parse its card.
 
     Args:
         path: The file.
         trusted: Public keys, one of which must have signed the file; none: any file will do. By default those that
             ``QDEPLOY_TRUSTED_KEYS`` names.
+        key: The key of an encrypted file, or what gives it; by default that of ``QDEPLOY_MODEL_KEY_COMMAND`` or
+            ``QDEPLOY_MODEL_KEY``.
 
     Raises:
-        ArtifactError: If it is missing, damaged, not written by qdeploy, or not signed where it has to be.
+        ArtifactError: If it is missing, damaged, not written by qdeploy, not signed where it has to be, or encrypted
+            with another key.
+        InputError: If it is encrypted and there is no key.
     """
     if is_special(path):  # /dev/zero has no end, and a pipe may have no writer
         raise ArtifactError(f"the model file {path} is a device or pipe; give a regular file")
@@ -73,6 +100,12 @@ def read_artifact(path: Path, *, trusted: Sequence[Path] | None = None) -> Artif
         raise ArtifactError(f"the model file {path} cannot be read: {error.strerror}") from error
     if keys := trusted_keys() if trusted is None else trusted:
         require_signature(path, data, keys)
+    if is_encrypted(data):
+        return replace(_parsed(path, decrypted(path, data, key)), stored=data)
+    return _parsed(path, data)
+
+
+def _parsed(path: Path, data: bytes) -> Artifact:
     return _engine_artifact(path, data) if is_engine(data) else _onnx_artifact(path, data)
 
 

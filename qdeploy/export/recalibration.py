@@ -73,6 +73,7 @@ def recalibrate(
     """
     require_coverage(coverage)
     artifact = read_artifact(file)
+    artifact.require_plain("a calibration")
     if artifact.engine is not None:
         raise ArtifactError(
             f"{file} is an engine file, whose graph is fixed", fix="calibrate the ONNX file it was built from"

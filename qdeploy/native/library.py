@@ -141,6 +141,7 @@ def _compile(artifact: Artifact, tool: Path, file: Path) -> None:
     """
     from qdeploy.native.source import model_source  # with numpy, which a compiled model does without
 
+    artifact.require_plain("the native engine")
     source = model_source(artifact)
     work = file.with_suffix(".compile")
     shutil.rmtree(work, ignore_errors=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
 from qdeploy.core.confidence import UNKNOWN, Cut, score
+from qdeploy.core.encryption import Key
 from qdeploy.core.errors import ArtifactError, ImageError
 from qdeploy.core.files import read_json
 from qdeploy.core.machine import native_target
@@ -312,6 +313,7 @@ def load(
     formats: Iterable[str] | None = None,
     abstain: bool = True,
     trusted_keys: Iterable[str | Path] | None = None,
+    key: Key | None = None,
 ) -> Classifier:
     """Open a model file for classification; costs no torch.
 
@@ -325,8 +327,10 @@ def load(
         abstain: Whether images below the file's threshold, if it has one, are ``unknown``.
         trusted_keys: Files of public keys, one of which must have signed the model file; by default those that the
             environment names in ``QDEPLOY_TRUSTED_KEYS``, and without any a file needs no signature.
+        key: The 32 bytes that decrypt an encrypted file, or a function that gives them; by default the key that the
+            environment names in ``QDEPLOY_MODEL_KEY_COMMAND`` or ``QDEPLOY_MODEL_KEY``.
     """
     keys = None if trusted_keys is None else tuple(map(Path, trusted_keys))
     setup = find_setup(SHIPPED if model is None else Path(model), engine, threads)
-    artifact = read_artifact(setup.path, trusted=keys)
+    artifact = read_artifact(setup.path, trusted=keys, key=key)
     return Classifier(artifact, setup.engine, setup.threads, selftest, setup.note, formats, abstain)

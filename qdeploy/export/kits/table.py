@@ -110,6 +110,8 @@ def _files(export: Path) -> tuple[list[Artifact], str]:
     report = read_json(export / "report.json")
     recommended = report.get("recommended") if isinstance(report, dict) else None
     artifacts = [read_artifact(file) for file in model_files(export)]
+    for artifact in artifacts:
+        artifact.require_plain("a kit")
     if recommended not in [a.path.name for a in artifacts]:
         raise InputError(f"{export} is damaged: its recommended model file is missing", fix="export again")
     return artifacts, str(recommended)

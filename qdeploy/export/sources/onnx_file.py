@@ -313,6 +313,7 @@ def _own_card(file: Path) -> Card | None:
         artifact = read_artifact(file)
     except NoCardError:
         return None
+    artifact.require_plain("an export")
     card = artifact.card
     if card.precision != "fp32":
         raise InputError(f"{file} is {card.precision}; give its fp32 file")
