@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -368,6 +369,17 @@ class Writer:
         powers, multiplier = self.array("int32_t", op.attributes["powers"]), number(op.attributes["multiplier"])
         words = ", ".join(map(str, (powers, *places, multiplier, op.output.zero)))
         self.calls.append(f"  qd_softmax_codes({words});")
+
+    def _topk(self, op: Op) -> None:
+        places = (self.at(op.inputs[0]), self.at(op.output))
+        self.calls.append(f"  qd_topk({', '.join(places)}, {op.inputs[0].size}, {op.output.size});")
+
+    def _pick(self, op: Op) -> None:
+        (source, places), axis = op.inputs, op.attributes["axis"]
+        outer, side, bytes_ = prod(source.shape[:axis]), source.shape[axis], prod(source.shape[axis + 1 :])
+        sizes = (outer, side, places.size, bytes_ * (1 if op.output.integer else 4))
+        pointers = (self.at(source), self.at(places), self.at(op.output))
+        self.calls.append(f"  qd_pick({', '.join(map(str, (*pointers, *sizes)))});")
 
     def _layernorm(self, op: Op) -> None:
         a, side = op.attributes, op.output.shape[-1]

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.native.functions import function_of
-from qdeploy.native.geometry import conv_geometry
+from qdeploy.native.geometry import as_image, as_line, conv_geometry
 from qdeploy.native.integer_rules import mean_geometry
 from qdeploy.native.ir import Tensor
-from qdeploy.native.lowering import Constant, Lowering, UnsupportedError, Value, View
+from qdeploy.native.lowering import Constant, Lowering, Places, UnsupportedError, Value, View
 from qdeploy.native.onnx_graph import Node
 
 Array = NDArray[Any]
@@ -38,8 +38,30 @@ def _bias(low: Lowering, node: Node, outputs: int) -> Array:
 def _conv(low: Lowering, node: Node) -> Value:
     source, weight = low.float_tensor(node.inputs[0]), _float_constant(low, node, 1)
     geometry, shape = conv_geometry(node, source.shape, weight.shape)
-    bias = _bias(low, node, weight.shape[0])
-    return low.emit("conv", [source], Tensor(node.outputs[0], shape), weight=weight, bias=bias, **geometry)
+    terms = {
+        "weight": weight.reshape(*weight.shape[:2], -1, weight.shape[-1]),
+        "bias": _bias(low, node, weight.shape[0]),
+    }
+    if len(source.shape) == 4:
+        return low.emit("conv", [source], Tensor(node.outputs[0], shape), **terms, **geometry)
+    image = Tensor(f"{node.outputs[0]}/image", shape)
+    low.emit("conv", [as_image(low, source)], image, **terms, **geometry)
+    return as_line(low, image, Tensor(node.outputs[0], ()))
+
+
+def _batchnorm(low: Lowering, node: Node) -> Value:
+    """A BatchNorm that is not behind a convolution: a product and a sum for each channel."""
+    source = low.float_tensor(node.inputs[0])
+    if len(source.shape) < 2:
+        raise UnsupportedError(node.kind, f"of {list(source.shape)}")
+    scale, bias, mean, variance = (_float_constant(low, node, i) for i in range(1, 5))
+    factor = scale / np.sqrt(variance + np.float32(node.attributes.get("epsilon", 1e-5)))
+    shape = (-1, *[1] * (len(source.shape) - 2))
+    terms = [(factor, "mul", f"{node.outputs[0]}/scaled"), (bias - mean * factor, "add", node.outputs[0])]
+    for values, kind, name in terms:
+        constant = Tensor(f"{name}/{kind}", values.reshape(shape).shape, data=values.reshape(shape))
+        source = low.emit(kind, [source, constant], Tensor(name, source.shape))
+    return source
 
 
 def _linear(low: Lowering, node: Node, source: Tensor, matrix: Array) -> Tensor:
@@ -157,27 +179,11 @@ def _cast(low: Lowering, node: Node) -> Value:
         if node.attributes["to"] not in kinds:
             raise UnsupportedError(node.kind, f"to ONNX type {node.attributes['to']}")
         return Constant(value.values.astype(kinds[node.attributes["to"]]))
+    if isinstance(value, Places) and node.attributes["to"] in (6, 7):
+        return value
     if node.attributes["to"] != 1:
         raise UnsupportedError(node.kind, f"to ONNX type {node.attributes['to']}")
     return value
-
-
-def _gather(low: Lowering, node: Node) -> Value:
-    value, index = low.value(node.inputs[0]), low.constant(node.inputs[1]).values
-    if not isinstance(value, Constant):
-        return _gathered(low, node, index)
-    return Constant(np.take(value.values, index, axis=int(node.attributes.get("axis", 0))))
-
-
-def _gathered(low: Lowering, node: Node, index: Array) -> Value:
-    """A gather of neighbours in their order, as exporters write ``as_strided``, is another shape of a part."""
-    source, flat = low.float_tensor(node.inputs[0]), index.reshape(-1)
-    if len(source.shape) != 1 or not flat.size or (flat != flat[0] + np.arange(flat.size)).any() or flat[0] < 0:
-        raise UnsupportedError(node.kind, "only neighbours of one axis in their order are compiled")
-    start, stop = int(flat[0]), int(flat[0]) + flat.size
-    part = Tensor(f"{node.outputs[0]}/part", (flat.size,))
-    low.emit("slice", [source], part, spans=((start, stop),))
-    return low.emit("reshape", [part], Tensor(node.outputs[0], index.shape))
 
 
 def _range(low: Lowering, node: Node) -> Value:
@@ -188,8 +194,8 @@ def _range(low: Lowering, node: Node) -> Value:
 FLOAT_RULES: dict[str, Callable[[Lowering, Node], Value]] = {
     "Cast": _cast,
     "Concat": _concat,
+    "BatchNormalization": _batchnorm,
     "Conv": _conv,
-    "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": _mean,
     "LayerNormalization": _layernorm,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qdeploy.native.arithmetic import FUNCTIONS, dequantized, f32, quantized
 from qdeploy.native.functions import function_of
-from qdeploy.native.geometry import conv_geometry
+from qdeploy.native.geometry import as_image, as_line, conv_geometry
 from qdeploy.native.ir import Tensor
 from qdeploy.native.lowering import Constant, Lowering, View
 from qdeploy.native.onnx_graph import Node
@@ -79,15 +79,23 @@ def _products(
         ends = quantized(np.array(limits, np.float32), output.scale, output.zero)
         more["codes"] = (int(ends[0]), int(ends[1]))
     attributes = {"weight": weight, "bias": bias, "multiplier": multiplier, **more}
-    return low.emit(kind, [low.codes_of(value)], output, **attributes)
+    codes = low.codes_of(value)
+    return low.emit(kind, [as_image(low, codes) if kind == "conv" else codes], output, **attributes)
 
 
 def _conv(low: Lowering, node: Node, output: Tensor, limits: Limits) -> Tensor | None:
     value, weight = low.value(node.inputs[0]), _weight(low, node.inputs[1])
     if weight is None or not isinstance(value, View):
         return None
-    geometry, output.shape = conv_geometry(node, value.codes.shape, weight[0].shape)
-    return _products(low, node, "conv", *weight, output, limits, **geometry)
+    codes, scales = weight
+    geometry, shape = conv_geometry(node, value.codes.shape, codes.shape)
+    if len(value.codes.shape) == 4:
+        output.shape = shape
+        return _products(low, node, "conv", codes, scales, output, limits, **geometry)
+    image = Tensor(f"{output.name}/image", shape, output.scale, output.zero)
+    weight_OIHW = codes.reshape(*codes.shape[:2], 1, -1)
+    made = _products(low, node, "conv", weight_OIHW, scales, image, limits, **geometry)
+    return as_line(low, made, output) if made else None
 
 
 def _gemm(low: Lowering, node: Node, output: Tensor, limits: Limits) -> Tensor | None:

@@ -45,6 +45,8 @@ KINDS = (
     "reshape",
     "transpose",
     "slice",
+    "pick",  # slices along an axis, at places that the second input says in floats
+    "topk",  # floats only; the places of the largest values in their order, the first of equal ones first
 )
 MOVES = ("reshape", "transpose", "slice")
 """Kinds that only move values, of either type."""

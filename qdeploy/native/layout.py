@@ -95,6 +95,8 @@ class _Placer:
             self._keep(op, [self._in_order(op.inputs[0], plain(len(op.inputs[0].shape)))], plain(len(op.output.shape)))
         elif op.kind == "matmul":
             self._matmul(op)
+        elif op.kind in ("pick", "topk"):
+            self._keep(op, [self._in_order(t, plain(len(t.shape))) for t in op.inputs], plain(len(op.output.shape)))
         elif op.kind == "concat":
             orders = [self.orders[t] for t in op.inputs]
             order = CHANNELS_LAST if CHANNELS_LAST in orders else orders[0]
@@ -139,16 +141,17 @@ class _Placer:
         """A part along the outermost axis lies in its source as it is; another is copied."""
         (source,), spans = op.inputs, op.attributes["spans"]
         order = self.orders[source]
-        axes = [i for i, (start, stop) in enumerate(spans) if stop - start != source.shape[i]]
+        axes = [i for i, side in enumerate(source.shape) if op.output.shape[i] != side]
         outer = next((i for i in order if source.shape[i] > 1), 0)
         if not axes:
             self._share(op, source, order)
-        elif axes == [outer]:
+        elif axes == [outer] and spans[outer][2] == 1:
             self._share(op, source, order, spans[outer][0] * self.layout.strides(source)[outer])
         else:
-            offset = sum(start * step for (start, _), step in zip(spans, self.layout.strides(source), strict=True))
+            offset = sum(start * step for (start, _, _), step in zip(spans, self.layout.strides(source), strict=True))
             self.orders[op.output] = order
-            self.ops.append(Op("copy", [source], op.output, {"offset": offset}))
+            steps = tuple(step for _, _, step in spans)
+            self.ops.append(Op("copy", [source], op.output, {"offset": offset, "steps": steps}))
 
     def _matmul(self, op: Op) -> None:
         """The second matrix lies with its columns innermost; else (B' A')' may be the one that copies less."""

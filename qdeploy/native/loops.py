@@ -22,7 +22,9 @@ def pair_loops(layout: Layout, op: Op) -> dict[str, list[int]]:
 def copy_loops(layout: Layout, op: Op) -> dict[str, Any]:
     """Return the loops of a copy: sides of the result, and the strides of the source."""
     source = layout.strides(op.inputs[0])
-    sides, (strides,) = _merged(op, layout.orders[op.output], [list(source)], COPY_LOOPS)
+    steps = op.attributes.get("steps", (1,) * len(source))
+    walked = [stride * step for stride, step in zip(source, steps, strict=True)]
+    sides, (strides,) = _merged(op, layout.orders[op.output], [walked], COPY_LOOPS)
     return {"sides": sides, "strides": strides}
 
 

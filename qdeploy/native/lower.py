@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from qdeploy.native.choice_rules import CHOICE_RULES
 from qdeploy.native.float_rules import FLOAT_RULES
 from qdeploy.native.integer_rules import INTEGER_RULES, requantized
 from qdeploy.native.ir import Program, Tensor
 from qdeploy.native.lowering import Constant, Lowering, UnsupportedError, View
 from qdeploy.native.move_rules import MOVE_RULES
 from qdeploy.native.onnx_graph import Graph, Node
+from qdeploy.native.pool_rules import POOL_RULES
+
+RULES = MOVE_RULES | CHOICE_RULES | POOL_RULES
 
 
 def lower(graph: Graph, size: int) -> Program:
@@ -41,8 +45,8 @@ def _apply(low: Lowering, node: Node) -> set[str]:
     if node.kind in ("QuantizeLinear", "DequantizeLinear"):
         (_quantize if node.kind == "QuantizeLinear" else _dequantize)(low, node)
         return set()
-    if node.kind in MOVE_RULES:
-        MOVE_RULES[node.kind](low, node)
+    if node.kind in RULES:
+        RULES[node.kind](low, node)
         return set()
     made = _on_codes(low, node)
     if made is None:
@@ -90,7 +94,7 @@ def _quantize(low: Lowering, node: Node) -> None:
 def _dequantize(low: Lowering, node: Node) -> None:
     value, name = low.value(node.inputs[0]), node.outputs[0]
     if not isinstance(value, Constant):
-        if isinstance(value, View) or not value.integer:
+        if not isinstance(value, Tensor) or not value.integer:
             raise UnsupportedError(node.kind, f"'{node.inputs[0]}' is no tensor of codes")
         low.values[name] = View(value, *low.quantization(node))
         return

@@ -41,7 +41,17 @@ class Constant:
     zero: int = 0
 
 
-Value = Tensor | View | Constant
+@dataclass(frozen=True)
+class Places:
+    """Whole numbers that say where along one axis of another tensor something is; every other axis repeats them."""
+
+    tensor: Tensor
+    """Flat, as floats."""
+    axis: int
+    shape: tuple[int, ...]
+
+
+Value = Tensor | View | Constant | Places
 
 
 class UnsupportedError(ArtifactError):
@@ -90,7 +100,14 @@ class Lowering:
         value = self.value(name)
         if isinstance(value, Constant):
             return Tensor(name, value.values.shape, data=value.values.astype(np.float32))
+        if isinstance(value, Places):
+            raise UnsupportedError("TopK", f"'{name}' are places, which only a GatherElements of the same axis reads")
         return self.floats_of(value, name) if isinstance(value, View) else value
+
+    def held(self, name: str) -> Tensor:
+        """Return what a name's value is kept in: codes or floats."""
+        value = self.value(name)
+        return value.codes if isinstance(value, View) else self.float_tensor(name)
 
     def floats_of(self, view: View, name: str) -> Tensor:
         """Return a view's values; they are computed once."""

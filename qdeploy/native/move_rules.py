@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from qdeploy.native.ir import Tensor
-from qdeploy.native.lowering import Constant, Lowering, UnsupportedError, View
+from qdeploy.native.lowering import Constant, Lowering, Places, UnsupportedError, View
 from qdeploy.native.onnx_graph import Node
 
 
-def _source(low: Lowering, node: Node) -> Tensor:
+def source_of(low: Lowering, node: Node) -> Tensor:
+    """Return a node's first input: its codes where it has them, else its floats."""
     value = low.value(node.inputs[0])
     if isinstance(value, View):
         return low.codes_of(value)
     return low.float_tensor(node.inputs[0])
 
 
-def _moved(low: Lowering, source: Tensor, name: str, kind: str, shape: tuple[int, ...], **attributes: Any) -> None:
-    """Emit a move; what is made of codes is a view of codes."""
-    made = low.emit(kind, [source], Tensor(f"{name}/codes" if source.integer else name, shape), **attributes)
-    made.scale, made.zero = source.scale, source.zero
+def moved(
+    low: Lowering,
+    source: Tensor,
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    places: Sequence[Tensor] = (),
+    **attributes: Any,
+) -> None:
+    """Emit a move, of what is at some places; what is made of codes is a view of codes."""
+    output = Tensor(f"{name}/codes" if source.integer else name, shape, source.scale, source.zero)
+    made = low.emit(kind, [source, *places], output, **attributes)
     low.values[name] = View(made, source.scale, source.zero) if source.scale is not None else made
 
 
 def _reshape(low: Lowering, node: Node) -> None:
-    source = _source(low, node)
+    source = source_of(low, node)
     wanted = [int(v) for v in low.constant(node.inputs[1]).values]
     keeps_zero = bool(node.attributes.get("allowzero", 0))
     sides = [source.shape[i] if v == 0 and not keeps_zero else v for i, v in enumerate(wanted)]
@@ -36,17 +46,18 @@ def _reshape(low: Lowering, node: Node) -> None:
         sides[sides.index(-1)] = source.size // -prod(sides)
     if prod(sides) != source.size:
         raise UnsupportedError(node.kind, f"{list(source.shape)} cannot be {wanted} for one image")
-    _moved(low, source, node.outputs[0], "reshape", tuple(sides))
+    moved(low, source, node.outputs[0], "reshape", tuple(sides))
 
 
 def _flatten(low: Lowering, node: Node) -> None:
-    source = _source(low, node)
+    source = source_of(low, node)
     axis = int(node.attributes.get("axis", 1))
     shape = (prod(source.shape[:axis]), prod(source.shape[axis:]))
-    _moved(low, source, node.outputs[0], "reshape", shape)
+    moved(low, source, node.outputs[0], "reshape", shape)
 
 
-def _axes(low: Lowering, node: Node, rank: int) -> list[int]:
+def axes_of(low: Lowering, node: Node, rank: int) -> list[int]:
+    """Return a node's axes, from its second input or its attribute; none if it names none."""
     given = low.constant(node.inputs[1]).values.tolist() if len(node.inputs) > 1 else node.attributes.get("axes", [])
     return sorted(int(a) % rank for a in given)
 
@@ -54,13 +65,13 @@ def _axes(low: Lowering, node: Node, rank: int) -> list[int]:
 def _squeeze(low: Lowering, node: Node) -> None:
     value = low.value(node.inputs[0])
     if isinstance(value, Constant):
-        given = tuple(_axes(low, node, value.values.ndim))
+        given = tuple(axes_of(low, node, value.values.ndim))
         low.values[node.outputs[0]] = Constant(np.squeeze(value.values, given or None))
         return
-    source = _source(low, node)
-    axes = _axes(low, node, len(source.shape)) or [i for i, side in enumerate(source.shape) if side == 1]
+    source = source_of(low, node)
+    axes = axes_of(low, node, len(source.shape)) or [i for i, side in enumerate(source.shape) if side == 1]
     shape = tuple(side for i, side in enumerate(source.shape) if i not in axes)
-    _moved(low, source, node.outputs[0], "reshape", shape)
+    moved(low, source, node.outputs[0], "reshape", shape)
 
 
 def _unsqueeze(low: Lowering, node: Node) -> None:
@@ -69,27 +80,49 @@ def _unsqueeze(low: Lowering, node: Node) -> None:
         axes = low.constant(node.inputs[1]).values.tolist()
         low.values[node.outputs[0]] = Constant(np.expand_dims(value.values, tuple(axes)))
         return
-    source = _source(low, node)
+    if isinstance(value, Places):
+        _unsqueeze_places(low, node, value)
+        return
+    source = source_of(low, node)
     rank = len(source.shape) + low.constant(node.inputs[1]).values.size
     shape = list(source.shape)
-    for axis in _axes(low, node, rank):
+    for axis in axes_of(low, node, rank):
         shape.insert(axis, 1)
-    _moved(low, source, node.outputs[0], "reshape", tuple(shape))
+    moved(low, source, node.outputs[0], "reshape", tuple(shape))
+
+
+def _unsqueeze_places(low: Lowering, node: Node, value: Places) -> None:
+    """Places along an axis stay so: the axis counts on behind new ones."""
+    shape, axis = list(value.shape), value.axis
+    for new in axes_of(low, node, len(shape) + low.constant(node.inputs[1]).values.size):
+        shape.insert(new, 1)
+        axis += new <= axis
+    low.values[node.outputs[0]] = replace(value, axis=axis, shape=tuple(shape))
 
 
 def _transpose(low: Lowering, node: Node) -> None:
-    source = _source(low, node)
+    source = source_of(low, node)
     perm = tuple(node.attributes.get("perm") or reversed(range(len(source.shape))))
-    _moved(low, source, node.outputs[0], "transpose", tuple(source.shape[i] for i in perm), perm=perm)
+    moved(low, source, node.outputs[0], "transpose", tuple(source.shape[i] for i in perm), perm=perm)
 
 
-def _part(low: Lowering, source: Tensor, name: str, axis: int, start: int, stop: int) -> None:
-    spans = tuple((start, stop) if i == axis else (0, side) for i, side in enumerate(source.shape))
-    _moved(low, source, name, "slice", tuple(b - a for a, b in spans), spans=spans)
+def part(low: Lowering, source: Tensor, name: str, axis: int, start: int, stop: int) -> None:
+    """Emit a part of one axis."""
+    _parts(low, source, name, [slice(start, stop) if i == axis else slice(None) for i in range(len(source.shape))])
+
+
+def _parts(low: Lowering, source: Tensor, name: str, wanted: list[slice]) -> None:
+    spans = tuple(one.indices(side) for one, side in zip(wanted, source.shape, strict=True))
+    shape = tuple(len(range(*span)) for span in spans)
+    if min(shape, default=0) < 1 or any(step < 1 for _, _, step in spans):
+        raise UnsupportedError(
+            "Slice", f"{list(source.shape)} to {list(shape)}: only parts in ascending order are compiled"
+        )
+    moved(low, source, name, "slice", shape, spans=spans)
 
 
 def _split(low: Lowering, node: Node) -> None:
-    source = _source(low, node)
+    source = source_of(low, node)
     axis = int(node.attributes.get("axis", 0)) % len(source.shape)
     count = len(node.outputs)
     given = low.constant(node.inputs[1]).values if len(node.inputs) > 1 else node.attributes.get("split")
@@ -99,30 +132,18 @@ def _split(low: Lowering, node: Node) -> None:
     if given is None:
         ends = np.append(ends, source.shape[axis])
     for name, start, stop in zip(node.outputs, ends[:-1], ends[1:], strict=True):
-        _part(low, source, name, axis, int(start), int(stop))
+        part(low, source, name, axis, int(start), int(stop))
 
 
 def _slice(low: Lowering, node: Node) -> None:
-    source = _source(low, node)
+    source = source_of(low, node)
     starts, ends = (low.constant(node.inputs[i]).values for i in (1, 2))
     axes = low.constant(node.inputs[3]).values if len(node.inputs) > 3 else np.arange(starts.size)
     steps = low.constant(node.inputs[4]).values if len(node.inputs) > 4 else np.ones(starts.size, np.int64)
-    if starts.size != 1 or steps[0] != 1:
-        raise UnsupportedError(node.kind, "only one axis at a time, in steps of one, is compiled")
-    axis = int(axes[0]) % len(source.shape)
-    start, stop, _ = slice(int(starts[0]), int(ends[0])).indices(source.shape[axis])
-    _part(low, source, node.outputs[0], axis, start, stop)
-
-
-def _maxpool(low: Lowering, node: Node) -> None:
-    source, a = _source(low, node), node.attributes
-    kernel, rank = list(a["kernel_shape"]), len(source.shape)
-    pads, strides = list(a.get("pads") or [0] * 4), list(a.get("strides") or [1, 1])
-    if rank != 4 or a.get("ceil_mode") or set(a.get("dilations") or [1]) != {1} or len(node.outputs) > 1:
-        raise UnsupportedError(node.kind, "only plain pooling over images is compiled")
-    sides = [(source.shape[2 + i] + pads[i] + pads[2 + i] - kernel[i]) // strides[i] + 1 for i in (0, 1)]
-    shape = (1, source.shape[1], *sides)
-    _moved(low, source, node.outputs[0], "maxpool", shape, kernel=kernel, pads=pads, strides=strides)
+    wanted = [slice(None)] * len(source.shape)
+    for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
+        wanted[int(axis) % len(source.shape)] = slice(int(start), int(stop), int(step))
+    _parts(low, source, node.outputs[0], wanted)
 
 
 def _identity(low: Lowering, node: Node) -> None:
@@ -131,7 +152,7 @@ def _identity(low: Lowering, node: Node) -> None:
 
 def _shape(low: Lowering, node: Node) -> None:
     value = low.value(node.inputs[0])
-    shape = value.values.shape if isinstance(value, Constant) else _source(low, node).shape
+    shape = value.values.shape if isinstance(value, Constant) else source_of(low, node).shape
     start, stop = node.attributes.get("start", 0), node.attributes.get("end")
     low.values[node.outputs[0]] = Constant(np.array(shape, np.int64)[start:stop])
 
@@ -145,7 +166,6 @@ MOVE_RULES: dict[str, Callable[[Lowering, Node], None]] = {
     "Dropout": _identity,
     "Flatten": _flatten,
     "Identity": _identity,
-    "MaxPool": _maxpool,
     "Reshape": _reshape,
     "Shape": _shape,
     "Slice": _slice,

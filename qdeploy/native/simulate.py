@@ -177,7 +177,7 @@ def _maxpool(op: Op, inputs: list[Array]) -> Array:
 
 
 def _slice(op: Op, inputs: list[Array]) -> Array:
-    return inputs[0][tuple(slice(start, stop) for start, stop in op.attributes["spans"])]
+    return inputs[0][tuple(slice(*span) for span in op.attributes["spans"])]
 
 
 def _unary(op: Op, inputs: list[Array]) -> Array:
@@ -212,4 +212,6 @@ RULES: dict[str, Callable[[Op, list[Array]], Array]] = {
     "reshape": lambda op, x: x[0].reshape(op.output.shape),
     "transpose": lambda op, x: x[0].transpose(op.attributes["perm"]),
     "slice": _slice,
+    "pick": lambda op, x: np.take(x[0], x[1].astype(np.int64), axis=op.attributes["axis"]),
+    "topk": lambda op, x: np.argsort(-x[0], kind="stable")[: op.output.size].astype(np.float32),
 }

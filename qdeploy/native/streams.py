@@ -121,7 +121,8 @@ def _stream(layout: Layout, chain: list[Op], readers: dict[Tensor, list[tuple[Op
 
 def _copies_rows(layout: Layout, op: Op, readers: dict[Tensor, list[tuple[Op, Tensor]]]) -> bool:
     """Tell whether an operator is a copy for one matrix product, which could be made as it is needed."""
-    if op.kind != "copy" or op.attributes.get("offset") or len(readers.get(op.output, [])) != 1:
+    moves = op.attributes.get("offset") or set(op.attributes.get("steps", ())) - {1}
+    if op.kind != "copy" or moves or len(readers.get(op.output, [])) != 1:
         return False
     (reader, tensor), source = readers[op.output][0], op.inputs[0]
     batches = {prod(t.shape[:-2]) for t in (tensor, source)} | {rows_of(layout, t)[1] for t in (tensor, source)}

@@ -250,6 +250,52 @@ def transformer_floats(graph: Graph) -> str:
     return graph.pair(x, -3, 12)
 
 
+def float_choice(graph: Graph) -> str:
+    """The best of tokens by their largest value, with one in front, as a head does it."""
+    x = graph.node("Reshape", [graph.spread(graph.entrance(), 6), graph.constant([-1, 6, 81], "int64")])
+    norm = [graph.constant(graph.random.uniform(0.5, 1.5, 6), "float32") for _ in range(4)]
+    x = graph.node("Transpose", [graph.node("BatchNormalization", [x, *norm], epsilon=1e-3)], perm=[0, 2, 1])
+    last, middle = graph.constant([-1], "int64"), graph.constant([1], "int64")
+    score = graph.node("ReduceMax", [x, last], keepdims=0)
+    graph.nodes.append(helper.make_node("TopK", [score, graph.constant([23], "int64")], ["best", "places"], axis=1))
+    shape = graph.constant([1, 23, 6], "int64")
+    places = graph.node("Expand", [graph.node("Unsqueeze", ["places", last]), shape])
+    kept = graph.node("GatherElements", [x, places], axis=1)
+    kept = graph.node("Mul", [kept, graph.node("Sigmoid", [graph.node("Unsqueeze", ["best", last])])])
+    first = graph.node("Expand", [graph.constant(graph.random.normal(size=(1, 1, 6)), "float32"), middle])
+    x = graph.node("Transpose", [graph.node("Concat", [first, kept], axis=1)], perm=[0, 2, 1])
+    return graph.pair(graph.node("Reshape", [x, graph.constant([-1, 6, 4, 6], "int64")]), -20, 30)
+
+
+def line(graph: Graph) -> str:
+    x = graph.node("Reshape", [graph.spread(graph.entrance(), 5), graph.constant([-1, 5, 81], "int64")])
+    weight, scales = graph.weight((6, 5, 3))
+    made = graph.node("Conv", [x, weight, graph.bias(scales * np.float32(40 / 255))], pads=[1, 2], strides=[2])
+    return graph.node("Reshape", [graph.pair(made, -4, 5), graph.constant([-1, 6, 1, 41], "int64")])
+
+
+def float_line(graph: Graph) -> str:
+    x = graph.node("Reshape", [graph.start, graph.constant([-1, 3, 81], "int64")])
+    weight = graph.constant(graph.random.normal(size=(4, 3, 4)) * 0.1, "float32")
+    x = graph.node("Conv", [x, weight], auto_pad="SAME_UPPER", strides=[3])
+    return graph.pair(graph.node("Reshape", [x, graph.constant([-1, 4, 1, 27], "int64")]), -30, 30)
+
+
+def chosen(graph: Graph) -> str:
+    """Every second row, some channels, zeros around, and windows beyond the end."""
+    x = graph.node("Gather", [graph.spread(graph.entrance(), 5), graph.constant([4, 0, -3], "int64")], axis=1)
+    ends = [graph.constant(v, "int64") for v in ([1, -9], [9, 100], [2, 3], [2, 1])]
+    x = graph.node("Slice", [x, *ends])
+    x = graph.node("Pad", [x, graph.constant([0, 1, 0, 2, 0, 0, 3, 0], "int64")])
+    return graph.node("MaxPool", [x], kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1)
+
+
+def float_average(graph: Graph) -> str:
+    size: dict[str, Any] = {"kernel_shape": [3, 2], "strides": [2, 1]}
+    x = graph.node("AveragePool", [graph.start], pads=[1, 0, 2, 1], **size)
+    return graph.pair(graph.node("AveragePool", [x], count_include_pad=1, pads=[1, 1, 1, 1], **size), -60, 60)
+
+
 CASES = {
     "conv": (conv, 5),
     "wide conv": (wide_conv, 5),
@@ -271,6 +317,11 @@ CASES = {
     "float rows": (float_rows, 5),
     "float attention": (float_attention, 6),
     "transformer floats": (transformer_floats, 5),
+    "float choice": (float_choice, 6),
+    "line": (line, 6),
+    "float line": (float_line, 4),
+    "chosen": (chosen, 4),
+    "float average": (float_average, 3),
 }
 """Name, and what writes the operator of interest, and the channels it gives."""
 ON_CODES = tuple(name for name in CASES if "float" not in name and name not in ("attention on codes", "squeeze"))

@@ -138,7 +138,7 @@ def test_a_softmax_between_codes_is_on_integers_and_as_close_as_rounding(turned:
         ("LRN", {"size": 3}, "LRN: there is no kernel"),
         ("HardSigmoid", {"alpha": 0.3}, "HardSigmoid: its attributes"),
         ("Softmax", {"axis": 1}, "Softmax: only the last axis"),
-        ("MaxPool", {"kernel_shape": [2, 2], "ceil_mode": 1}, "MaxPool: only plain pooling"),
+        ("MaxPool", {"kernel_shape": [2, 2], "dilations": [2, 2]}, "MaxPool: only plain pooling"),
     ],
 )
 def test_what_has_no_kernel_is_refused_by_name(kind: str, attributes: dict[str, Any], why: str) -> None:

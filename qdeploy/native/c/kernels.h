@@ -195,6 +195,8 @@ static inline void qd_place(const void *source, void *target, int32_t outer, int
     memcpy((char *)target + (size_t)i * step, (const char *)source + (size_t)i * bytes, (size_t)bytes);
 }
 
+#include "kernels_pick.h"
+
 static inline uint32_t qd_bits(float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
