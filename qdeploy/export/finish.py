@@ -20,7 +20,7 @@ from qdeploy.data.dataset import Dataset, Split
 from qdeploy.export.confidence import Diagram, Labelled, confidence_images, confidence_of
 from qdeploy.export.config import ExportConfig
 from qdeploy.export.graph.finite import called, require_finite
-from qdeploy.export.graph.parity import require_same_in_batches, run_outputs, run_session
+from qdeploy.export.graph.parity import Answers, require_same_in_batches
 from qdeploy.export.graph.seal import sealed_bytes
 from qdeploy.export.graph.temperature import with_temperature
 from qdeploy.export.sources.source import Source
@@ -52,6 +52,8 @@ class Made:
     """The sealed file."""
     card: Card
     session: Session
+    answers: Answers
+    """What it gave so far; its logits are those of ``session``."""
     parity: Parity
     """Agreement of the graph's logits with those of the step before."""
     parity_logits: Floats
@@ -97,10 +99,11 @@ def finish(
         InputError: If the fp32 file's answer to a test image is not finite.
     """
     session = open_graph(model, card)
-    logits, probabilities = run_outputs(session, work.parity_pixels)
+    answers = Answers(session)
+    logits, probabilities = answers.outputs(work.parity_pixels)
     require_same_in_batches(file, session, work.parity_pixels, logits)
     test = work.dataset.splits["test"]
-    test_logits = run_session(session, test.pixels)
+    test_logits = answers.logits(test.pixels)
     if fp32 is None:
         require_finite(model, test_logits, test.pixels, partial(called, "test", test.hashes, 0))
     images = work.parity_pixels[:GOLDEN_IMAGES]
@@ -110,7 +113,7 @@ def finish(
     card = replace(card, accuracy=accuracy, goldens=goldens, confidence=None)
     diagram, deployed = None, model
     if not work.dataset.generated:
-        confidence, diagram = _confidence(work, session, Labelled(logits=test_logits, labels=test.labels))
+        confidence, diagram = _confidence(work, answers, Labelled(logits=test_logits, labels=test.labels))
         card = replace(card, confidence=confidence)
         deployed = with_temperature(model, confidence.temperature)
         session = session if deployed is model else open_graph(deployed, card)
@@ -119,6 +122,7 @@ def finish(
         data=sealed_bytes(deployed, card),
         card=card,
         session=session,
+        answers=answers,
         parity=measure(reference_NK, logits if output == "logits" else probabilities),
         parity_logits=logits,
         test_logits=test_logits,
@@ -128,9 +132,9 @@ def finish(
     )
 
 
-def _confidence(work: Work, session: Session, test: Labelled) -> tuple[Confidence, Diagram | None]:
+def _confidence(work: Work, answers: Answers, test: Labelled) -> tuple[Confidence, Diagram | None]:
     images = confidence_images(work.dataset.splits["val"])
-    val = Labelled(logits=run_session(session, images.pixels), labels=images.labels)
+    val = Labelled(logits=answers.logits(images.pixels), labels=images.labels)
     return confidence_of(val, test, work.dataset.classes, work.config.coverage)
 
 

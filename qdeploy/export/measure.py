@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -21,7 +22,7 @@ from qdeploy.core.cautions import cautions
 from qdeploy.core.errors import QdeployError
 from qdeploy.core.files import sha256_of
 from qdeploy.core.intervals import PairedDifference
-from qdeploy.core.machine import environment
+from qdeploy.core.machine import compute_threads, environment
 from qdeploy.core.metrics import confusion_of, macro_scores
 from qdeploy.core.progress import Note
 from qdeploy.data.dataset import Split
@@ -114,17 +115,19 @@ def with_memory(report: ExportReport, folder: Path, note: Note) -> ExportReport:
         note: Told where no process could be measured; the export goes on without.
     """
     here = {"float", *(i.target for i in report.int8 if i.native)}
-    measured = []
-    for a in report.artifacts:
-        peak = None
-        if a.target in here:
-            fresh = Fresh(path=folder / Path(a.path).name, engine="ort", threads=1, batch=1, quick=True)
-            try:
-                peak = int(fresh.probe()["peak_rss_bytes"])
-            except QdeployError as error:
-                note(f"no peak memory of {Path(a.path).name}: {error}")
-        measured.append(replace(a, peak_rss_bytes=peak))
-    return replace(report, artifacts=tuple(measured))
+
+    def with_peak(a: ArtifactReport) -> ArtifactReport:
+        if a.target not in here:
+            return a
+        fresh = Fresh(path=folder / Path(a.path).name, engine="ort", threads=1, batch=1, quick=True)
+        try:
+            return replace(a, peak_rss_bytes=int(fresh.probe()["peak_rss_bytes"]))
+        except QdeployError as error:
+            note(f"no peak memory of {Path(a.path).name}: {error}")
+            return a
+
+    with ThreadPoolExecutor(compute_threads()) as pool:
+        return replace(report, artifacts=tuple(pool.map(with_peak, report.artifacts)))
 
 
 def _median(rounds: Rounds) -> float:

@@ -340,6 +340,29 @@ def test_noise_is_twice_the_standard_error_of_a_ratio() -> None:
     assert timing_of([[1.0], [2.0]]).noise == 0.0
 
 
+def test_a_ratio_lies_within_the_margin_of_two_openings_in_19_of_20_cases() -> None:
+    rng = np.random.default_rng(0)
+    timings = [timing_of(np.exp(rng.normal(0, 0.02, (2, 2))).tolist()) for _ in range(1000)]
+    inside = [abs(math.log(t.ms[1] / t.ms[0])) <= t.margin for t in timings]
+    assert 0.93 <= np.mean(inside) <= 0.97
+    assert np.mean([abs(math.log(t.ms[1] / t.ms[0])) <= t.noise for t in timings]) < 0.8
+
+
+def test_what_is_clear_is_not_timed_again(fp32: onnx.ModelProto, make: MakeSearch, every: FloatNodes) -> None:
+    """A clock that scatters by 2 % tells at once that the stem saves a quarter, and the head nothing to speak of."""
+    rng = np.random.default_rng(0)
+    cost = slow_parts(every, {"stem.": 10.0})
+    calls: list[int] = []
+
+    def noisy(choices: Sequence[FloatNodes | None], *_: object) -> list[float]:
+        calls.append(len(choices))
+        return [cost(nodes) * float(np.exp(rng.normal(0, 0.02))) for nodes in choices]
+
+    found = make(fp32, clock=noisy, config=FEW).search()
+    assert found.float_units == ("stem",)
+    assert len(calls) <= 14  # twelve openings of one step alone, where the noise had to be half of what counts
+
+
 def test_a_neighbour_that_works_now_and_then_does_not_change_the_times() -> None:
     """Half of all rounds are slowed by a half, and single runs by ten times."""
     rng = np.random.default_rng(0)

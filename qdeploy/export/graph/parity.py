@@ -6,6 +6,7 @@ Array names: N images, S size, K classes.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,28 @@ def require_same_in_batches(step: str, session: Session, pixels_NSSC: NDArray[np
                 f"parity failed at '{step}': in batches of {size} the logits differ from those in batches of {BATCH} "
                 f"({found:.1f} dB, at least {BATCH_MIN_SQNR_DB:.0f} required); nothing was exported"
             )
+
+
+class Answers:
+    """What an opened model answers; each image is run once, however often it is asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._known: dict[bytes, tuple[Floats, Floats]] = {}
+
+    def outputs(self, pixels_NSSC: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        """Return the logits and the probabilities, both ``[N, K]``."""
+        keys = [blake2b(np.ascontiguousarray(p).data, digest_size=16).digest() for p in pixels_NSSC]
+        new = {key: pixels for key, pixels in zip(keys, pixels_NSSC, strict=True) if key not in self._known}
+        if new:
+            rows = zip(*run_outputs(self.session, np.stack(list(new.values()))), strict=True)
+            self._known.update(zip(new, rows, strict=True))
+        logits, probabilities = zip(*(self._known[key] for key in keys), strict=True)
+        return np.stack(logits), np.stack(probabilities)
+
+    def logits(self, pixels_NSSC: NDArray[np.uint8]) -> Floats:
+        """Return the logits ``[N, K]``."""
+        return self.outputs(pixels_NSSC)[0]
 
 
 def run_session(session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = RUN_BATCH) -> Floats:

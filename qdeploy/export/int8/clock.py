@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from qdeploy.bench.compare import student
 from qdeploy.bench.rounds import BLOCK, LEAST_ROUNDS, Rounds, queries_of, time_ms, time_queries
 from qdeploy.runtime.session import Session
 
@@ -34,6 +35,8 @@ class Timing:
     """Milliseconds of one run of each session."""
     noise: float
     """Share of a time below which two of them cannot be told apart: two standard errors of their ratio."""
+    margin: float
+    """The same where few openings are taken for no more than they are: Student's 95 % interval of a ratio."""
 
 
 def real_clock(images_NSSC: NDArray[np.uint8]) -> Clock:
@@ -71,12 +74,14 @@ def timing_of(openings: Sequence[Sequence[float]]) -> Timing:
     """
     logs = np.log(np.asarray(openings, np.float64))
     count, sessions = logs.shape
-    noise = 0.0
-    if count > 1 and sessions > 1:
-        centred = logs - logs.mean(axis=1, keepdims=True)  # an opening may be slower as a whole
-        spread = np.square(centred - centred.mean(axis=0)).sum() / ((count - 1) * (sessions - 1))
-        noise = float(2 * np.sqrt(2 * spread / count))
-    return Timing(ms=tuple(float(ms) for ms in np.exp(logs.mean(axis=0))), noise=noise)
+    ms = tuple(float(ms) for ms in np.exp(logs.mean(axis=0)))
+    freedom = (count - 1) * (sessions - 1)
+    if not freedom:
+        return Timing(ms=ms, noise=0.0, margin=0.0)
+    centred = logs - logs.mean(axis=1, keepdims=True)  # an opening may be slower as a whole
+    spread = np.square(centred - centred.mean(axis=0)).sum() / freedom
+    error = float(np.sqrt(2 * spread / count))
+    return Timing(ms=ms, noise=2 * error, margin=student(0.975, freedom) * error)
 
 
 @dataclass(kw_only=True)

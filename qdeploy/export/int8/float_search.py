@@ -14,15 +14,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx
 
-from qdeploy.core.artifact import Artifact
 from qdeploy.core.budget import AccuracyBudget
 from qdeploy.core.card import Card
 from qdeploy.core.machine import compute_threads
@@ -30,16 +28,16 @@ from qdeploy.core.metrics import Floats, paired_difference, sqnr_db
 from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import Split
 from qdeploy.export.graph.parity import INT8_MIN_SQNR_DB, run_session
+from qdeploy.export.int8.choices import Choices
 from qdeploy.export.int8.clock import Clock, FloatNodes, Forecast, Timing, timing_of
 from qdeploy.export.int8.encodings import Encoding
 from qdeploy.export.int8.float_choice import Found, SearchConfig, Survey, Tried
-from qdeploy.export.int8.quantize import quantize
 from qdeploy.export.int8.ranges import Range
 from qdeploy.export.int8.units import Unit, disjoint, nodes_of, quantizable, units_of
 from qdeploy.export.stress import StressSet
-from qdeploy.runtime.session import Session, open_session
+from qdeploy.runtime.session import Session
 
-ERROR_IMAGES = 64
+ERROR_IMAGES = 32
 """Validation images that a part's error is measured on."""
 TOGETHER = 10
 """Sessions timed in turn; more would only cost memory."""
@@ -107,6 +105,10 @@ class FloatSearch:
         self._forecast = Forecast(limit_s=self.config.seconds, now=self.now)
         self._survey = Survey()
 
+    @cached_property
+    def _choices(self) -> Choices:
+        return Choices(model=self.model, card=self.card, encoding=self.encoding, ranges=self.ranges, biases=self.biases)
+
     def search(self, start: FloatNodes = frozenset()) -> Found:
         """Find what stays in float.
 
@@ -119,7 +121,8 @@ class FloatSearch:
         try:
             self._measure_parts(start)
             if self.clock:
-                self._best, _ = self._settle(self._descend(whole, self._survey.gains, TO_FLOAT))
+                path = self._descend(whole, self._survey.gains, TO_FLOAT)
+                self._best, _ = self._settle(path, self._tells_hardly_faster)
                 if (self._best.speed or 0.0) < HARDLY_FASTER:
                     self._from_float(start)
             if not self._sound(self._best):
@@ -145,7 +148,7 @@ class FloatSearch:
         return Found(
             float_units=best.names,
             float_nodes=tuple(sorted(best.nodes)),
-            model=self._quantized(best.nodes),
+            model=self._choices.model_of(best.nodes),
             units=self._survey.report(),
             choices=tuple(t.report(t is best) for t in self._tried.values() if t is best or math.isfinite(t.sqnr)),
         )
@@ -192,7 +195,8 @@ class FloatSearch:
             quick = {u: ms for u, ms in zip(beside, first[1:], strict=True) if 1 - ms / first[0] > worth / 4}
             if not quick:
                 return path
-            timing = self._time([there, *(moves[u.name] for u in quick)], first=(first[0], *quick.values()))
+            choices = [there, *(moves[u.name] for u in quick)]
+            timing = self._time(choices, (first[0], *quick.values()), enough=self._tells_best)
             base, *times = timing.ms
             if 1 - min(times) / base < max(worth, timing.noise):
                 return path
@@ -203,13 +207,13 @@ class FloatSearch:
             if math.isfinite(path[-1].sqnr):
                 self._best = path[-1]
 
-    def _settle(self, path: Sequence[Tried]) -> tuple[Tried, float]:
+    def _settle(self, path: Sequence[Tried], enough: Callable[[Timing], bool] | None = None) -> tuple[Tried, float]:
         """Time what was passed in turn with fp32; return its end, and the noise of that.
 
         An end that has nothing in INT8, and so no error at all, is the float graph: what was before counts.
         """
         path = [t for t in dict.fromkeys(path) if math.isfinite(t.sqnr)] or list(path)
-        timing = self._time([None, *(t.nodes for t in path)])
+        timing = self._time([None, *(t.nodes for t in path)], enough=enough)
         for one, ms in zip(path, timing.ms[1:], strict=True):
             one.speed = timing.ms[0] / ms
         return path[-1], timing.noise
@@ -294,64 +298,54 @@ class FloatSearch:
     def _time(
         self,
         choices: Sequence[FloatNodes | None],
-        openings: int = OPENINGS,
         first: Sequence[float] = (),
+        openings: int = OPENINGS,
+        enough: Callable[[Timing], bool] | None = None,
     ) -> Timing:
-        """Time choices in turn, each opened anew; several openings are repeated while the noise is above what counts.
+        """Time choices in turn, each opened anew; several openings are repeated until they tell enough.
 
         Args:
             choices: What each leaves in float; None is the float graph.
+            first: What they took when they were opened before.
             openings: How often each is opened at least; 1 is not repeated.
-            first: What they took when they were opened before; then it is also repeated until ``_is_clear``.
+            enough: Whether a timing suffices; by default if two choices can be told apart that differ by what counts.
         """
         if self.clock is None or len(choices) < 2:
-            return Timing(ms=(1.0,) * len(choices), noise=0.0)
+            return Timing(ms=(1.0,) * len(choices), noise=0.0, margin=0.0)
         most = openings * self.config.repeats if openings > 1 else 1
         found = [first] if first else []
         while True:
             with self._opened(choices) as sessions:
                 found.append(self.clock(choices, sessions, self.config.runs, self._forecast.left_s()))
             timing = timing_of(found)
-            sure = timing.noise <= self.config.worth / 2 and (not first or self._is_clear(timing))
-            if len(found) == most or (len(found) >= openings and sure):
+            if len(found) == most or (len(found) >= openings and (enough or self._is_quiet)(timing)):
                 return timing
 
-    def _is_clear(self, timing: Timing) -> bool:
-        """Tell whether the best saves surely more, or surely less, than is worth the while."""
-        return abs(1 - min(timing.ms) / timing.ms[0] - self.config.worth) >= timing.noise
+    def _is_quiet(self, timing: Timing) -> bool:
+        return timing.noise <= self.config.worth / 2
+
+    def _tells_best(self, timing: Timing) -> bool:
+        """Tell whether it is clear if the best of the choices saves enough against the first, and which is taken."""
+        base, *times = timing.ms
+        best, *others = sorted(times)
+        worth, margin = self.config.worth, timing.margin
+        if (surplus := 1 - best / base - worth) <= margin:
+            return surplus <= -margin
+        return self._is_quiet(timing) or all(ms - best >= base * (worth / 2 + margin) for ms in others)
+
+    def _tells_hardly_faster(self, timing: Timing) -> bool:
+        """Tell whether it is clear if the last choice is hardly faster than the first."""
+        return self._is_quiet(timing) or abs(timing.ms[0] / timing.ms[-1] / HARDLY_FASTER - 1) >= timing.margin
 
     @contextmanager
     def _opened(self, choices: Sequence[FloatNodes | None]) -> Iterator[list[Session]]:
-        """Make and open graphs, and close them.
-
-        One thread shows best what a part costs, and a neighbour disturbs it least; the export's verdict times the files
-        as they will run.
-        """
-        self._check_time()
-        with ExitStack() as stack:
-            with ThreadPoolExecutor(compute_threads()) as pool:
-                sessions = [stack.enter_context(session) for session in pool.map(self._open, choices)]
-            yield sessions
-        self._forecast.opened(len(choices))
-
-    def _open(self, nodes: FloatNodes | None) -> Session:
-        return open_session(self._artifact(nodes), threads=1, selftest=False)
-
-    def _check_time(self) -> None:
+        """Open graphs while there is time, and close them."""
         if self._tried and self._forecast.left_s() <= 0:
             raise _OutOfTimeError
-
-    def _artifact(self, nodes: FloatNodes | None) -> Artifact:
-        """Make a graph, which is not written to disk and needs no checksum."""
-        self._check_time()
         self.progress(round(self._forecast.passed_s()), round(self._forecast.total_s()))
-        if nodes is None:
-            card = replace(self.card, precision="fp32", target="float")
-            return Artifact(Path("the float graph"), self.model.SerializeToString(), card)
-        return Artifact(Path("the INT8 graph"), self._quantized(nodes).SerializeToString(), self.card)
-
-    def _quantized(self, nodes: FloatNodes) -> onnx.ModelProto:
-        return quantize(self.model, self.ranges, self.encoding, nodes, self.biases)
+        with self._choices.opened(choices) as sessions:
+            yield sessions
+        self._forecast.opened(len(choices))
 
     def _squared_error(self, session: Session) -> float:
         """Return the squared error of the logits on some images."""

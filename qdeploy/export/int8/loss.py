@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.metrics import Floats, paired_difference
 from qdeploy.data.dataset import Dataset, Split
-from qdeploy.export.graph.parity import run_session
+from qdeploy.export.graph.parity import Answers, run_session
 from qdeploy.export.verdict import Loss
-from qdeploy.runtime.session import Session
 
 CHOOSING_IMAGES = 2000
 JUDGING_IMAGES = 5000
@@ -40,7 +39,7 @@ def choosing_and_judging(val: Split) -> tuple[Split, Split]:
 class Judges:
     """The images of an export that choose and judge INT8, and what fp32 says of them."""
 
-    fp32: Session
+    fp32: Answers
     dataset: Dataset
     calibrated: frozenset[str]
     """Hashes of the calibration images."""
@@ -57,33 +56,33 @@ class Judges:
     @cached_property
     def choosing_logits(self) -> Floats:
         """Logits of fp32 for ``choosing``, ``[N, K]``."""
-        return run_session(self.fp32, self.choosing.pixels)
+        return self.fp32.logits(self.choosing.pixels)
 
-    def loss(self, session: Session, test_flips: Flips, budget: AccuracyBudget) -> Loss:
+    def loss(self, int8: Answers, test_flips: Flips, budget: AccuracyBudget) -> Loss:
         """Measure what a file loses on images that chose nothing.
 
         Where these are too few to tell, changed predictions are counted on all images that took no part in
         calibration: no more can be lost.
 
         Args:
-            session: The INT8 file, opened.
+            int8: The INT8 file.
             test_flips: Flips on the test split.
             budget: What may be lost.
         """
         judging = self._parts[1]
-        after = run_session(session, judging.pixels)
+        after = int8.logits(judging.pixels)
         difference = paired_difference(after, self._judging_logits, judging.labels)
         if budget.judge(difference) is not Shown.NOT_SHOWN:
             return Loss(difference=difference, flips=None)
         counted = [test_flips, flips_of(self._judging_logits, after)]
         if len(self._training):  # all of a small data set calibrate
-            counted.append(flips_of(self._training_logits, run_session(session, self._training)))
+            counted.append(flips_of(self._training_logits, run_session(int8.session, self._training)))
         flips = Flips(flips=sum(c.flips for c in counted), n=sum(c.n for c in counted))
         return Loss(difference=difference, flips=flips)
 
     @cached_property
     def _judging_logits(self) -> Floats:
-        return run_session(self.fp32, self._parts[1].pixels)
+        return self.fp32.logits(self._parts[1].pixels)
 
     @cached_property
     def _training(self) -> NDArray[np.uint8]:
@@ -94,7 +93,7 @@ class Judges:
 
     @cached_property
     def _training_logits(self) -> Floats:
-        return run_session(self.fp32, self._training)
+        return run_session(self.fp32.session, self._training)
 
 
 def flips_of(before_NK: Floats, after_NK: Floats) -> Flips:

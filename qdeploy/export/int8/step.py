@@ -99,7 +99,7 @@ def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) 
     _require_integers(graph, calibration, encoding_for(work.config.targets[0]))
     epochs = work.config.qat_epochs if finetuned else 0
     means = {} if finetuned else channel_means(graph, images.pixels)  # tuned biases expect the rounding already
-    judges = Judges(fp32=fp32.session, dataset=work.dataset, calibrated=frozenset(calibration.image_hashes))
+    judges = Judges(fp32=fp32.answers, dataset=work.dataset, calibrated=frozenset(calibration.image_hashes))
     made = [_one(work, fp32, graph, epochs, means, calibration, judges, target) for target in work.config.targets]
     return made, calibration
 
@@ -223,7 +223,7 @@ def _one(
             float_units=found.float_units,
             units=found.units,
             choices=found.choices,
-            loss=judges.loss(made.session, flips_of(fp32.test_logits, made.test_logits), budget),
+            loss=judges.loss(made.answers, flips_of(fp32.test_logits, made.test_logits), budget),
             budget=budget,
             qat_epochs=epochs,
             stress=stress.judge(made.session, fp32.parity_logits, made.parity_logits),

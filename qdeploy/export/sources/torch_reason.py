@@ -7,11 +7,11 @@ import itertools
 import linecache
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
 import onnx
-import onnxscript
 import torch
 from torch import nn
 
@@ -21,8 +21,12 @@ from qdeploy.core.reasons import torch_reason
 
 LONGEST = 160
 """Characters of a reason."""
+EXPORTER = find_spec("onnxscript")
+"""Found and not imported: half a second that an export whose graph is kept does not need."""
+if EXPORTER is None or EXPORTER.origin is None:
+    raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
 NOT_THEIRS = tuple(
-    str(Path(p).parent) for p in (torch.__file__, qdeploy.__file__, onnxscript.__file__, onnx.__file__, copy.__file__)
+    str(Path(p).parent) for p in (torch.__file__, qdeploy.__file__, EXPORTER.origin, onnx.__file__, copy.__file__)
 )
 """Folders of files that are none of the user's: those of torch, ours, of the exporter, of Python."""
 
