@@ -49,6 +49,8 @@ class ThreadRange:
     """The largest count to try; equal to ``first`` where nothing is tried."""
     measured: bool
     """Whether the fastest count is looked for."""
+    told: bool = False
+    """Whether it is said that training collapsed with a count that was asked for."""
 
 
 def thread_range(config: TrainConfig, *, device: str, processes: int, default: int, cores: int | None) -> ThreadRange:
@@ -62,7 +64,10 @@ def thread_range(config: TrainConfig, *, device: str, processes: int, default: i
         cores: Largest count of a process that shares the machine; by default the cores that may be used.
     """
     if config.threads:
-        return ThreadRange(first=config.threads, most=config.threads, measured=False)
+        alone_on_cpu = device == "cpu" and processes == 1
+        return ThreadRange(
+            first=config.threads, most=config.threads, measured=False, told=alone_on_cpu and config.threads > 1
+        )
     if device != "cpu" or processes > 1 or config.compile:  # a compiled model would be compiled for each count
         return ThreadRange(first=default, most=default, measured=False)
     most = cores or usable_cores()
@@ -108,6 +113,8 @@ class Threads:
 
     def before_step(self, steps_left: int) -> None:
         """Measure if the run has just begun, or its speed has changed; takes no time otherwise."""
+        if self.allowed.told and not self._begun:
+            self._say_if_collapsed()
         if not self.allowed.measured or steps_left < LEAST_STEPS:
             return
         slower = self._ratio() if self._begun else None
@@ -131,6 +138,15 @@ class Threads:
     def restore(self, count: int) -> None:
         """Begin with a count that was chosen before an interruption."""
         self.count = count
+
+    def _say_if_collapsed(self) -> None:
+        ratio = self._ratio()
+        if ratio and ratio > COLLAPSED:
+            self._begun = True  # said once
+            self._note(
+                f"steps take {ratio:.1f} times as long as at first, with the {self.count} CPU threads that were asked "
+                "for: beside other work one thread may be faster, and where none is asked for the fastest is taken"
+            )
 
     def _ratio(self) -> float | None:
         """Return how many times as long as after the last choice steps take, if that is clear."""

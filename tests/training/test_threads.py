@@ -128,6 +128,18 @@ def test_short_runs_and_fixed_counts_measure_nothing() -> None:
     assert fixed.used == set()
 
 
+def test_a_count_that_was_asked_for_is_kept_and_its_collapse_said_once() -> None:
+    for seconds, notes in ((arrives, 1), (quiet, 0)):
+        machine = Simulated(seconds, 2)
+        allowed = thread_range(TrainConfig(threads=2), device="cpu", processes=1, default=2, cores=2)
+        machine.threads = Threads(allowed, machine.rehearse, machine.use, machine.notes.append)
+        machine.train(400)
+        assert machine.threads.count == 2
+        assert not machine.used
+        assert len(machine.notes) == notes
+    assert not thread_range(TrainConfig(threads=2), device="cuda", processes=1, default=2, cores=2).told
+
+
 def test_who_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = TrainConfig()
