@@ -12,7 +12,7 @@ from qdeploy.models.folding import deploy
 from qdeploy.native.source import memory_of_program, program_from
 
 
-def memory_on_integers(model: nn.Module, size: int) -> dict[str, int]:
+def memory_on_integers(model: nn.Module, size: int, target: str) -> dict[str, int]:
     """Return what the C of a network needs whose INT8 form leaves nothing in float, as ``memory_of`` does.
 
     That depends on shapes, and neither on weights nor on the ranges of values.
@@ -20,12 +20,14 @@ def memory_on_integers(model: nn.Module, size: int) -> dict[str, int]:
     Args:
         model: A network in its training form, ``[B, 3, S, S]`` to ``[B, K]``.
         size: Height and width of its images.
+        target: Encoding of the INT8 form.
 
     Raises:
+        InputError: If the target is unknown.
         UnsupportedError: If it holds what has no kernel.
     """
     graph = trace(deploy(model.eval(), IMAGENET_MEAN, IMAGENET_STD), size)
     names = [name for node in graph.graph.node for name in node.output]
     ranges = {name: (-1.0, 1.0 + i / len(names)) for i, name in enumerate(names)}  # no two are alike, as in life
-    int8 = quantize(graph, ranges, encoding_for("x86"))
+    int8 = quantize(graph, ranges, encoding_for(target))
     return memory_of_program(program_from(int8.SerializeToString(), size))

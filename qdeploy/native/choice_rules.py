@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.native.ir import Tensor
-from qdeploy.native.lowering import Constant, Lowering, Places, UnsupportedError
+from qdeploy.native.lowering import Constant, Lowering, Places, UnsupportedError, require_size
 from qdeploy.native.move_rules import moved, part, source_of
 from qdeploy.native.onnx_graph import Node
 
@@ -71,9 +71,9 @@ def _expand(low: Lowering, node: Node) -> None:
     """Repeat a constant, or places; what is computed is repeated by whoever reads it."""
     value, wanted = low.value(node.inputs[0]), low.constant(node.inputs[1]).values.tolist()
     if isinstance(value, Constant):
-        low.values[node.outputs[0]] = Constant(
-            np.broadcast_to(value.values, np.broadcast_shapes(value.values.shape, wanted))
-        )
+        repeated = np.broadcast_shapes(value.values.shape, wanted)
+        require_size(node.outputs[0], repeated)
+        low.values[node.outputs[0]] = Constant(np.broadcast_to(value.values, repeated))
         return
     if isinstance(value, Places):
         low.values[node.outputs[0]] = replace(value, shape=np.broadcast_shapes(value.shape, wanted))
@@ -114,6 +114,7 @@ def _numbers(low: Lowering, node: Node, i: int, attribute: str) -> list[int]:
 
 def _zeros(like: Tensor, name: str, axis: int, side: int) -> Tensor:
     shape = _picked(like, axis, side)
+    require_size(name, tuple(max(side, 1) for side in shape))
     data: NDArray[Any] = np.full(shape, like.zero, np.uint8) if like.integer else np.zeros(shape, np.float32)
     return Tensor(name, shape, like.scale, like.zero, data)
 

@@ -12,7 +12,7 @@ from qdeploy.native.functions import function_of
 from qdeploy.native.geometry import as_image, as_line, conv_geometry
 from qdeploy.native.integer_rules import mean_geometry
 from qdeploy.native.ir import Tensor
-from qdeploy.native.lowering import Constant, Lowering, Places, UnsupportedError, Value, View
+from qdeploy.native.lowering import Constant, Lowering, Places, UnsupportedError, Value, View, require_size
 from qdeploy.native.onnx_graph import Node
 
 Array = NDArray[Any]
@@ -24,7 +24,8 @@ LONGEST_SOFTMAX = 2047
 
 def _float_constant(low: Lowering, node: Node, i: int, default: Array | None = None) -> Array:
     if len(node.inputs) <= i or not node.inputs[i]:
-        assert default is not None
+        if default is None:
+            raise UnsupportedError(node.kind, f"its input {i} is missing")
         return default
     return low.constant(node.inputs[i]).values.astype(np.float32)
 
@@ -188,6 +189,7 @@ def _cast(low: Lowering, node: Node) -> Value:
 
 def _range(low: Lowering, node: Node) -> Value:
     start, stop, step = (int(low.constant(n).values.reshape(())) for n in node.inputs)
+    require_size(node.outputs[0], (len(range(start, stop, step)),))
     return Constant(np.arange(start, stop, step, dtype=np.int64))
 
 

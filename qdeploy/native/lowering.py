@@ -9,6 +9,7 @@ rules are in ``lower``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from qdeploy.native.ir import Op, Tensor
 from qdeploy.native.onnx_graph import Graph, Node
 
 Array = NDArray[Any]
+MOST_VALUES = 1 << 28
+"""Of one tensor."""
 OTHER_ENGINE = "use `engine=ort` for this file"
 
 
@@ -63,6 +66,16 @@ class UnsupportedError(ArtifactError):
         self.why = why
 
 
+def require_size(name: str, shape: tuple[int, ...]) -> None:
+    """Check that a tensor has a size, and one that a program can hold.
+
+    Raises:
+        UnsupportedError: If not.
+    """
+    if min(shape, default=1) < 1 or prod(shape) > MOST_VALUES:
+        raise UnsupportedError("graph", f"'{name}' would be of shape {list(shape)}")
+
+
 class Lowering:
     """The state of one translation: what each name of the graph is, and the operators so far."""
 
@@ -81,7 +94,12 @@ class Lowering:
         self._floats: dict[tuple[Tensor, float, int], Tensor] = {}
 
     def emit(self, kind: str, inputs: list[Tensor], output: Tensor, **attributes: Any) -> Tensor:
-        """Add an operator and return what it makes."""
+        """Add an operator and return what it makes.
+
+        Raises:
+            UnsupportedError: If the result has no size, or none that a program can hold.
+        """
+        require_size(output.name, output.shape)
         self.ops.append(Op(kind, inputs, output, attributes))
         return output
 
@@ -160,8 +178,10 @@ class Lowering:
         """Return scale and zero point (as for u8) of an activation's QuantizeLinear or DequantizeLinear."""
         scale = self.constant(node.inputs[1]).values
         zero = self.constant(node.inputs[2]).values if len(node.inputs) > 2 else np.zeros((), np.uint8)
-        if scale.size != 1 or zero.dtype not in (np.uint8, np.int8):
+        if scale.size != 1 or zero.size != 1 or zero.dtype not in (np.uint8, np.int8):
             raise UnsupportedError(node.kind, f"'{node.outputs[0]}' is not one scale of 8 bits")
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise UnsupportedError(node.kind, f"'{node.outputs[0]}' has a scale of {scale.reshape(-1)[0]}")
         return float(scale.reshape(())), int(zero.reshape(())) + (128 if zero.dtype == np.int8 else 0)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from qdeploy.native.geometry import same_pads
 from qdeploy.native.ir import Tensor
-from qdeploy.native.lowering import Lowering, UnsupportedError
+from qdeploy.native.lowering import Lowering, UnsupportedError, require_size
 from qdeploy.native.move_rules import axes_of, moved, source_of
 from qdeploy.native.onnx_graph import Node
 
@@ -59,6 +59,7 @@ def _averagepool(low: Lowering, node: Node) -> None:
     kernel, strides, pads, sides = _window(node, source.shape)
     channels, name = source.shape[1], node.outputs[0]
     sums = Tensor(f"{name}/sums", (1, channels, *sides))
+    require_size(name, (channels, *kernel))
     weight, bias = np.ones((channels, 1, *kernel), np.float32), np.zeros(channels, np.float32)
     geometry = {"pads": pads, "strides": strides, "dilations": [1, 1], "group": channels}
     low.emit("conv", [source], sums, weight=weight, bias=bias, **geometry)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, one_line
+from qdeploy.native.check import require_sound
 from qdeploy.native.emit import Source, emit, memory_needed
 from qdeploy.native.ir import Program
 from qdeploy.native.kernels import STACK_BYTES
@@ -72,26 +75,31 @@ def program_of(artifact: Artifact) -> Program:
     """
     if artifact.engine is not None:
         raise ArtifactError(f"{artifact.path} is an engine, and the native engine compiles ONNX files")
-    try:
-        return program_from(artifact.data, artifact.card.preprocessing.size)
-    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        what = f"{artifact.path} holds a graph that contradicts itself ({type(error).__name__}: {one_line(error)})"
-        raise ArtifactError(what, fix="export it again") from error
+    return program_from(artifact.data, artifact.card.preprocessing.size, str(artifact.path))
 
 
-def program_from(data: bytes, size: int) -> Program:
+def program_from(data: bytes, size: int, name: str = "the model") -> Program:
     """Return the program of an ONNX file's bytes, after the passes.
 
     Args:
         data: A graph as an artifact's.
         size: Height and width of its images.
+        name: What it is called in errors.
 
     Raises:
+        ArtifactError: If its graph contradicts itself.
         UnsupportedError: If it holds what has no kernel.
     """
-    program = lower(read_graph(data), size)
-    for step in PASSES:
-        program = step(program)
+    try:
+        with np.errstate(all="ignore"):  # what comes of numbers that cannot be is looked at below
+            program = lower(read_graph(data), size)
+            require_sound(program)
+            for step in PASSES:
+                program = step(program)
+        require_sound(program)
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, AttributeError) as error:
+        what = f"{name} holds a graph that contradicts itself ({type(error).__name__}: {one_line(error)})"
+        raise ArtifactError(what, fix="export it again") from error
     return program
 
 

@@ -16,7 +16,7 @@ from qdeploy.data.catalog import find_place, location_of
 from qdeploy.models import registry
 from qdeploy.study.process import LocalPool, Pool
 from qdeploy.study.record import RECORD, SWEEPS, Model
-from qdeploy.study.settings import SweepConfig
+from qdeploy.study.settings import DEVICE_TARGET, SweepConfig
 from qdeploy.training.device import choose_precision
 from qdeploy.training.recipes import TrainConfig, config_from_recipe, require_no_recipe
 
@@ -112,7 +112,7 @@ def _too_large(config: SweepConfig, model: Model, classes: int) -> str:
         return f"it has {model.params:,} parameters, and `max_flash` is {config.max_flash:,} bytes"
     untrained = registry.model_config(model.name, classes, model.input_size).build()
     try:
-        needed = memory_on_integers(untrained, model.input_size)
+        needed = memory_on_integers(untrained, model.input_size, DEVICE_TARGET)
     except UnsupportedError as error:
         return f"{error.kind}: {error.why}"
     for kind, limit in (("flash", config.max_flash), ("ram", config.max_ram)):

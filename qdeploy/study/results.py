@@ -57,6 +57,12 @@ class ExportedFile:
     """Precision on the test split, mean over the classes, in percent; None in older sweeps."""
     recall: float | None = None
     """Recall, likewise."""
+    file: str | None = None
+    """Its name; None in older sweeps: that of its precision."""
+    flash_bytes: int | None = None
+    """What it needs as a whole program on a Cortex-M; None if it cannot be one, and in older sweeps."""
+    ram_bytes: int | None = None
+    """RAM, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)

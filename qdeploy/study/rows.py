@@ -56,6 +56,10 @@ class Row:
     peak_int8_bytes: int | None
     size_fp32_bytes: int | None
     size_int8_bytes: int | None
+    flash_int8_bytes: int | None = None
+    """Flash of the INT8 file as a whole program on a Cortex-M; None if it cannot be one."""
+    ram_int8_bytes: int | None = None
+    """RAM, likewise."""
     epoch_s: float | None
     """Seconds of training an epoch, mean of the last ten, without validation; older sweeps: of all, with validation."""
     chance: float | None = None
@@ -137,6 +141,8 @@ def _row(record: Record, name: str) -> Row:
         peak_int8_bytes=faster.peak_bytes if faster else None,
         size_fp32_bytes=fp32.size_bytes if fp32 else None,
         size_int8_bytes=int8.size_bytes if int8 else None,
+        flash_int8_bytes=int8.flash_bytes if int8 else None,
+        ram_int8_bytes=int8.ram_bytes if int8 else None,
         epoch_s=_epoch_s(train) if train else None,
         chance=train.chance if train else None,
         error=_error(record, name),

@@ -16,6 +16,8 @@ DEFAULT_BUDGET_MINUTES = 60.0
 OWN_OPTIONS = ("model", "model_fields", "data", "recipe", "epochs", "seed", "device", "tensorboard", "threads")
 """Fields of a recipe that ``settings`` may not change: the sweep has an option for them, or they mean nothing here."""
 
+DEVICE_TARGET = "arm"
+"""Encoding of the INT8 files of sweeps for microcontrollers: weights of 8 bits, whatever CPU the sweep runs on."""
 LATER = {"max_params", "max_flash", "max_ram", "baseline", "max_drop", "threads"}
 """Fields that older sweeps do not have; they are written where they are given."""
 
@@ -40,7 +42,8 @@ class SweepConfig:
     """Models with more parameters are left out; the baseline is trained all the same."""
     max_flash: int | None = None
     """Bytes of flash of a whole program on a Cortex-M, as ``qdeploy inspect`` forecasts; models that need more are left
-    out. With this or the next, INT8 leaves nothing in float: what is faster on this CPU says nothing of that one."""
+    out. With this or the next, INT8 is for ``DEVICE_TARGET`` and leaves no layer in float: what is faster on this CPU
+    says nothing of that one."""
     max_ram: int | None = None
     """Bytes of RAM, likewise."""
     baseline: str | None = None
@@ -92,7 +95,7 @@ class SweepConfig:
 
     @property
     def on_integers(self) -> bool:
-        """Whether INT8 leaves nothing in float."""
+        """Whether INT8 leaves no layer in float, for a microcontroller."""
         return self.max_flash is not None or self.max_ram is not None
 
     def to_dict(self) -> dict[str, Any]:

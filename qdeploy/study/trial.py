@@ -21,6 +21,7 @@ from qdeploy.core.errors import QdeployError, VerdictError
 from qdeploy.core.files import read_json, write_json
 from qdeploy.core.records import decode
 from qdeploy.study.results import Exported, ExportedFile, Measured, MeasuredFile, Probed, Result, Speedup, Trained
+from qdeploy.study.settings import DEVICE_TARGET
 
 if TYPE_CHECKING:
     from qdeploy.core.run_folder import RunRecord
@@ -62,7 +63,7 @@ class Spec:
     cores: int = 1
     """Its share of the machine."""
     on_integers: bool = False
-    """Whether INT8 leaves nothing in float, instead of what is faster so here."""
+    """Whether INT8 is for a microcontroller and leaves no layer in float, instead of what is faster so here."""
 
     @property
     def name(self) -> str:
@@ -227,8 +228,8 @@ def _export(spec: Spec) -> Exported:
 
     reason = None
     try:
-        layers = ("none",) if spec.on_integers else None
-        config = ExportConfig(int8=True, allow_drop=True, allow_slower=True, float_layers=layers)
+        way: Row = {"target": DEVICE_TARGET, "float_layers": ("none",)} if spec.on_integers else {}
+        config = ExportConfig(int8=True, allow_drop=True, allow_slower=True, **way)
         report = export(spec.run, config, spec.export, _log)
     except VerdictError as error:
         reason = _one_line(str(error))
@@ -241,11 +242,26 @@ def _export(spec: Spec) -> Exported:
             p50_ms=a.latency_ms["p50"],
             precision=100 * a.macro.precision if a.macro else None,
             recall=100 * a.macro.recall if a.macro else None,
+            file=Path(a.path).name,
+            **_on_a_board(Path(a.path)),
         )
         for a in report.artifacts
         if a.accuracy  # a run has its data
     }
     return Exported(artifacts=artifacts, verdict=report.verdict, int8_error=reason)
+
+
+def _on_a_board(file: Path) -> dict[str, int]:
+    """Return what a file needs as a whole program on a Cortex-M; nothing if it cannot be one."""
+    from qdeploy.core.artifact import read_artifact
+    from qdeploy.core.errors import ArtifactError
+    from qdeploy.native.source import memory_of
+
+    try:
+        needed = memory_of(read_artifact(file, trusted=()))
+    except ArtifactError:
+        return {}
+    return {f"{kind}_bytes": needed[f"whole_{kind}_bytes"] for kind in ("flash", "ram")}
 
 
 def _log(text: str) -> None:
@@ -259,7 +275,7 @@ def _measure(spec: Spec) -> Measured:
     exported = decode(Exported, read_json(Path(spec.folder) / f"export-{spec.rung}.json")).artifacts
     round_s = sum(file.p50_ms or 0.0 for file in exported.values()) / 1e3
     seconds = max(MEASURE_SECONDS, 1.1 * LEAST_RUNS * round_s)
-    files = [spec.export / f"model.{precision}.onnx" for precision in exported]
+    files = [spec.export / (found.file or f"model.{precision}.onnx") for precision, found in exported.items()]
     report = bench(files, BenchConfig(runs=MEASURE_RUNS, seconds=seconds, details=False))
     artifacts = {
         r.precision: MeasuredFile(latency_ms=r.latency_ms["p50"], n=r.n, peak_bytes=r.peak_rss_bytes)

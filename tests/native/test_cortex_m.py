@@ -62,7 +62,7 @@ def test_flash_and_ram_are_within_the_limits(artifact: Artifact) -> None:
     needed = memory_of(artifact)
     assert needed["whole_flash_bytes"] <= FLASH
     assert needed["whole_ram_bytes"] <= RAM
-    untrained = memory_on_integers(create_model("pico", 10), 64)  # what a sweep forecasts
+    untrained = memory_on_integers(create_model("pico", 10), 64, artifact.card.target)  # what a sweep forecasts
     assert untrained["whole_ram_bytes"] == needed["whole_ram_bytes"]
     assert 0 <= needed["whole_flash_bytes"] - untrained["whole_flash_bytes"] <= 4  # the temperature
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from qdeploy import training
+from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import InputError
 from qdeploy.export.graph import parity
+from qdeploy.native.source import memory_of
 from qdeploy.study import trial
 from qdeploy.study.trial import Spec, outcome
 from tests.conftest import MakeImages
@@ -101,3 +103,20 @@ def test_a_rejected_int8_leaves_the_fp32_file(
     measured = outcome(spec("measure", tmp_path, data))
     assert measured["int8_speedup"] is None
     assert measured["artifacts"]["fp32"]["n"] == 50
+
+
+@pytest.mark.slow
+def test_under_limits_int8_is_made_for_a_microcontroller(
+    image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = image_folder(classes=("a", "b", "c"), count=14)
+    outcome(spec("train", tmp_path, data))
+    exported = outcome(spec("export", tmp_path, data, on_integers=True))
+    found = exported["artifacts"]["int8"]
+    artifact = read_artifact(tmp_path / "export" / found["file"])
+    assert (artifact.card.target, artifact.card.float_layers) == ("arm", ())
+    needed = memory_of(artifact)
+    assert (found["flash_bytes"], found["ram_bytes"]) == (needed["whole_flash_bytes"], needed["whole_ram_bytes"])
+    (tmp_path / "export-0.json").write_text(json.dumps(exported))
+    monkeypatch.setattr(trial, "MEASURE_RUNS", 50)
+    assert outcome(spec("measure", tmp_path, data))["artifacts"]["int8"]["n"] == 50
