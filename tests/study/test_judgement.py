@@ -16,6 +16,7 @@ from tests.study.sweeps import measured_sweep
 
 def rows(values: dict[str, tuple[int, float | None, int]]) -> list[Row]:
     one = rows_of(measured_sweep(Path("x")))[0]
+    assert (one.flash_int8_bytes, one.ram_int8_bytes) == (3001, 2001)
     return [replace(one, name=n, params=p, test_top1_fp32=a, epochs=e) for n, (p, a, e) in values.items()]
 
 
