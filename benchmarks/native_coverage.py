@@ -1,6 +1,6 @@
 """Which models the native compiler takes: every model of ours that fits, the named baselines, files from elsewhere.
 
-    python benchmarks/native_coverage.py [--only NAME ...] [--foreign] [--answers] [--rows FILE]
+    python benchmarks/native_coverage.py [--only NAME ...] [--foreign [--exporter dynamo]] [--answers] [--rows FILE]
 
 Weights are random (BatchNorms are not trivial). Of each model four graphs are made: the float one, INT8 for ``x86``,
 where everything that may be is on integers, INT8 for ``arm``, where only products are, and ``mixed``: for ``x86`` with
@@ -18,7 +18,8 @@ import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--foreign", action="store_true")
+    parser.add_argument("--exporter", nargs="+", choices=foreign_exports.EXPORTERS, default=foreign_exports.EXPORTERS)
     parser.add_argument("--answers", action="store_true")
     parser.add_argument("--rows", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
-    graphs = foreign_graphs if arguments.foreign else own_graphs
+    graphs = partial(foreign_graphs, exporters=arguments.exporter) if arguments.foreign else own_graphs
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if _is(arguments.rows) else []
     known = {row["model"] for row in rows}
     for name, graph in graphs(arguments.only, known):
@@ -111,10 +113,10 @@ def traced(name: str, changes: tuple[tuple[str, str], ...]) -> onnx.ModelProto:
     return trace(deploy(model.eval(), rules.mean, rules.std), rules.size)
 
 
-def foreign_graphs(only: list[str], known: set[str]) -> Iterator[tuple[str, Any]]:
+def foreign_graphs(only: list[str], known: set[str], exporters: Sequence[str]) -> Iterator[tuple[str, Any]]:
     names = [n for n in foreign_exports.names_here() if not only or n in only]
     with tempfile.TemporaryDirectory() as place:
-        for name, exporter in product(names, foreign_exports.EXPORTERS):
+        for name, exporter in product(names, exporters):
             title = f"{name}, {exporter}"
             if title in known:
                 continue

@@ -85,22 +85,22 @@ def _expand(low: Lowering, node: Node) -> None:
 
 
 def _pad(low: Lowering, node: Node) -> None:
-    """Put zeros around: before and behind, axis by axis."""
-    source = source_of(low, node)
-    mode, fill = node.attributes.get("mode", b"constant"), 0.0
+    """Put zeros, or another number, around: before and behind, axis by axis."""
+    mode, fill = node.attributes.get("mode", b"constant"), float(node.attributes.get("value", 0.0))
     pads = _numbers(low, node, 1, "pads")
     if len(node.inputs) > 2 and node.inputs[2]:
         fill = float(low.constant(node.inputs[2]).values.reshape(()))
+    source = low.float_tensor(node.inputs[0]) if fill else source_of(low, node)
     rank = len(source.shape)
     axes = _numbers(low, node, 3, "axes") or list(range(rank))
-    if mode != b"constant" or fill != 0.0 or min(pads, default=0) < 0 or len(pads) != 2 * len(axes):
-        raise UnsupportedError(node.kind, "only zeros that are put around are compiled")
+    if mode != b"constant" or min(pads, default=0) < 0 or len(pads) != 2 * len(axes):
+        raise UnsupportedError(node.kind, "only a number that is put around is compiled")
     name = node.outputs[0]
     for k, axis in enumerate(a % rank for a in axes):
         sides = [pads[k], source.shape[axis], pads[k + len(axes)]]
         if sides[0] or sides[2]:
-            zeros = [_zeros(source, f"{name}/zeros{k}{i}", axis, sides[i]) for i in (0, 2)]
-            parts = [t for t in (zeros[0], source, zeros[1]) if t.shape[axis]]
+            ends = [_filled(source, f"{name}/end{k}{i}", axis, sides[i], fill) for i in (0, 2)]
+            parts = [t for t in (ends[0], source, ends[1]) if t.shape[axis]]
             joined = Tensor(f"{name}/{k}", _picked(source, axis, sum(sides)), source.scale, source.zero)
             source = low.emit("concat", parts, joined, axis=axis)
     moved(low, source, name, "reshape", source.shape)
@@ -112,10 +112,10 @@ def _numbers(low: Lowering, node: Node, i: int, attribute: str) -> list[int]:
     return [int(v) for v in node.attributes.get(attribute) or []]
 
 
-def _zeros(like: Tensor, name: str, axis: int, side: int) -> Tensor:
+def _filled(like: Tensor, name: str, axis: int, side: int, fill: float) -> Tensor:
     shape = _picked(like, axis, side)
     require_size(name, tuple(max(side, 1) for side in shape))
-    data: NDArray[Any] = np.full(shape, like.zero, np.uint8) if like.integer else np.zeros(shape, np.float32)
+    data: NDArray[Any] = np.full(shape, like.zero, np.uint8) if like.integer else np.full(shape, fill, np.float32)
     return Tensor(name, shape, like.scale, like.zero, data)
 
 

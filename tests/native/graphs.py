@@ -292,7 +292,10 @@ def chosen(graph: Graph) -> str:
 
 def float_average(graph: Graph) -> str:
     size: dict[str, Any] = {"kernel_shape": [3, 2], "strides": [2, 1]}
-    x = graph.node("AveragePool", [graph.start], pads=[1, 0, 2, 1], **size)
+    x = graph.node(
+        "Pad", [graph.start, graph.constant([0, 0, 1, 0, 0, 0, 0, 2], "int64"), graph.constant(7, "float32")]
+    )
+    x = graph.node("AveragePool", [x], pads=[1, 0, 2, 1], **size)
     return graph.pair(graph.node("AveragePool", [x], count_include_pad=1, pads=[1, 1, 1, 1], **size), -60, 60)
 
 
