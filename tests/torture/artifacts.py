@@ -1,4 +1,4 @@
-"""Files that somebody changed: model files, their cards sealed again, graphs, headers of engines, records.
+"""Files that somebody changed: model files, their cards sealed again, graphs, headers of engines, records, folders.
 
 Each is given to the commands that read it. It is refused in one line with exit code 2, or it is used and the answer is
 the one of the sound file; nothing else. A batch of files has a process of its own with a limit on its memory, so that
@@ -31,6 +31,7 @@ from tests.core.test_hostile_cards import VALUES, places, put
 from tests.forked import forked
 from tests.resealed import engine_header, reseal
 from tests.serve.test_fuzz import bent
+from tests.torture import folders
 from tests.torture.report import Report
 
 IMAGE = Path(__file__).parents[2] / "examples" / "bag.png"
@@ -61,11 +62,15 @@ def judged(made: Made, sound: dict[str, Any]) -> tuple[str, str]:
     code, out, err = answer(words)
     seconds = time.process_time()
     lines = [line for line in err.splitlines() if line.startswith("qdeploy: ")]
-    if code not in (0, 2) or "Traceback" in err or (code == 2 and len(lines) != 1):
+    if (
+        code not in ((0, 1, 2) if words[0] == "verify" else (0, 2))
+        or "Traceback" in err
+        or (code == 2 and len(lines) != 1)
+    ):
         return "broken", f"{what}: {words[0]} ends with exit code {code}: {err[-300:]}"
     if time.monotonic() - begin > 30 and time.process_time() - seconds > 10:
         return "slow", f"{what}: {words[0]} takes {time.monotonic() - begin:.0f} s"
-    if code == 2:
+    if code:
         return "refused", ""
     if words[0] != "predict" or what.startswith(UNSHOWN):
         return "taken", ""
@@ -204,6 +209,7 @@ KINDS: dict[str, Maker] = {
     "graph, sealed again": changed_graph,
     "engine header": changed_engine,
     "records of an export": changed_record,
+    **folders.kinds(),
 }
 
 
@@ -231,6 +237,7 @@ def torture(root: Path, seed: int, minutes: float) -> Report:
     os.environ["QDEPLOY_CACHE"] = str(root / "cache")
     code, out, err = answer(["predict", "--json", "--model", str(MODEL), str(IMAGE)])
     assert code == 0, err
+    folders.prepare(root)
     sound = json.loads(out)["predictions"][0]
     end, number = time.monotonic() + minutes * 60, 0
     while time.monotonic() < end or number < len(KINDS):
