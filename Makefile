@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow test-arm torture sbom lint docs clean
+.PHONY: help demo test test-slow test-arm torture fuzz-api sbom lint docs clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -37,6 +37,11 @@ torture: MINUTES ?= 25
 torture: SEED ?= 0
 torture: .venv/dev.done  ## everything that can go wrong, for MINUTES=25
 	$(BIN)/python -m tests.torture --minutes $(MINUTES) --seed $(SEED) --out benchmarks/results/torture.json
+
+fuzz-api: .venv/dev.done  ## the server's OpenAPI document against the server, by schemathesis
+	$(PYTHON) -m venv .venv/schemathesis
+	.venv/schemathesis/bin/python -m pip install --quiet 'schemathesis>=4'
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/fuzz_api.sh .venv/schemathesis/bin/schemathesis
 
 # by the tool of CycloneDX, in an environment of its own: it is no dependency
 sbom: .venv/dev.done  ## what is installed, as an SBOM: build/sbom.json

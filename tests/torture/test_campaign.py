@@ -15,7 +15,7 @@ import pytest
 from qdeploy.core.artifact import SHIPPED, sealed
 from qdeploy.core.onnx_bytes import metadata_entries
 from tests.forked import forked
-from tests.torture.artifacts import IMAGE, answer, judged
+from tests.torture.artifacts import IMAGE, KINDS, answer, judged
 from tests.torture.images import ROUND
 from tests.torture.operations import Operation, Plan, out_of_order, read_trace, watch
 
@@ -40,9 +40,9 @@ def test_a_short_campaign_of_crashes(tmp_path: Path) -> None:
 def test_a_short_campaign_of_changed_files(tmp_path: Path) -> None:
     report = campaign(tmp_path, "artifacts", "--minutes", "0.1")
     assert report["parts"]["artifacts"]["cases"] >= 20
-    assert {"card, sealed again: taken", "model file, damaged: refused"} <= set(
-        report["parts"]["artifacts"]["outcomes"]
-    )
+    found = report["parts"]["artifacts"]
+    assert set(found["sums"]) == set(KINDS)
+    assert {"graph, sealed again: taken", "model file, damaged: refused"} <= set(found["outcomes"])
 
 
 def test_a_short_campaign_of_images(tmp_path: Path) -> None:
