@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -52,16 +53,15 @@ def prepare(root: Path) -> None:
 def _interrupted() -> int:
     """Train until the first epoch's checkpoint is written, and end there without a word."""
     from qdeploy.training import run as training
-
-    save = training.save_checkpoint
+    from qdeploy.training.checkpoint import save_checkpoint
 
     def saved(place: Path, checkpoint: Any) -> None:
-        save(place, checkpoint)
+        save_checkpoint(place, checkpoint)
         if checkpoint.epoch:
             os._exit(7)
 
-    training.save_checkpoint, training.SAVING_SHARE = saved, 1e9
-    return run(list(TRAIN))
+    with mock.patch.multiple(training, save_checkpoint=saved, SAVING_SHARE=1e9):
+        return run(list(TRAIN))
 
 
 def changed_run(folder: Path, dice: random.Random) -> tuple[str, list[str]]:
@@ -107,5 +107,5 @@ def changed_kit(folder: Path, dice: random.Random) -> tuple[str, list[str]]:
 
 def kinds() -> dict[str, Callable[[Path, random.Random], tuple[str, list[str]]]]:
     """Return what can be changed here, by name."""
-    run_kind = {"record or checkpoint of a run": changed_run}
-    return {**run_kind, "kit on a device": changed_kit} if COMPILER and shutil.which("make") else run_kind
+    every = {"record or checkpoint of a run": changed_run, "kit on a device": changed_kit}
+    return {name: maker for name, maker in every.items() if maker is changed_run or (COMPILER and shutil.which("make"))}
