@@ -41,7 +41,7 @@ torture: .venv/dev.done  ## everything that can go wrong, for MINUTES=25
 fuzz-api: .venv/dev.done  ## the server's OpenAPI document against the server, by schemathesis
 	$(PYTHON) -m venv .venv/schemathesis
 	.venv/schemathesis/bin/python -m pip install --quiet 'schemathesis>=4'
-	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/fuzz_api.sh .venv/schemathesis/bin/schemathesis
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/fuzz_api.sh $(CURDIR)/.venv/schemathesis/bin/schemathesis
 
 # by the tool of CycloneDX, in an environment of its own: it is no dependency
 sbom: .venv/dev.done  ## what is installed, as an SBOM: build/sbom.json

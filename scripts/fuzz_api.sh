@@ -12,6 +12,7 @@ while ! grep -q http "$folder/address"; do
     sleep 0.05
 done
 address=$(sed -n 's/^serving on //p' "$folder/address")
+cd "$folder"  # where it leaves what it found
 "$1" run "$address/openapi.json" --checks all --exclude-checks positive_data_acceptance --exclude-path-regex 'load$' \
     --max-examples "${EXAMPLES:-50}" --seed "${SEED:-0}"
 kill -TERM "$server"
