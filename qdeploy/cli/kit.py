@@ -17,13 +17,22 @@ from qdeploy.export.libraries import library_lines, write_libraries
 
 
 def kit_command(
-    names: Annotated[str, typer.Argument(metavar="KITS", help=f"Kits, between commas: {', '.join(KITS)}.")],
+    names: Annotated[
+        str | None,
+        typer.Argument(metavar="KITS", help=f"Kits, between commas: {', '.join(KITS)}.", show_default=False),
+    ] = None,
     export: Annotated[
         Path | None,
         typer.Argument(
             metavar="EXPORT",
             help="An export's folder. Default: the newest below ./exports, else the model that ships in the package.",
             show_default=False,
+        ),
+    ] = None,
+    wanted: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="KITS", help="The same in other words: qdeploy kit EXPORT --for c.", show_default=False
         ),
     ] = None,
     out: Annotated[
@@ -48,12 +57,18 @@ def kit_command(
 
     The same as the options of `qdeploy export`, for an export that is there already.
     """
-    wanted = kit_names(names)
+    if wanted is not None:
+        if export is not None:
+            raise InputError("kits are named twice", found=f"{names} and {wanted}", fix="give EXPORT and `--for`")
+        names, export = wanted, None if names is None else Path(names)
+    if names is None:
+        raise InputError("which kits?", fix=f"name some of {', '.join(KITS)}")
+    kits = kit_names(names)
     folder = export or newest_export() or SHIPPED
     if native_library is not None and folder == SHIPPED:
         raise InputError("the model inside the package gets no libraries beside it", fix="give a copy of its folder")
     libraries = write_libraries(folder, native_library) if native_library is not None else []
-    folders = write_kits(folder, wanted, out or (Path() if folder == SHIPPED else folder))
+    folders = write_kits(folder, kits, out or (Path() if folder == SHIPPED else folder))
     if json:
         made = {"libraries": [str(path) for path in libraries]} if libraries else {}
         emit_json({"export": str(folder), "kits": {name: str(path) for name, path in folders.items()}, **made})

@@ -228,7 +228,8 @@ def _data_words(found: Any, epochs: int) -> str:
         return text
     whole_s = found.epoch_s * epochs
     whole = f"{whole_s:.0f} s" if whole_s < 120 else f"{whole_s / 60:.0f} min"
-    return f"{text}, about {found.epoch_s:.2g} s each as busy as the machine is now: {whole} for {epochs} epochs"
+    each = f"{found.epoch_s:.0f}" if found.epoch_s >= 10 else f"{found.epoch_s:.2g}"
+    return f"{text}, about {each} s each as busy as the machine is now: {whole} for {epochs} epochs"
 
 
 def _show_seeds(result: dict[str, Any], json: bool) -> None:

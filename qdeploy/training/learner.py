@@ -5,12 +5,9 @@ Array names: N images, B batch, S height and width, C colours, K classes.
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +29,7 @@ from qdeploy.training.device import Precision
 from qdeploy.training.distributed import World
 from qdeploy.training.loss import total_loss
 from qdeploy.training.recipes import TrainConfig
+from qdeploy.training.rehearsal import rehearse
 from qdeploy.training.schedule import Settings
 
 EVAL_BATCH = 256
@@ -96,10 +94,6 @@ class FeatureTally:
         return mean, math.sqrt(max(0.0, squares / count - mean * mean))
 
 
-class _TooLongError(Exception):
-    """Ends a rehearsal."""
-
-
 class _AllPaths(nn.Module):
     """``forward_paths`` as a module's forward: what DistributedDataParallel and torch.compile can wrap."""
 
@@ -158,18 +152,13 @@ class Learner:
 
         It takes a third of a step, and is given up between two layers once it has taken ``limit_s`` seconds.
         """
-        begin = time.perf_counter()
-
-        def look(*_: object) -> None:
-            if time.perf_counter() - begin > limit_s:
-                raise _TooLongError
-
-        twin = copy.deepcopy(self.model).train()
-        for module in twin.modules():
-            module.register_forward_pre_hook(look)
         labels = batch.labels if self.config.confidence_from_label else None
-        with torch.random.fork_rng(devices=[]), self.precision.autocast(), suppress(_TooLongError):
-            twin.forward_paths(batch.image, labels)
+
+        def forward(twin: Classifier) -> None:
+            with self.precision.autocast():
+                twin.forward_paths(batch.image, labels)
+
+        rehearse(self.model, forward, limit_s)
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: Split) -> Score:

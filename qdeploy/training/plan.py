@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from qdeploy.core.progress import silent
 from qdeploy.data.catalog import count_classes, find_place
 from qdeploy.data.download import NotHereError, without_downloads
 from qdeploy.data.splits import expected_counts
 from qdeploy.models.classifier import Classifier
 from qdeploy.models.registry import create_model, summarise
+from qdeploy.models.torch_threads import torch_threads
 from qdeploy.training.device import Precision, choose_precision
 from qdeploy.training.recipes import TrainConfig
+from qdeploy.training.rehearsal import rehearse
 from qdeploy.training.start import require_buildable
+from qdeploy.training.threads import LEAST_STEPS, Threads, fixed_threads, thread_range
 
 FLOAT_BYTES = 4
 COPIES = 5
@@ -30,6 +36,8 @@ FORWARD_SHARE = 1 / 3
 """Time of evaluating an image, as a share of that of training on it."""
 MANY_MACS = 300_000_000
 """Multiply-accumulates of an image from which a step is timed with few images."""
+STEPS, STEPS_S = 5, 3.0
+"""Steps that are timed after the first, and the seconds after which no further one is."""
 PROBE = (2, 4)
 """Batch sizes whose difference gives the memory of an image."""
 
@@ -58,8 +66,8 @@ class Plan:
     """What would be downloaded first; None if the data are here."""
     steps_per_epoch: int | None
     epoch_s: float | None
-    """Predicted seconds of an epoch with its two evaluations, from one timed step of a few images on the threads that
-    torch has now; None on a GPU, or without the data."""
+    """Predicted seconds of an epoch with its two evaluations, from some timed steps on the threads that training would
+    choose now; None on a GPU, or without the data."""
 
     @property
     def memory_bytes(self) -> int:
@@ -102,8 +110,8 @@ def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
         steps = max(1, trained_on // config.batch_size)
     epoch_s = None
     if images is not None and steps is not None and precision.device.type == "cpu":
-        count = min(config.batch_size, 16 if summary.macs < MANY_MACS else 4)
-        image_s = _image_s(model, precision, count, side)
+        count = min(config.batch_size, 64 if summary.macs < MANY_MACS else 4)
+        image_s = _image_s(model, precision, config, count, side)
         looked_at = 2 * images["test" if config.all_images else "val"]
         epoch_s = image_s * (steps * config.batch_size + FORWARD_SHARE * looked_at)
     return Plan(
@@ -133,17 +141,26 @@ def _images(data: str) -> tuple[dict[str, int] | None, str | None]:
         return None, error.url
 
 
-def _image_s(model: Classifier, precision: Precision, count: int, size: int) -> float:
-    """Return the seconds of a training step for each of so many images; the first step warms up."""
+def _image_s(model: Classifier, precision: Precision, config: TrainConfig, count: int, size: int) -> float:
+    """Return the seconds of a training step for each of so many images, with the threads that training chooses."""
     image = torch.rand(count, 3, size, size).to(memory_format=torch.channels_last)
-    seconds = 0.0
-    for _ in range(2):
-        begin = time.perf_counter()
+
+    def forward(twin: Classifier) -> Tensor:
         with precision.autocast():
-            loss = nn.functional.cross_entropy(model(image).float(), torch.zeros(count, dtype=torch.long))
-        loss.backward()
-        seconds = time.perf_counter() - begin
-    return seconds / count
+            answer: Tensor = twin(image)
+        return answer.float()
+
+    config = replace(config, threads=fixed_threads(config, None))
+    allowed = thread_range(config, device="cpu", processes=1, default=torch.get_num_threads(), cores=None)
+    with torch_threads(allowed.first):
+        choice = Threads(allowed, partial(rehearse, model, forward), torch.set_num_threads, silent)
+        choice.before_step(LEAST_STEPS)
+        steps: list[float] = []
+        while len(steps) <= STEPS and sum(steps) < STEPS_S:
+            begin = time.perf_counter()
+            nn.functional.cross_entropy(forward(model), torch.zeros(count, dtype=torch.long)).backward()
+            steps.append(time.perf_counter() - begin)
+    return statistics.median(steps[1:] or steps) / count  # the first one warms up
 
 
 def _kept_bytes(model: Classifier, precision: Precision, count: int, size: int) -> int:

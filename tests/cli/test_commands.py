@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from qdeploy.cli.main import run
+from qdeploy.core.artifact import SHIPPED
 from qdeploy.export.report.record import ExportReport
 from qdeploy.training.learner import Learner
 from tests.conftest import MakeImages
+from tests.resealed import reseal
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -246,6 +248,17 @@ def test_inspect_shows_the_card(workplace: Path, capsys: pytest.CaptureFixture[s
     assert "checksum verified" in capsys.readouterr().out
     assert run(["inspect", "--json"]) == 0
     assert stdout_json(capsys)["labels"][9] == "Ankle boot"
+
+
+def test_inspect_leaves_out_what_had_no_part_in_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"augmentation": "shift", "shift": 4, "crop": 0.875, "teacher": "", "distill_weight": 0.7}
+    fields |= {"schedule": "cosine", "warmup_share": 0.03, "warmup_epochs": 1}
+    file = reseal(SHIPPED / "model.int8.onnx", tmp_path / "m.onnx", lambda card: card["origin"].update(training=fields))
+    assert run(["inspect", str(file)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("training")]
+    assert line.split(maxsplit=1)[1] == "augmentation shift, shift 4, schedule cosine, warmup share 0.03"
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

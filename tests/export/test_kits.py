@@ -108,6 +108,12 @@ def test_a_kit_of_an_export_that_is_there(
     assert run(["kit", "c", str(place), "--out", str(elsewhere), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"export": str(place), "kits": {"c": str(elsewhere / "kit-c")}}
     assert (elsewhere / "kit-c" / "SHA256SUMS").read_bytes() == (place / "kit-c" / "SHA256SUMS").read_bytes()
+    assert run(["kit", str(place), "--for", "c", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kits"] == {"c": str(place / "kit-c")}
+    assert run(["kit", "c", str(place), "--for", "web"]) == 2
+    assert "kits are named twice, found c and web" in capsys.readouterr().err
+    assert run(["kit"]) == 2
+    assert "which kits?; name some of c, native" in capsys.readouterr().err
     (elsewhere / "kit-c" / "README.md").write_text("mine")
     assert run(["kit", "c", str(place), "--out", str(elsewhere)]) == 2
     assert capsys.readouterr().err.startswith(f"qdeploy: {elsewhere / 'kit-c'} is no kit, or was changed")

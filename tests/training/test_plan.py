@@ -89,6 +89,11 @@ def test_images_steps_and_time_or_what_would_be_downloaded(
     assert (found.steps_per_epoch, found.download) == (found.images["train"] // 4, None)
     assert found.epoch_s is not None
     assert 0 < found.epoch_s < 600
+    used, before, use = set[int](), torch.get_num_threads(), torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: (used.add(count), use(count)))
+    plan(config_from_recipe("small", model="nano-ar", data=folder, batch_size=4, device="cpu", threads=3))
+    assert used == {3, before}  # timed with what training would compute with
+    assert torch.get_num_threads() == before
     monkeypatch.setenv("QDEPLOY_CACHE", str(tmp_path / "empty"))
     monkeypatch.chdir(tmp_path)
     absent = plan(config_from_recipe("small", model="nano-ar", data="tiny-imagenet"))
