@@ -100,7 +100,7 @@ def measure_and_judge(
         environment=environment("qdeploy", "torch", "onnx", "onnxruntime", "numpy"),
     )
     flips = _flips(work.dataset.classes, test, fp32, first) if first else ()
-    confusion = _confusion(work.dataset.classes, test, fp32, first)
+    confusion = None if work.dataset.generated else _confusion(work.dataset.classes, test, fp32, first)
     for text in _cautions(confusion, report.difference, work.config.max_drop):
         work.note(f"note: {text}")
     return Judged(report=report, kept=kept, flips=flips, confusion=confusion)

@@ -278,6 +278,7 @@ def test_what_attention_does_with_a_batch_of_one_is_undone(nodes: list[Any], alo
     notes: list[str] = []
     report = adopt_onnx(tmp_path / "t.onnx", tmp_path / "out", foreign=ForeignConfig(labels=LABELS), note=notes.append)
     assert any("takes one image at a time" in n for n in notes) == alone
+    assert not any("test images" in n for n in notes)  # they are generated, and their labels nobody's
     logits, _ = load(Path(report.artifacts[0].path)).session.infer(IMAGES)
     assert np.abs(logits - theirs(tmp_path / "t.onnx", Form().values(IMAGES))).max() < 1e-4
 
