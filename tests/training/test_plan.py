@@ -90,7 +90,12 @@ def test_images_steps_and_time_or_what_would_be_downloaded(
     assert found.epoch_s is not None
     assert 0 < found.epoch_s < 600
     used, before, use = set[int](), torch.get_num_threads(), torch.set_num_threads
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: (used.add(count), use(count)))
+
+    def counted(count: int) -> None:
+        used.add(count)
+        use(count)
+
+    monkeypatch.setattr(torch, "set_num_threads", counted)
     plan(config_from_recipe("small", model="nano-ar", data=folder, batch_size=4, device="cpu", threads=3))
     assert used == {3, before}  # timed with what training would compute with
     assert torch.get_num_threads() == before
