@@ -35,7 +35,7 @@ VERBS = {
     "inspect": "Verify a model file's checksum and show its card.",
     "verify": "Check everything about an artifact again.",
     "sign": "Sign model files, so that devices open no others.",
-    "encrypt": "Encrypt a model file, so that a stolen disk does not give it away.",
+    "encrypt": "Encrypt a model file against a stolen disk.",
     "diff": "Explain how two artifacts differ.",
     "lint": "Tell which runtimes will take an ONNX file.",
     "doctor": "Tell what this machine can run and what to install.",

@@ -22,7 +22,7 @@ def encrypt_command(
     out: Annotated[Path | None, typer.Option(help="The encrypted file, a new one.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
-    """Encrypt a model file, so that a stolen disk does not give it away.
+    """Encrypt a model file against a stolen disk.
 
     It is opened like any other where QDEPLOY_MODEL_KEY names the key's file, or QDEPLOY_MODEL_KEY_COMMAND a command
     that prints the key, and decrypted to memory alone.
