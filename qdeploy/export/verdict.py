@@ -147,7 +147,8 @@ def in_words(
     if verdict.outcome is not Outcome.REJECTED:
         accuracy = f"{test.points:+.2f} +- {test.margin95:.2f} points of top-1 on {test.n} test images"
         doubt = f"; NOT SHOWN: {_not_shown_words(verdict)}" if verdict.outcome is Outcome.NOT_SHOWN else ""
-        return f"{what} accepted: {accuracy}, {speed}{doubt}"
+        slow = "" if verdict.faster or verdict.speed is None else "; it is not faster, and kept as `allow_slower` asks"
+        return f"{what} accepted: {accuracy}, {speed}{slow}{doubt}"
     if verdict.not_finite:
         return f"{what} REJECTED: its answer is not finite for {_images(verdict.not_finite)}; kept {kept}"
     loss, flips = verdict.loss.difference, verdict.loss.flips

@@ -71,6 +71,7 @@ def test_what_passed_with_300_images_no_longer_does() -> None:
     ("measured", "speed", "policy", "says"),
     [
         (WITHIN, FASTER, Policy(), "INT8 accepted: -0.20 +- 0.40 points of top-1 on 1000 test images, 1.50x the speed"),
+        (WITHIN, TIE, Policy(allow_slower=True), "; it is not faster, and kept as `allow_slower` asks"),
         (WITHIN, None, Policy(), "INT8 accepted: -0.20 +- 0.40 points of top-1 on 1000 test images, its speed must be"),
         (OVER, FASTER, Policy(), "INT8 REJECTED: it costs 2.00 +- 0.50 points of top-1 on 1000 validation images, at"),
         (OVER, TIE, Policy(), "INT8 REJECTED: it costs 2.00"),
