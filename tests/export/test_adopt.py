@@ -28,6 +28,7 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from qdeploy.export import ExportConfig, ForeignConfig, adopt_onnx, export_onnx
+from qdeploy.export.sources.labels import labels_from_file
 from qdeploy.runtime.classifier import load
 from tests.conftest import SHORT, MakeImages
 from tests.ort_session import plain_session
@@ -341,7 +342,7 @@ def by_chance(tmp_path: Path) -> Path:
         (lambda p: saved(p, Form(dtype=TensorProto.UINT8)), {"mean": HALF}, "takes uint8 pixels as they are: `mean`"),
         (lambda p: saved(p, Form(channels=1)), {"mean": IMAGENET_MEAN}, "one channel: `mean` must be one number"),
         (lambda p: saved(p, Form(channels=1)), {"colours": "bgr"}, "takes one channel: `colours=bgr` means nothing"),
-        (across_images, {}, "answers batches not as single images, and no way was found"),
+        (across_images, {}, "answers batches not as single images .*mixes the images of a batch"),
         (lambda p: saved(p, Form()), {"labels": ("a", "b")}, "tells 3 classes apart, `labels` names 2"),
         (lambda p: saved(p, Form()), {"labels": None}, "nothing says what the 3 classes of .* give `labels`"),
     ],
@@ -572,7 +573,10 @@ def test_data_of_some_classes_measure_these(tmp_path: Path) -> None:
         ("ant\nant (0)\nant", r"holds the label 'ant \(0\)' twice; give each class a label of its own"),
         ("ant\nb\x1b[31mee\ncat", r"no printable text, found 'b\\x1b\[31mee' at place 1"),
         ("ant", "must hold at least 2 labels, one a line or as JSON, found 1"),
-        ('{"0": "ant", "2": "bee"}', "must hold at least 2 labels"),
+        ('{"0": "ant", "2": "bee"}', "tells 3 classes apart, .* names 2"),
+        ('["ant", "bee",}', "mine.txt begins as JSON and is none; mend it, or write one label a line"),
+        ('{"ant": {"index": 0}, "bee": {"index": 1}, "cat": {}}', "must hold at least 2 labels"),
+        ('[["n1", "ant", 1], ["n2", "bee", 2]]', r"holds what is no label, found \['n1', 'ant', 1\]"),
         ("ant\nbee\ncow", "has the class 'cat'.*; .* names ant, bee, cow; name the folders so, or give `labels`"),
         ("ant\nbee\ncat\ndog", "tells 3 classes apart, .* names 4"),
     ],
@@ -582,6 +586,76 @@ def test_labels_that_cannot_be_used_are_refused(text: str, says: str, image_fold
     file, data = saved(tmp_path, Form()), str(image_folder(LABELS))
     with pytest.raises(InputError, match=says):
         adopt_onnx(file, tmp_path / "out", data=data, foreign=ForeignConfig(labels=tmp_path / "mine.txt"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 cat\r\n1 ant\r\n2 bee\r\n",
+        "2: bee\n0: cat\n1: ant\n",
+        "1\tcat\n2\tant\n3\tbee",
+        '0,"cat"\n1,"ant"\n2,"bee"',
+        "\n'cat'\n\n'ant'\n'bee'\n",
+        "path: ../data\nnc: 3\nnames:  # in their order\n  0: cat\n  1: ant\n  2: 'bee'\ntrain: images\n",
+        "names:\n- cat\n- ant # small\n- bee\nval: images\n",
+        "nc: 3\nnames: ['cat', 'ant',\n  'bee']\n",
+        "names: {0: cat, 1: ant, 2: bee}",
+        '{"0": ["n01", "cat"], "1": ["n02", "ant"], "2": ["n03", "bee"]}',
+        '{"info": {}, "categories": [{"id": 7, "name": "ant"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "bee"}]}',
+        '{"id2label": {"0": "cat", "1": "ant", "2": "bee"}, "label2id": {}}',
+        "{10: 'bee', 3: 'ant', -1: 'cat'}",
+    ],
+)
+def test_labels_are_read_as_other_tools_write_them(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert labels_from_file(tmp_path / "mine.txt").labels == ("cat", "ant", "bee")
+
+
+def changed(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """Write the small classifier with something else about it."""
+    file = saved(path, Form())
+    model = onnx.load(file)
+    change(model)
+    onnx.save(model, file)
+    return file
+
+
+def add_unread_input(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
+
+
+def answer_with_a_table(model: onnx.ModelProto) -> None:
+    """End as scikit-learn's exporter does: with a table from label to probability for each image."""
+    names = {"classlabels_strings": ["cat", "ant", "bee"]}
+    model.graph.node.append(make("Softmax", ["y"], ["shares"], axis=1))
+    model.graph.node.append(make("ZipMap", ["shares"], ["table"], domain="ai.onnx.ml", **names))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    del model.graph.output[:]
+    kind = model.graph.output.add(name="table").type.sequence_type.elem_type.map_type
+    kind.key_type, kind.value_type.tensor_type.elem_type = TensorProto.STRING, TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("change", [add_unread_input, answer_with_a_table])
+def test_what_says_nothing_of_the_answer_is_no_obstacle(
+    change: Callable[[onnx.ModelProto], None], tmp_path: Path
+) -> None:
+    labels = None if change is answer_with_a_table else ("cat", "ant", "bee")
+    given = ForeignConfig(mean=PLAIN.mean, std=PLAIN.std, labels=labels)
+    adopt_onnx(changed(tmp_path, change), tmp_path / "out", foreign=given)
+    adopted_file = tmp_path / "out" / "model.fp32.onnx"
+    assert read_artifact(adopted_file).card.labels == ("cat", "ant", "bee")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    expected = theirs(saved(tmp_path, Form()), (pixels / 255).astype(np.float32).transpose(0, 3, 1, 2))
+    found = plain_session(adopted_file.read_bytes()).run(["logits"], {"image": pixels})[0]
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_folders_may_be_called_as_numbered_lines(image_folder: MakeImages, tmp_path: Path) -> None:
+    names = ("0 ant", "1 bee", "2 cat")
+    (tmp_path / "mine.txt").write_text("2 cat\n0 ant\n1 bee")
+    file, data = saved(tmp_path, Form()), str(image_folder(names))
+    adopt_onnx(file, tmp_path / "out", data=data, foreign=ForeignConfig(labels=tmp_path / "mine.txt"))
+    assert read_artifact(tmp_path / "out" / "model.fp32.onnx").card.labels == names
 
 
 @pytest.mark.parametrize("where", ["file", "metadata"])

@@ -10,6 +10,7 @@ from tests.foreign.fused import fused_graphs
 from tests.foreign.legal import legal_graphs
 from tests.foreign.names import name_graphs
 from tests.foreign.refused import refused_graphs
+from tests.foreign.untidy import untidy_graphs
 
 
 def foreign_graphs() -> Iterator[Foreign]:
@@ -19,3 +20,4 @@ def foreign_graphs() -> Iterator[Foreign]:
     yield from fused_graphs()
     yield from edge_graphs()
     yield from refused_graphs()
+    yield from untidy_graphs()

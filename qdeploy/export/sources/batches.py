@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from qdeploy.core.errors import InputError, one_line
 from qdeploy.export.graph.inner_outputs import open_with_outputs
-from qdeploy.export.graph.walk import with_bodies
+from qdeploy.export.graph.walk import all_nodes, is_standard, with_bodies
 from qdeploy.export.sources.inputs import Entrance
 from qdeploy.export.sources.onnx_read import recent, simplified
 from qdeploy.runtime.engines.onnxruntime_binding import FAILURES
@@ -87,10 +87,26 @@ def with_any_batch(
         if not reason:
             return candidate, said
         reasons.append(reason)
-    only = f"takes batches of {entrance.batch} only" if entrance.batch else "answers batches not as single images"
+    _require_evaluation(model, file)
+    if entrance.batch:
+        only = f"{file} takes batches of {entrance.batch} only, and no way was found to change that ({reasons[-1]})"
+        raise InputError(only, fix="export it with a dynamic batch")
     raise InputError(
-        f"{file} {only}, and no way was found to change that ({reasons[-1]})", fix="export it with a dynamic batch"
+        f"{file} answers batches not as single images ({reasons[-1]}): something in it mixes the images of a batch, "
+        "or its first axis is not the batch",
+        fix="export it so that each image has a row of its own answer",
     )
+
+
+def _require_evaluation(model: onnx.ModelProto, file: Path) -> None:
+    """Refuse a BatchNorm that computes with the statistics of its batch."""
+    for node in all_nodes(model):
+        if is_standard(node, "BatchNormalization") and any(a.name == "training_mode" and a.i for a in node.attribute):
+            raise InputError(
+                f"what {file} answers for an image depends on the others in its batch: BatchNormalization "
+                f"'{node.name or node.output[0]}' is in training mode",
+                fix="export it in evaluation mode, after `model.eval()`",
+            )
 
 
 def _alone(
@@ -104,6 +120,7 @@ def _alone(
         raise InputError(f"{file} cannot be run on an image: {one_line(error)}") from error
     for name, found in zip(names, rows, strict=True):
         if not close(found[:size], found[size : 2 * size]):
+            _require_evaluation(model, file)
             raise InputError(
                 f"{file} answers the same image differently each time ('{name}')",
                 fix="export it in evaluation mode, without random operators",

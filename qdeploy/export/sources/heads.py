@@ -95,7 +95,9 @@ def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[A
             fix="give one of them with `output`",
         )
     found = []
-    for name in outputs if wanted is None else [wanted]:
+    for name in [n for n in outputs if n in made] if wanted is None else [wanted]:  # others are weights or inputs
+        if name in made and made[name].op_type == "ZipMap":
+            name = str(made[name].input[0])  # the scores that it writes as a table for each image
         kind = outputs.get(name, TensorProto.FLOAT)
         source = _chosen_from(made, name)
         if source is not None:
@@ -104,7 +106,11 @@ def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[A
             found.append(Answer(output=name, tensor=name))
     if not found:
         kinds = ", ".join(f"'{n}' of {_kind(t)}" for n, t in outputs.items())
-        raise InputError(f"{file} must give logits or probabilities as floats", found=kinds)
+        raise InputError(
+            f"{file} must give logits or probabilities as floats",
+            found=kinds,
+            fix="say with `output` which tensor before it holds them",
+        )
     return found
 
 
@@ -234,6 +240,11 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
             fix=f"if only one class is right for an image, give `output={found.removesuffix(FOREIGN_TENSOR)}`",
         )
     sums = table.sum(1)
+    if head.classes > 1 and table.min() >= 0 and not np.ptp(table, axis=0).any():
+        raise InputError(
+            f"output '{answer.output}' of {file} answers every image the same: {_row(table[0])}",
+            fix="give a trained model, or say with `output` which tensor holds its logits",
+        )
     if head.classes > 1 and table.min() >= 0 and np.ptp(sums) <= 1e-3 * sums.mean():
         raise InputError(
             f"output '{answer.output}' of {file} gives values that are at least 0 and sum to {sums.mean():g}, neither "
@@ -246,6 +257,10 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
             fix="give a graph with a sigmoid behind it, or with an output for each class",
         )
     return head
+
+
+def _row(values: NDArray[np.float64]) -> str:
+    return ", ".join(f"{v:g}" for v in values[:3]) + (", ..." if len(values) > 3 else "")
 
 
 def _found(name: str, values: Values) -> dict[str, Any]:

@@ -92,12 +92,20 @@ def read_entrance(model: onnx.ModelProto, config: ForeignConfig, file: Path) -> 
     inputs = inputs_of(model)
     if len(inputs) != 1:
         names = ", ".join(i.name for i in inputs) or "none"
-        raise InputError(f"{file} must have one input, the images", found=f"{len(inputs)}: {names}")
+        raise InputError(
+            f"{file} must have one input, the images",
+            found=f"{len(inputs)}: {names}",
+            fix="export it with the others as constants",
+        )
     tensor = inputs[0].type.tensor_type
     dims = [max(0, d.dim_value) for d in tensor.shape.dim]  # some tools write -1 for any
     if tensor.elem_type not in (*FLOATS, TensorProto.UINT8):
         kind = TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type else "no tensor"
-        raise InputError(f"{file} must take images as uint8, float16, float32 or float64", found=kind)
+        raise InputError(
+            f"{file} must take images as uint8, float16, float32 or float64",
+            found=kind,
+            fix="export it with such an input, followed by a Cast",
+        )
     if _says_no_channels(dims, shaped=tensor.HasField("shape")):
         dims = _found_by_running(model, inputs[0], [*dims, 0, 0, 0, 0][:4], config.size, file)
     layout = _layout(dims)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import onnx
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.regular import TooLargeError, read_regular
 from qdeploy.data.dataset import Dataset
+from qdeploy.export.graph.walk import all_nodes
+from qdeploy.export.sources.label_text import KEYS, by_numbers, lines_of, names_in, number_of
 
-KEYS = ("names", "id2label", "label_names", "labels", "classes", "class_names")
-"""Where Ultralytics, Hugging Face, timm and others keep them: in the file's metadata, or in config.json beside it."""
 BESIDE = ("labels.txt", "classes.txt")
 INSIDE = ("pretrained_cfg", "model_config")
 MOST_BYTES = 10_000_000
@@ -36,6 +35,8 @@ class FoundLabels:
     """Whether they stand in another file that nobody named, which may belong to another model."""
     repeated: tuple[str, ...] = ()
     """Those that stood there several times, as ``crane`` in ImageNet, with the numbers that tell them apart."""
+    written: Labels = ()
+    """Lines that were read as a number and a name, for folders that are called so."""
 
     def said(self) -> str:
         """Return whose labels they are, for the user to know."""
@@ -61,8 +62,12 @@ def found_labels(labels: Sequence[str], where: str, *, beside: bool = False) -> 
     return FoundLabels(labels=apart, where=where, beside=beside, repeated=repeated)
 
 
-def labels_from_file(path: Path) -> Labels:
-    """Read labels from a file: one a line, a JSON list, or a JSON table from number to name.
+def labels_from_file(path: Path, *, beside: bool = False) -> FoundLabels:
+    """Read labels from a file: one a line, maybe with its number, JSON as a list or table, or ``names`` in YAML.
+
+    Args:
+        path: The file.
+        beside: Whether nobody named it.
 
     Raises:
         InputError: If it cannot be read, or holds no labels.
@@ -75,8 +80,9 @@ def labels_from_file(path: Path) -> Labels:
         raise InputError(f"the labels' file {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"the labels' file {path} is no UTF-8 text; save it as such") from error
-    labels = _parsed(text)
-    return checked(labels, str(path))
+    found = found_labels(checked(names_in(text, str(path)), str(path)), str(path), beside=beside)
+    lines = lines_of(text)
+    return replace(found, written=tuple(sorted(lines, key=number_of))) if by_numbers(lines) else found
 
 
 def find_labels(model: onnx.ModelProto, given: Labels | Path | None, file: Path) -> FoundLabels | None:
@@ -86,18 +92,25 @@ def find_labels(model: onnx.ModelProto, given: Labels | Path | None, file: Path)
         InputError: If given ones cannot be used.
     """
     if isinstance(given, Path):
-        return found_labels(labels_from_file(given), str(given))
+        return labels_from_file(given)
     if given is not None:
         return found_labels(checked(list(given), "`labels`"), "`labels`")
     metadata = {p.key: p.value for p in model.metadata_props}
     for key in KEYS:
         if labels := _usable(metadata.get(key)):
             return found_labels(labels, f"metadata '{key}' of {file.name}")
+    for node in all_nodes(model):
+        if node.op_type == "ZipMap" and (labels := _usable(_strings(node, "classlabels_strings"))):
+            return found_labels(labels, f"the ZipMap of {file.name}")
     for name in (f"{file.stem}.labels.txt", f"{file.stem}.txt", *BESIDE):
         beside = file.parent / name
-        if beside.is_file() and (labels := _usable_file(beside)):
-            return found_labels(labels, str(beside), beside=True)
+        if beside.is_file() and (found := _usable_file(beside)):
+            return found
     return _from_config(file.parent / "config.json")
+
+
+def _strings(node: onnx.NodeProto, name: str) -> list[str]:
+    return [s.decode(errors="replace") for a in node.attribute if a.name == name for s in a.strings]
 
 
 def _from_config(path: Path) -> FoundLabels | None:
@@ -113,9 +126,9 @@ def _from_config(path: Path) -> FoundLabels | None:
     return None
 
 
-def _usable_file(path: Path) -> Labels | None:
+def _usable_file(path: Path) -> FoundLabels | None:
     try:
-        return labels_from_file(path)
+        return labels_from_file(path, beside=True)
     except InputError:
         return None
 
@@ -123,49 +136,12 @@ def _usable_file(path: Path) -> Labels | None:
 def _usable(value: Any) -> Labels | None:
     """Return labels that are names; None for none, and for placeholders such as LABEL_0."""
     try:
-        labels = checked(_parsed(value), "the metadata") if value else None
+        labels = checked(names_in(value, "the metadata"), "the metadata") if value else None
     except InputError:
         return None
     if labels and all(label.lower().replace("_", "") == f"label{i}" for i, label in enumerate(labels)):
         return None
     return labels
-
-
-def _parsed(value: Any) -> list[str]:
-    """Return the names of a list, of a table from number to name, or of a text that holds either, or one a line."""
-    if isinstance(value, str):
-        read = _literal(value.strip())
-        if read is None:
-            lines = [line.strip() for line in value.splitlines()]
-            rows = [line for line in lines if line]
-            return [p.strip() for p in rows[0].split(",")] if len(rows) == 1 and "," in rows[0] else rows
-        value = read
-    if isinstance(value, Mapping):
-        value = _ordered(value)
-    return [str(v) for v in value] if isinstance(value, (list, tuple)) else []
-
-
-def _literal(text: str) -> Any:
-    """Return the list or table that a text holds as JSON, or as Python writes it; None for any other text."""
-    if not text.startswith(("[", "{", "(")):
-        return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            continue
-    return None
-
-
-def _ordered(table: Mapping[Any, Any]) -> list[Any]:
-    """Return the names of a table by their numbers: from number to name, or from name to number."""
-    try:
-        if all(isinstance(v, int) for v in table.values()):
-            table = {number: name for name, number in table.items()}
-        by_number = {int(k): v for k, v in table.items()}
-    except (TypeError, ValueError):
-        return []
-    return [by_number[i] for i in sorted(by_number)] if sorted(by_number) == list(range(len(by_number))) else []
 
 
 def checked(labels: Sequence[str], where: str) -> Labels:
@@ -202,6 +178,8 @@ def matched(dataset: Dataset, found: FoundLabels | None, classes: int, file: Pat
             )
         return dataset, _doubts(own)
     require_count(found, classes, file)
+    if found.written and set(own) <= set(found.written):
+        found = replace(found, labels=found.written)
     index = _positions(own, found, dataset.name)
     notes = [found.said()]
     if index != sorted(index):

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.card import Card, ModelInfo
-from qdeploy.core.errors import InputError, NoCardError
+from qdeploy.core.errors import InputError, NoCardError, one_line
 from qdeploy.core.files import sha256_of
 from qdeploy.core.git import git_commit
 from qdeploy.core.metrics import Floats
@@ -210,7 +210,7 @@ def _adopted(
     image = f"{entrance.name}{FOREIGN_TENSOR}"
     _require_unchanged(free, copy, values, {a.tensor: renamed[a.tensor] for a in found}, file)
     head = find_head(copy, {image: values}, found, renamed, classes, file)
-    return _wrapped(copy, image, entrance, head, rules), head, said
+    return _wrapped(copy, image, entrance, head, rules, file), head, said
 
 
 def _require_unchanged(
@@ -259,7 +259,7 @@ def probes(size: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def _wrapped(
-    model: onnx.ModelProto, image: str, entrance: Entrance, head: Head, rules: Preprocessing
+    model: onnx.ModelProto, image: str, entrance: Entrance, head: Head, rules: Preprocessing, file: Path
 ) -> onnx.ModelProto:
     """Put our entrance and head around a graph whose names are apart from ours."""
     graph = model.graph
@@ -280,8 +280,11 @@ def _wrapped(
     del graph.value_info[:]
     _drop_unread(graph)
     streamline_entrance(model)
-    result = onnx.shape_inference.infer_shapes(model)
-    onnx.checker.check_model(result)
+    try:
+        result = onnx.shape_inference.infer_shapes(model)
+        onnx.checker.check_model(result)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(f"onnx refuses what is made of {file}: {one_line(error)}", fix="export it again") from error
     return result
 
 

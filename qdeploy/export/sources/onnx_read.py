@@ -13,11 +13,13 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper, version_converter
 
 from qdeploy.core.errors import InputError, one_line
+from qdeploy.export.graph.all_axes import name_all_axes
 from qdeploy.export.graph.fused import expand_fused
 from qdeploy.export.graph.gemms import normalise_gemms
 from qdeploy.export.graph.names import name_nodes_apart, name_tensors_apart
 from qdeploy.export.graph.size import MAX_BYTES, needs_trial, outside_bytes
 from qdeploy.export.graph.walk import STANDARD, all_nodes, all_tensors, is_standard, with_bodies
+from qdeploy.export.sources.tidy import tidy
 from qdeploy.export.sources.trace import OPSET
 from qdeploy.runtime.engines.onnxruntime_binding import VERSION, open_binding
 from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
@@ -72,6 +74,7 @@ def read_onnx(file: Path) -> onnx.ModelProto:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, LEAST_IR)
+    tidy(model)
     _write_plainly(model)
     name_nodes_apart(model.graph, ours=())
     _require_finite_weights(model, file)
@@ -95,6 +98,7 @@ def prepared(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     name_nodes_apart(copy.graph)
     name_tensors_apart(copy.graph)
     normalise_gemms(copy.graph)
+    name_all_axes(copy.graph)
     del copy.graph.quantization_annotation[:]
     del copy.training_info[:]
     return copy

@@ -1,0 +1,165 @@
+"""What ONNX Runtime takes and onnx's own checker does not: order, repeats; and what is seldom written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from tests.foreign.build import CLASSES, Foreign, Net, info, tensor
+
+
+def _reversed() -> onnx.ModelProto:
+    """Nodes written from the answer to the image."""
+    net = Net(1)
+    net.head(net.node("Relu", net.conv(net.stem(), (8, 8), kernel=1)))
+    model = net.model()
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    return model
+
+
+def _repeated(layer: int, same: bool) -> onnx.ModelProto:
+    """A weight that is there twice."""
+    net = Net(2)
+    net.head(net.node("Relu", net.conv(net.stem(), (8, 8), kernel=1)))
+    model = net.model()
+    weights = list(model.graph.initializer)
+    old = weights[layer]
+    other = old if same else tensor(np.full(tuple(old.dims), 0.25), old.name)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*weights[:layer], other, *weights[layer:]])
+    return model
+
+
+def _weight_as_answer() -> onnx.ModelProto:
+    net = Net(3)
+    net.head(net.stem())
+    model = net.model()
+    weight = model.graph.initializer[0]
+    model.graph.output.append(info(weight.name, *weight.dims))
+    return model
+
+
+def _resized(place: str, order: tuple[int, ...], mode: str) -> onnx.ModelProto:
+    """Images that are resized along two axes only."""
+    net = Net(4, opset=18)
+    values = {2: 1.25, 3: 1.5} if place == "scales" else {2: 15, 3: 18}
+    by_axis = [values[axis % 4] for axis in order]
+    given = ["", net.constant(by_axis)] if place == "scales" else ["", "", net.integers(*map(int, by_axis))]
+    net.image = net.node("Resize", "x", *given, axes=list(order), mode=mode)
+    stem = net.stem()
+    net.image = "x"
+    net.head(stem)
+    return net.model()
+
+
+def _padded(order: tuple[int, ...]) -> onnx.ModelProto:
+    """Images that are padded along two axes only."""
+    net = Net(5, opset=18)
+    pads = {2: (1, 2), 3: (0, 3)}
+    amounts = [pads[axis % 4][end] for end in (0, 1) for axis in order]
+    net.image = net.node("Pad", "x", net.integers(*amounts), net.constant(0.0), net.integers(*order))
+    stem = net.stem()
+    net.image = "x"
+    net.head(stem)
+    return net.model()
+
+
+def _group_norm(groups: int) -> onnx.ModelProto:
+    net = Net(6, opset=21, ir=10)
+    scale, bias = net.constant(net.rng.normal(1, 0.1, 8)), net.constant(net.rng.normal(0, 0.1, 8))
+    net.head(net.node("GroupNormalization", net.stem(), scale, bias, num_groups=groups))
+    return net.model()
+
+
+def _training_batch_norm() -> onnx.ModelProto:
+    net = Net(7)
+    ones, zeros = net.constant(np.ones(8)), net.constant(np.zeros(8))
+    seen = net.conv("x", (3, 8), strides=[2, 2])
+    outputs = ["normed", "mean", "variance"]
+    net.node("BatchNormalization", seen, ones, zeros, zeros, ones, outputs=outputs, training_mode=1)
+    net.head(net.node("Relu", "normed"))
+    return net.model()
+
+
+def _mixed(kind: str) -> onnx.ModelProto:
+    """Answers that depend on the other images of a batch, or whose first axis is not the batch."""
+    net = Net(8)
+    if kind == "softmax":
+        net.node("Softmax", net.head(net.stem(), end="raw"), end="y", axis=0)
+        return net.model()
+    if kind == "transposed":
+        net.node("Transpose", net.head(net.stem(), end="raw"), end="y", perm=[1, 0])
+        return net.model(shape=[CLASSES, "N"])
+    net.image = net.node("Sub", "x", net.node("ReduceMean", "x", keepdims=1))
+    stem = net.stem()
+    net.image = "x"
+    net.head(stem)
+    return net.model()
+
+
+def _always_the_same() -> onnx.ModelProto:
+    net = Net(9)
+    count = net.node("Gather", net.node("Shape", "x"), net.integers(0))
+    shape = net.node("Concat", count, net.integers(CLASSES), axis=0)
+    net.node("Expand", net.constant([[1.0, 2.0, 3.0]]), shape, end="y")
+    return net.model()
+
+
+def _circle() -> onnx.ModelProto:
+    net = Net(10)
+    net.head(net.node("Add", net.stem(), "later"))
+    net.node("Mul", "add5", net.constant(0.5), end="later")
+    model = net.model(check=False)
+    add = next(n for n in model.graph.node if n.op_type == "Add")
+    next(n for n in model.graph.node if n.op_type == "Mul").input[0] = add.output[0]
+    return model
+
+
+def _typed(kind: int) -> onnx.ModelProto:
+    net = Net(11)
+    net.image = net.node("Cast", "x", to=TensorProto.FLOAT)
+    stem = net.stem()
+    net.image = "x"
+    net.head(stem)
+    model = net.model()
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    return model
+
+
+TAKEN: dict[str, Callable[[], onnx.ModelProto]] = {
+    "nodes from last to first": _reversed,
+    **{f"weight {i} twice": partial(_repeated, i, same=True) for i in (0, 1, 4)},
+    "a weight among the answers": _weight_as_answer,
+    **{
+        f"resized by {place} along {list(order)}, {mode}": partial(_resized, place, order, mode)
+        for place in ("sizes", "scales")
+        for order, mode in (((2, 3), "cubic"), ((3, 2), "linear"), ((-2, -1), "nearest"))
+    },
+    **{f"padded along {list(order)}": partial(_padded, order) for order in ((2, 3), (3, 2), (-1, -2))},
+    **{f"GroupNormalization of {groups}": partial(_group_norm, groups) for groups in (1, 2, 8)},
+}
+REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "BatchNormalization in training": (_training_batch_norm, "is in training mode; export it in evaluation mode"),
+    **{f"batch mixed: {k}": (partial(_mixed, k), "first axis is not the batch") for k in ("softmax", "transposed", "")},
+    "always the same answer": (_always_the_same, "answers every image the same: 1, 2, 3"),
+    **{f"weight {i} twice, others": (partial(_repeated, i, same=False), "is there twice, with") for i in (0, 1)},
+    "nodes in a circle": (_circle, "reads what is made of its own output"),
+    **{
+        f"image of {TensorProto.DataType.Name(kind)}": (partial(_typed, kind), "uint8, float16, float32 or float64")
+        for kind in (TensorProto.INT64, TensorProto.INT32, TensorProto.UINT16, TensorProto.BFLOAT16)
+    },
+}
+
+
+def untidy_graphs() -> Iterator[Foreign]:
+    """Yield graphs that other tools write, against the checker's rules or beside what is usual."""
+    for name, make in TAKEN.items():
+        yield Foreign(name=name, kind="legal", model=make(), least_db=20.0)
+    for name, (make, says) in REFUSED.items():
+        yield Foreign(name=name, kind="refused", model=make(), expected="refused", says=says)
