@@ -626,9 +626,9 @@ def add_unread_input(model: onnx.ModelProto) -> None:
 
 def answer_with_a_table(model: onnx.ModelProto) -> None:
     """End as scikit-learn's exporter does: with a table from label to probability for each image."""
-    names = {"classlabels_strings": ["cat", "ant", "bee"]}
     model.graph.node.append(make("Softmax", ["y"], ["shares"], axis=1))
-    model.graph.node.append(make("ZipMap", ["shares"], ["table"], domain="ai.onnx.ml", **names))
+    table = make("ZipMap", ["shares"], ["table"], domain="ai.onnx.ml", classlabels_strings=["cat", "ant", "bee"])
+    model.graph.node.append(table)
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
     del model.graph.output[:]
     kind = model.graph.output.add(name="table").type.sequence_type.elem_type.map_type
