@@ -1,6 +1,6 @@
 """Other people's ONNX files, modules and images through the commands: what came of each of them.
 
-    python benchmarks/foreign_files.py [graphs] [modules] [images] [--every N]
+    python benchmarks/foreign_files.py [graphs] [modules] [images] [--every N] [--jobs N] [--rows FILE]
 
 The corpora are those of the tests, made from a seed: ``tests/foreign``, ``tests/export/foreign_modules.py`` and
 ``tests/foreign_images.py``. Every command runs as the whole program does, in a process of its own, forked from this one
@@ -11,7 +11,8 @@ The corpora are those of the tests, made from a seed: ``tests/foreign``, ``tests
 - exit code 2 and one line that begins with ``qdeploy: ``; no export is left behind.
 
 Anything else is a fault: another exit code (1, a negative verdict, is for graphs that are made to be rejected; 70 is a
-defect), a traceback, a signal, other answers. The script ends with exit code 1 if there is a fault.
+defect), a traceback, a signal, other answers. The script ends with exit code 1 if there is a fault. With `--rows`, rows
+are added to a file of JSON lines as soon as they are done, and inputs that are in it are not judged again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -194,16 +198,25 @@ def without_details(text: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", text)[:100]
 
 
-def each(items: Sequence[T], judge: Callable[[T, Path], dict[str, Any]], root: Path) -> Iterator[dict[str, Any]]:
-    """Judge each item in a folder of its own, and tell of faults at once."""
-    for i, item in enumerate(items):
-        with tempfile.TemporaryDirectory(dir=root) as folder:
-            found = judge(item, Path(folder))
-        for fault in found["faults"]:
-            print(f"FAULT {found['kind']} {found['name']}: {fault}", flush=True)
-        if i % 25 == 24:
-            print(f"{i + 1} of {len(items)} done", flush=True)
-        yield found
+def each(
+    items: Sequence[T], judge: Callable[[T, Path], dict[str, Any]], root: Path, jobs: int
+) -> Iterator[dict[str, Any]]:
+    """Judge each item, some at a time, and tell of faults at once."""
+    if not items:
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
+        for i, found in enumerate(pool.map(partial(alone, judge, root), items)):
+            for fault in found["faults"]:
+                print(f"FAULT {found['kind']} {found['name']}: {fault}", flush=True)
+            if i % 25 == 24:
+                print(f"{i + 1} of {len(items)} done", flush=True)
+            yield found
+
+
+def alone(judge: Callable[[T, Path], dict[str, Any]], root: Path, item: T) -> dict[str, Any]:
+    """Judge an item in a folder of its own."""
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        return judge(item, Path(folder))
 
 
 def write_folder(folder: Path, images: NDArray[np.uint8]) -> None:
@@ -219,20 +232,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", nargs="*", choices=[[], "graphs", "modules", "images"], metavar="CORPUS")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="judge every Nth input, keep nothing")
+    parser.add_argument("--rows", type=Path, help="file of rows that are done, continued")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="judge N at a time")
     given = parser.parse_args()
     wanted = given.corpora or ["graphs", "modules", "images"]
-    begin, rows = time.monotonic(), []
+    begin = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    if given.rows and given.rows.exists():
+        rows = [json.loads(line) for line in given.rows.read_text().splitlines()]
+    corpora: dict[str, tuple[Iterable[Any], Callable[[Any], str], Callable[[Any, Path], dict[str, Any]]]] = {
+        "graph": (foreign_graphs(), lambda g: f"{g.kind}: {g.name}", judged_graph),
+        "module": (MODULES, str, judged_module),
+        "image": (foreign_images(), lambda i: i.name, judged_image),
+    }
     with tempfile.TemporaryDirectory(prefix="foreign-") as name:
         root = Path(name)
         os.environ["QDEPLOY_CACHE"] = str(root / "cache")
         write_folder(root / "images", pixels(3 * PER_CLASS))
         write_folder(root / "module_images", pixels(3 * PER_CLASS, size=MODULE_SIZE))
-        if "graphs" in wanted:
-            rows += each(list(foreign_graphs())[:: given.every], judged_graph, root)
-        if "modules" in wanted:
-            rows += each(list(MODULES)[:: given.every], judged_module, root)
-        if "images" in wanted:
-            rows += each(list(foreign_images())[:: given.every], judged_image, root)
+        for kind, (items, name_of, judge) in corpora.items():
+            known = {r["name"] for r in rows if r["kind"] == kind}
+            new = [item for item in list(items)[:: given.every] if name_of(item) not in known]
+            for found in each(new, judge, root, given.jobs) if f"{kind}s" in wanted else ():
+                rows.append(found)
+                if given.rows:
+                    with given.rows.open("a") as file:
+                        file.write(f"{json.dumps(found)}\n")
     counts = {
         kind: dict(Counter(r["outcome"] for r in rows if r["kind"] == kind)) for kind in ("graph", "module", "image")
     }

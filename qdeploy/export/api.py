@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from qdeploy.core.artifact import EXPORTS
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import EngineError, InputError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Note, StepProgress, no_progress, silent
 from qdeploy.core.run_folder import newest_run
@@ -117,7 +117,7 @@ def export_onnx(
             total.
 
     Raises:
-        InputError: If the file is no such graph, or the data do not fit it.
+        InputError: If the file is no such graph, the data do not fit it, or ONNX Runtime fails with what is made of it.
         VerdictError: If a step's parity is missed.
     """
     source, rules = onnx_source(file, foreign)
@@ -126,7 +126,12 @@ def export_onnx(
     dataset, texts = matched(load_dataset(data, rules), source.labels, source.model.num_classes, file)
     for text in (*texts, *what_data_say(source, dataset)):
         note(text)
-    return export_source(source, lambda: dataset, config or ExportConfig(), out, note, progress)
+    try:
+        return export_source(source, lambda: dataset, config or ExportConfig(), out, note, progress)
+    except EngineError as error:
+        if not error.what.startswith("ONNX Runtime"):
+            raise
+        raise InputError(f"what is made of {file} cannot be run: {error.what}", fix="export it again") from error
 
 
 def adopt_onnx(

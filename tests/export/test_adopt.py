@@ -650,6 +650,23 @@ def test_what_says_nothing_of_the_answer_is_no_obstacle(
     assert np.abs(found - expected).max() < 1e-5
 
 
+@pytest.mark.slow
+def test_what_onnxruntime_fails_with_is_no_verdict(image_folder: MakeImages, tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 moves a Transpose over CenterCropPad as if it named all axes, and fails while it runs."""
+
+    def crop(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = 18
+        model.graph.node.insert(0, make("CenterCropPad", ["x", "sides"], ["cropped"], axes=[2, 3]))
+        model.graph.node[1].input[0] = "cropped"
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray([12, 18]), "sides"))
+
+    file, data = changed(tmp_path, crop), str(image_folder(("ant", "bee", "cat"), 20))
+    config = ExportConfig(int8=True, calibration="minmax", allow_drop=True, allow_slower=True, float_layers=("none",))
+    with pytest.raises(InputError, match="what is made of .* cannot be run: ONNX Runtime .* out of data bounds"):
+        export_onnx(file, data, tmp_path / "out", config=config)
+    assert not (tmp_path / "out").exists()
+
+
 def test_folders_may_be_called_as_numbered_lines(image_folder: MakeImages, tmp_path: Path) -> None:
     names = ("0 ant", "1 bee", "2 cat")
     (tmp_path / "mine.txt").write_text("2 cat\n0 ant\n1 bee")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from qdeploy.core.errors import InputError, one_line
+from qdeploy.core.reasons import onnxruntime_reason
 from qdeploy.export.graph.inner_outputs import open_with_outputs
 from qdeploy.export.graph.walk import all_nodes, is_standard, with_bodies
 from qdeploy.export.sources.inputs import Entrance
@@ -44,7 +45,7 @@ def image_by_image(
         try:
             found = session.run(list(names), {entrance.name: full})
         except FAILURES as error:
-            raise OnnxRuntimeError(one_line(error)) from error
+            raise OnnxRuntimeError(onnxruntime_reason(str(error))) from error
         for kept, tensor in zip(rows, found, strict=True):
             kept.append(np.asarray(tensor).reshape(size, -1)[: len(part)])
     return [np.concatenate(kept) for kept in rows]
@@ -61,7 +62,7 @@ def outputs_of(model: onnx.ModelProto, names: Sequence[str], values: NDArray[Any
     except OnnxRuntimeError as error:
         raise InputError(f"ONNX Runtime refuses what is made of {file}: {error}") from error
     except FAILURES as error:
-        raise InputError(f"ONNX Runtime cannot run what is made of {file}: {one_line(error)}") from error
+        raise InputError(f"ONNX Runtime cannot run what is made of {file}: {onnxruntime_reason(str(error))}") from error
     return [np.asarray(tensor) for tensor in found]
 
 
@@ -187,7 +188,7 @@ def _difference(
     except OnnxRuntimeError as error:
         return one_line(error, 120)
     except FAILURES as error:
-        return one_line(error, 120)
+        return onnxruntime_reason(str(error))[:120]
     return ""
 
 
