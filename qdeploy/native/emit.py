@@ -17,13 +17,16 @@ from qdeploy.native.lowering import UnsupportedError
 from qdeploy.native.memory import Arena, plan_arena
 from qdeploy.native.pack import (
     BLOCK,
+    border_sums,
     by_block,
     folded_bias,
     is_depthwise,
     kernel_weight,
     limits,
+    packed_depthwise,
     packed_f32,
     packed_u8,
+    product_bytes,
     requantization,
     taps,
     widened_bytes,
@@ -163,6 +166,14 @@ class Writer:
         self.constants.append(_array(kind, name, texts, aligned))
         return name
 
+    def wide(self, kind: str, values: Array) -> str:
+        """Add a constant array for kernels of vectors, which no other build holds, and return its name."""
+        before = self.constant_bytes
+        name = self.array(kind, values)
+        self.constant_bytes = before
+        self.constants[-1] = f"#ifdef QD_WIDE\n{self.constants[-1]}\n#else\n#define {name} NULL\n#endif"
+        return name
+
     def named(self, kind: str) -> str:
         """Return a name that nothing has yet."""
         return f"{self.prefix}{kind}{len(self.constants)}"
@@ -212,10 +223,12 @@ class Writer:
             "out_channels": kernel_weight(op).shape[0],
             "segments": len(offsets),
             "steps": steps,
+            "dilation_y": taps(op)["dilation_y"],
             **requantization(op),
             "offsets": self.array("int32_t", offsets),
             "weights": self._in_blob(weights),
             "bias": self.array("int32_t", by_block(folded_bias(op).reshape(groups, -1), BLOCK)),
+            "border": self._border(op),
             "multiplier": self.array("float", by_block(op.attributes["multiplier"].reshape(groups, -1), BLOCK)),
         }
         struct = self.struct("qd_conv_u8", fields)
@@ -224,6 +237,10 @@ class Writer:
     def _outputs(self, op: Op, groups: int, blocks: int) -> dict[str, int]:
         outputs, inputs = kernel_weight(op).shape[:2]
         return {"groups": groups, "inputs": inputs, "outputs": outputs // groups, "blocks": blocks}
+
+    def _border(self, op: Op) -> str:
+        sums = border_sums(op)
+        return "NULL" if sums is None else self.wide("int32_t", sums)
 
     def _in_blob(self, weights: Array) -> str:
         at = len(self.blob)
@@ -237,6 +254,7 @@ class Writer:
             raise UnsupportedError(
                 "Conv", f"a window of {weights[..., 0].size} places, at most {MAX_TAPS} are compiled"
             )
+        packed = packed_depthwise(op)
         fields = {
             **window(op),
             **taps(op),
@@ -244,6 +262,9 @@ class Writer:
             "weights": self.array("int16_t", weights),
             "bias": self.array("int32_t", folded_bias(op)),
             "multiplier": self.array("float", op.attributes["multiplier"]),
+            "packed": self.wide("int8_t", packed.weights),
+            "packed_bias": self.wide("int32_t", packed.bias),
+            "packed_multiplier": self.wide("float", packed.multiplier),
         }
         struct = self.struct("qd_depthwise_u8", fields)
         self._line("depthwise_u8", struct, self.at(op.inputs[0]), self.at(op.output), self._scratch_of(op))
@@ -367,8 +388,7 @@ class Writer:
             self._line("softmax", *places)
             return
         powers, multiplier = self.array("int32_t", op.attributes["powers"]), number(op.attributes["multiplier"])
-        words = ", ".join(map(str, (powers, *places, multiplier, op.output.zero)))
-        self.calls.append(f"  qd_softmax_codes({words});")
+        self._line("softmax_u8", powers, *places, multiplier, op.output.zero)
 
     def _topk(self, op: Op) -> None:
         places = (self.at(op.inputs[0]), self.at(op.output))
@@ -420,8 +440,7 @@ def _scratch(layout: Layout, op: Op) -> int:
     if op.kind == "stream":
         return stages_of(layout, op)[1]
     if op.kind == "matmul" and op.output.integer:
-        steps = -(-op.inputs[0].shape[-1] // 4)
-        return steps * 64 + op.output.shape[-2] * steps * 4
+        return product_bytes(*op.output.shape[-2:], op.inputs[0].shape[-1])
     if op.kind not in ("conv", "linear"):
         return 0
     fields, size = window(op), taps(op)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from qdeploy.native.ir import Op
 Array = NDArray[Any]
 BLOCK = 16
 """Results that a kernel makes at once."""
+WIDE = 64
+"""Results of a depthwise convolution on codes that a kernel of vectors makes at once."""
 LARGEST = np.finfo(np.float32).max
 
 
@@ -98,6 +101,39 @@ def packed_u8(op: Op) -> tuple[Array, Array, int]:
     return blocked.reshape(g, b, lanes, runs, steps, 4).transpose(0, 1, 3, 4, 2, 5), offsets, steps
 
 
+@dataclass(frozen=True)
+class PackedDepthwise:
+    """What a depthwise convolution reads when it makes 64 results at a time, in the order of ``qd_interleave``."""
+
+    weights: Array
+    """int8 ``[block of 64, four places of the window, 64, 4]``"""
+    bias: Array
+    multiplier: Array
+
+
+def packed_depthwise(op: Op) -> PackedDepthwise:
+    """Return weights, bias and multipliers for 64 channels at a time; few channels are repeated to 64."""
+    weight = kernel_weight(op)[:, 0].reshape(op.output.shape[1], -1)  # [channel, place]
+    channels, places = weight.shape
+    blocks, groups = -(-channels // WIDE), -(-places // 4)
+    repeated = WIDE // channels if channels < WIDE and WIDE % channels == 0 else 1
+
+    def ordered(values: Array) -> Array:
+        all_channels = np.tile(values, (repeated, *[1] * (values.ndim - 1)))
+        filled = np.pad(all_channels, [(0, blocks * WIDE - len(all_channels)), *[(0, 0)] * (values.ndim - 1)])
+        return filled.reshape(blocks, 4, 4, 4, *values.shape[1:]).swapaxes(1, 2)  # [block, vector, lane, dword, ...]
+
+    fours = np.pad(weight, ((0, 0), (0, 4 * groups - places))).reshape(channels, groups, 4)
+    moved = ordered(fours).reshape(blocks, WIDE, groups, 4).swapaxes(1, 2)
+    return PackedDepthwise(moved, ordered(folded_bias(op)), ordered(op.attributes["multiplier"]))
+
+
+def product_bytes(rows: int, columns: int, depth: int) -> int:
+    """Return the working memory of a product of codes: both factors packed in fours along the depth, and sums."""
+    steps, blocks, lines = -(-depth // 4), -(-columns // BLOCK), -(-rows // BLOCK) * BLOCK
+    return blocks * 64 * (steps + 1) + lines * 4 * (steps + 1)
+
+
 def packed_f32(op: Op, lanes: int) -> Array:
     """Return float weights ``[group, block, row, column, input, lane]``."""
     weight = kernel_weight(op)
@@ -123,10 +159,30 @@ def folded_bias(op: Op) -> Array:
     return bias.astype(np.int32)
 
 
+def border_sums(op: Op) -> Array | None:
+    """Return what each row of a window adds to a sum where it is above or below the image: ``[row, group, output]``.
+
+    None if there is nothing above and below, or if a run of bytes is not a row of the window.
+    """
+    fields, (rows, columns) = window(op), kernel_weight(op).shape[2:]
+    if fields["padded_height"] == fields["height"] or (columns > 1 and len(segments(op)[1]) != rows):
+        return None
+    sums = op.inputs[0].zero * kernel_weight(op).astype(np.int64).sum(axis=(1, 3))  # [output, row]
+    return by_block(sums.T.reshape(rows * op.attributes["group"], -1), BLOCK).astype(np.int32)
+
+
 def requantization(op: Op) -> dict[str, int]:
     """Return zero points and limits of a result of codes."""
     low, high = op.attributes.get("codes", (0, 255))
-    return {"zero_in": op.inputs[0].zero, "zero_out": op.output.zero, "low": low, "high": high}
+    zeros = {"zero_in": op.inputs[0].zero, "zero_out": op.output.zero}
+    return {**zeros, "low": low, "high": high, "bounded": int(_is_bounded(op))}
+
+
+def _is_bounded(op: Op) -> bool:
+    """Tell whether all sums times their multipliers are below 2^31."""
+    most = 255 * np.abs(kernel_weight(op).astype(np.float64)).sum(axis=(1, 2, 3))
+    most += np.abs(op.attributes["bias"].astype(np.float64))
+    return bool((most * op.attributes["multiplier"] < 2**31 - 2**8).all())
 
 
 def limits(op: Op) -> dict[str, float]:

@@ -116,6 +116,25 @@ def many_outputs(graph: Graph) -> str:
     return graph.convolution(x, 70, 5, 1, -9, 12, scale=40 / 255)
 
 
+def bordered(graph: Graph) -> str:
+    """Rows of 8 and of 4 pixels, whose windows reach above and below the image."""
+    x = graph.convolution(graph.entrance(), 3, 20, 2, -20, 20)
+    x = graph.convolution(x, 20, 20, 3, -12, 12, pads=[1, 1, 1, 1], scale=40 / 255)
+    x = graph.convolution(x, 20, 12, 3, -9, 9, pads=[1, 1, 1, 1], strides=[2, 2], scale=24 / 255)
+    x = graph.convolution(x, 12, 70, 3, -5, 5, pads=[1, 1, 1, 1], scale=18 / 255)
+    return graph.convolution(x, 70, 5, 3, -4, 5, pads=[1, 1, 1, 1], scale=10 / 255)
+
+
+def few_channels(graph: Graph) -> str:
+    """Depthwise windows of 8 and 16 channels, whose pixels are made together, and of more than 64."""
+    x = graph.convolution(graph.entrance(), 3, 8, 3, -30, 30, pads=[1, 1, 1, 1])
+    x = graph.convolution(x, 8, 8, 3, -12, 12, pads=[1, 1, 1, 1], group=8, scale=60 / 255)
+    x = graph.convolution(x, 8, 16, 1, -9, 9, scale=24 / 255)
+    x = graph.convolution(x, 16, 16, 3, -4, 4, pads=[1, 1, 1, 1], strides=[2, 2], group=16, scale=18 / 255)
+    x = graph.convolution(x, 16, 70, 1, -3, 3, scale=8 / 255)
+    return graph.convolution(x, 70, 70, 2, -1, 1, group=70, scale=6 / 255)
+
+
 def dilated(graph: Graph) -> str:
     return graph.convolution(graph.entrance(), 3, 5, 3, -30, 30, pads=[2, 2, 2, 2], dilations=[2, 2])
 
@@ -303,6 +322,8 @@ CASES = {
     "conv": (conv, 5),
     "wide conv": (wide_conv, 5),
     "many outputs": (many_outputs, 5),
+    "bordered": (bordered, 5),
+    "few channels": (few_channels, 70),
     "dilated": (dilated, 5),
     "grouped": (grouped, 10),
     "depthwise": (depthwise, 37),

@@ -68,13 +68,17 @@ def test_the_simulator_gives_what_onnxruntime_gives(name: str) -> None:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     programs = {name: program_of(case_of(name)[0]) for name in CASES}
+    programs["beyond 31 bits"] = program_of(case_of("conv")[0])
+    for op in programs["beyond 31 bits"].ops:
+        if op.kind == "conv":
+            op.attributes["multiplier"] = op.attributes["multiplier"] * np.float32(1e8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "WORTH_BYTES", 1)
         return Compiled(programs, tmp_path_factory.mktemp("operators"), "-O1", small=True)
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "beyond 31 bits"])
 def test_every_tier_gives_the_simulators_bits(compiled: Compiled, name: str) -> None:
     program = compiled.programs[name]
     for seed in range(IMAGES):

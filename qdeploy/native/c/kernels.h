@@ -21,6 +21,11 @@
 #error "the weights are packed for little-endian memory"
 #endif
 
+/* Whether this build has kernels that read what is packed for vectors. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(QD_ONLY_C99)
+#define QD_WIDE 1
+#endif
+
 #define QD_MAX_ROWS 16   /* rows of a window of floats, dilation included */
 #define QD_MAX_STAGES 16 /* operators of a stream */
 
@@ -30,11 +35,13 @@ typedef struct {
   int32_t height, width, channels;         /* of the whole input */
   int32_t top, left, padded_height, padded_width;
   int32_t out_height, out_width, stride_y, stride_x, out_channels;
-  int32_t segments, steps;
+  int32_t segments, steps, dilation_y;
   int32_t zero_in, zero_out, low, high;
+  int32_t bounded;         /* whether all sums times their multipliers are below 2^31 */
   const int32_t *offsets;  /* of each segment in the padded input */
   const uint64_t *weights; /* int8 [group][block][segment][step][16][4] */
   const int32_t *bias;     /* [group][block * 16], the input's zero point included */
+  const int32_t *border;   /* [segment][group][block * 16], what zeros add to it; NULL: a segment is no row */
   const float *multiplier; /* [group][block * 16] */
 } qd_conv_u8;
 
@@ -42,10 +49,15 @@ typedef struct {
 typedef struct {
   int32_t height, width, channels, top, left, padded_height, padded_width;
   int32_t out_height, out_width, stride_y, stride_x, rows, columns, dilation_y, dilation_x;
-  int32_t zero_in, zero_out, low, high;
+  int32_t zero_in, zero_out, low, high, bounded;
   const int16_t *weights; /* [row][column][channel] */
   const int32_t *bias;
   const float *multiplier;
+  /* The same for 64 results at a time, see qd_interleave; NULL for CPUs that cannot make so many. Bytes of weights lie
+   * [block of 64][four places of the window][64][4]; up to 32 channels that divide 64 are repeated to 64. */
+  const int8_t *packed;
+  const int32_t *packed_bias;
+  const float *packed_multiplier;
 } qd_depthwise_u8;
 
 /* One convolution or matrix product on floats. */
@@ -120,6 +132,9 @@ typedef struct {
   void (*binary_f32)(const qd_binary_f32 *p, const float *a, const float *b, float *out);
   void (*unary_f32)(int32_t function, const float *in, float *out, int32_t n, float low, float high);
   void (*softmax)(const float *in, float *out, int32_t rows, int32_t n);
+  /* of codes: `powers` of how far each is below the largest, in whole numbers */
+  void (*softmax_u8)(const int32_t *powers, const uint8_t *in, uint8_t *out, int32_t rows, int32_t n, float multiplier,
+                     int32_t zero);
   void (*layernorm)(const float *in, float *out, int32_t rows, int32_t n, const float *scale, const float *bias,
                     float epsilon);
 } qd_kernels;
@@ -164,13 +179,41 @@ static inline void qd_stream(const qd_kernels *k, const qd_stage *stages, int32_
   }
 }
 
+/* Exchange the half of each run of 2 * `bits` bits of b and the other half of those of a. */
+#define QD_EXCHANGE(a, b, bits, mask)                        \
+  {                                                          \
+    uint64_t moved = (((a) >> (bits)) ^ (b)) & (mask);       \
+    (b) ^= moved;                                            \
+    (a) ^= moved << (bits);                                  \
+  }
+
+/* Turn 8 rows of 8 bytes, `row` bytes apart, into as many columns, `to_row` bytes apart. */
+static inline void qd_turn_8(const uint8_t *from, size_t row, uint8_t *to, size_t to_row) {
+  uint64_t x[8];
+  int i;
+  for (i = 0; i < 8; i++) memcpy(x + i, from + i * row, 8);
+  for (i = 0; i < 4; i++) QD_EXCHANGE(x[i], x[i + 4], 32, 0x00000000FFFFFFFFu)
+  for (i = 0; i < 8; i += i % 4 ? 3 : 1) QD_EXCHANGE(x[i], x[i + 2], 16, 0x0000FFFF0000FFFFu)
+  for (i = 0; i < 8; i += 2) QD_EXCHANGE(x[i], x[i + 1], 8, 0x00FF00FF00FF00FFu)
+  for (i = 0; i < 8; i++) memcpy(to + i * to_row, x + i, 8);
+}
+
 static inline void qd_copy_run(const qd_copy *p, const void *source, void *target) {
   const int32_t *n = p->sides, *s = p->strides;
   int32_t i0, i1, i2, i3, i4;
   size_t done = 0;
   for (i0 = 0; i0 < n[0]; i0++)
     for (i1 = 0; i1 < n[1]; i1++)
-      for (i2 = 0; i2 < n[2]; i2++)
+      for (i2 = 0; i2 < n[2]; i2++) {
+        if (p->item == 1 && s[3] == 1 && n[3] % 8 == 0 && n[4] % 8 == 0) {
+          const uint8_t *from = (const uint8_t *)source + (size_t)i0 * s[0] + (size_t)i1 * s[1] + (size_t)i2 * s[2];
+          for (i3 = 0; i3 < n[3]; i3 += 8)
+            for (i4 = 0; i4 < n[4]; i4 += 8)
+              qd_turn_8(from + (size_t)i4 * s[4] + i3, (size_t)s[4],
+                        (uint8_t *)target + done + (size_t)i3 * n[4] + i4, (size_t)n[4]);
+          done += (size_t)n[3] * n[4];
+          continue;
+        }
         for (i3 = 0; i3 < n[3]; i3++) {
           size_t at = (size_t)i0 * s[0] + (size_t)i1 * s[1] + (size_t)i2 * s[2] + (size_t)i3 * s[3];
           if (s[4] == 1) {
@@ -186,6 +229,7 @@ static inline void qd_copy_run(const qd_copy *p, const void *source, void *targe
           }
           done += (size_t)n[4];
         }
+      }
 }
 
 /* Join `outer` runs of `bytes` bytes each into places `step` bytes apart. */
@@ -215,22 +259,6 @@ static inline int32_t qd_nearest(float x) { return (int32_t)(qd_bits(x + 1258291
 static inline float qd_clamp(float x, float low, float high) {
   x = x > low ? x : low;
   return x < high ? x : high;
-}
-
-/* Softmax of rows of codes: `powers` of how far each is below the largest, in whole numbers; in place if need be. */
-static inline void qd_softmax_codes(const int32_t *powers, const uint8_t *in, uint8_t *out, int32_t rows, int32_t n,
-                                    float multiplier, int32_t zero) {
-  int32_t r, i;
-  for (r = 0; r < rows; r++, in += n, out += n) {
-    const float low = (float)-zero, high = (float)(255 - zero);
-    int32_t most = 0, sum = 0;
-    float share;
-    for (i = 0; i < n; i++) most = in[i] > most ? in[i] : most;
-    for (i = 0; i < n; i++) sum += powers[most - in[i]];
-    share = multiplier / (float)sum;
-    for (i = 0; i < n; i++)
-      out[i] = (uint8_t)(qd_nearest(qd_clamp((float)powers[most - in[i]] * share, low, high)) + zero);
-  }
 }
 
 /* a * b + c, rounded once, where the CPU has no instruction for it: exact in double but for a tie after rounding. */
@@ -272,8 +300,14 @@ static inline float qd_soft_sqrtf(float x) {
 #undef QD_TIER
 #undef QD_FMAF
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(QD_ONLY_C99)
+#if defined(QD_WIDE)
 #define QD_INLINE static inline __attribute__((always_inline))
+#define QD_PRAGMA(words) _Pragma(#words)
+#ifdef __clang__
+#define QD_UNROLL(times) QD_PRAGMA(clang loop unroll(full))
+#else
+#define QD_UNROLL(times) QD_PRAGMA(GCC unroll times)
+#endif
 #include <cpuid.h>
 #include <immintrin.h>
 #define QD_FMAF __builtin_fmaf

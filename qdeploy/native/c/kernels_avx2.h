@@ -28,9 +28,9 @@ static __attribute__((noinline)) void qd_tile_u8(const qd_conv_u8 *p, const int1
   __m256i sums[QD_PIXELS][2];
   int32_t q;
   int i, j;
-#pragma GCC unroll 4
+  QD_UNROLL(4)
   for (i = 0; i < QD_PIXELS; i++)
-#pragma GCC unroll 2
+    QD_UNROLL(2)
     for (j = 0; j < 2; j++) /* the bias goes into the first half of each result */
       sums[i][j] = _mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i *)(const void *)(p->bias + first + 4 * j)));
   for (q = 0; q < steps; q++, weights += 64, x0 += 4, x1 += 4, x2 += 4, x3 += 4) {
@@ -39,15 +39,15 @@ static __attribute__((noinline)) void qd_tile_u8(const qd_conv_u8 *p, const int1
     memcpy(&four[1], x1, 8);
     memcpy(&four[2], x2, 8);
     memcpy(&four[3], x3, 8);
-#pragma GCC unroll 2
+    QD_UNROLL(2)
     for (j = 0; j < 2; j++) {
       __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(weights + 16 * j)));
-#pragma GCC unroll 4
+      QD_UNROLL(4)
       for (i = 0; i < QD_PIXELS; i++)
         sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_madd_epi16(_mm256_set1_epi64x(four[i]), w));
     }
   }
-#pragma GCC unroll 4
+  QD_UNROLL(4)
   for (i = 0; i < QD_PIXELS; i++) qd_store_eight(sums[i][0], sums[i][1], p->multiplier + first, p, to[i], many);
 }
 
@@ -107,18 +107,18 @@ QD_INLINE void qd_tile_row(const int pixels, const qd_conv_f32 *p, const float *
   __m256 sums[8];
   int32_t r, c, k, l;
   int i;
-#pragma GCC unroll 8
+  QD_UNROLL(8)
   for (i = 0; i < pixels; i++) sums[i] = _mm256_loadu_ps(bias);
   for (r = 0; r < p->rows; r++)
     for (c = 0; c < p->columns; c++) {
       const float *from = rows[r] + first + (size_t)c * p->dilation_x * p->channels;
       for (k = 0; k < p->inputs; k++, weights += p->lanes, from++) {
         __m256 w = _mm256_loadu_ps(weights);
-#pragma GCC unroll 8
+        QD_UNROLL(8)
         for (i = 0; i < pixels; i++) sums[i] = _mm256_fmadd_ps(_mm256_set1_ps(from[i * apart]), w, sums[i]);
       }
     }
-#pragma GCC unroll 8
+  QD_UNROLL(8)
   for (i = 0; i < pixels; i++) {
     float made[8], *to = out + (size_t)i * p->out_channels;
     __m256 inside = _mm256_min_ps(_mm256_max_ps(sums[i], low), high);
@@ -163,16 +163,16 @@ QD_INLINE void qd_tile_depthwise(const int pixels, const qd_conv_f32 *p, const f
   __m256 sums[4];
   int32_t r, c;
   int i;
-#pragma GCC unroll 4
+  QD_UNROLL(4)
   for (i = 0; i < pixels; i++) sums[i] = _mm256_loadu_ps(p->bias + channel);
   for (r = 0; r < p->rows; r++)
     for (c = 0; c < p->columns; c++, weights += p->channels) {
       const float *from = rows[r] + first + (size_t)c * p->dilation_x * p->channels;
       __m256 w = _mm256_loadu_ps(weights);
-#pragma GCC unroll 4
+      QD_UNROLL(4)
       for (i = 0; i < pixels; i++) sums[i] = _mm256_fmadd_ps(_mm256_loadu_ps(from + i * apart), w, sums[i]);
     }
-#pragma GCC unroll 4
+  QD_UNROLL(4)
   for (i = 0; i < pixels; i++)
     _mm256_storeu_ps(out + (size_t)i * p->channels, _mm256_min_ps(_mm256_max_ps(sums[i], low), high));
 }
@@ -208,20 +208,20 @@ QD_INLINE void qd_tile_matmul(const int rows, const qd_matmul *p, const float *a
   __m256 sums[4][2];
   int32_t k;
   int i, j;
-#pragma GCC unroll 4
+  QD_UNROLL(4)
   for (i = 0; i < rows; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
   for (k = 0; k < p->k; k++, a += p->a_k, b += p->b_k) {
     __m256 first = _mm256_loadu_ps(b), second = _mm256_loadu_ps(b + 8);
-#pragma GCC unroll 4
+    QD_UNROLL(4)
     for (i = 0; i < rows; i++) {
       __m256 factor = _mm256_set1_ps(a[(size_t)i * p->a_m]);
       sums[i][0] = _mm256_fmadd_ps(factor, first, sums[i][0]);
       sums[i][1] = _mm256_fmadd_ps(factor, second, sums[i][1]);
     }
   }
-#pragma GCC unroll 4
+  QD_UNROLL(4)
   for (i = 0; i < rows; i++)
-#pragma GCC unroll 2
+    QD_UNROLL(2)
     for (j = 0; j < 2; j++)
       _mm256_storeu_ps(out + (size_t)i * p->n + 8 * j, _mm256_min_ps(_mm256_max_ps(sums[i][j], _mm256_set1_ps(p->low)),
                                                                     _mm256_set1_ps(p->high)));
@@ -308,7 +308,7 @@ static void table_avx2(const uint8_t *table, const uint8_t *in, uint8_t *out, in
   for (i = 0; i + 32 <= n; i += 32) {
     __m256i low = _mm256_loadu_si256((const __m256i *)(const void *)(in + i)), high = _mm256_xor_si256(low, half);
     __m256i made = _mm256_setzero_si256();
-#pragma GCC unroll 8
+    QD_UNROLL(8)
     for (r = 0; r < 8; r++) {
       made = _mm256_xor_si256(made, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(rows[r]), low));
       made = _mm256_xor_si256(made, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(rows[r + 8]), high));

@@ -92,6 +92,8 @@ static void qd_padded(const uint8_t *in, uint8_t *out, int32_t height, int32_t w
 
 #if defined(QD_VNNI)
 #include "kernels_vnni.h"
+#include "kernels_vnni_u8.h"
+#include "kernels_vnni_f32.h"
 #elif defined(QD_AVX2)
 #include "kernels_avx2.h"
 #else
@@ -443,6 +445,22 @@ static void QD_(unary_f32)(int32_t function, const float *in, float *restrict ou
 }
 
 #ifndef QD_VNNI
+/* Softmax of rows of codes: `powers` of how far each is below the largest, in whole numbers; in place if need be. */
+static void QD_(softmax_u8)(const int32_t *powers, const uint8_t *in, uint8_t *out, int32_t rows, int32_t n,
+                            float multiplier, int32_t zero) {
+  int32_t r, i;
+  for (r = 0; r < rows; r++, in += n, out += n) {
+    const float low = (float)-zero, high = (float)(255 - zero);
+    int32_t most = 0, sum = 0;
+    float share;
+    for (i = 0; i < n; i++) most = in[i] > most ? in[i] : most;
+    for (i = 0; i < n; i++) sum += powers[most - in[i]];
+    share = multiplier / (float)sum;
+    for (i = 0; i < n; i++)
+      out[i] = (uint8_t)(qd_nearest(qd_clamp((float)powers[most - in[i]] * share, low, high)) + zero);
+  }
+}
+
 static void QD_(softmax)(const float *in, float *out, int32_t rows, int32_t n) {
   int32_t r, i;
   for (r = 0; r < rows; r++, in += n, out += n) {
@@ -477,11 +495,12 @@ static void QD_(layernorm)(const float *in, float *restrict out, int32_t rows, i
 
 #define QD_TEXT(x) #x
 #define QD_TEXT_OF(x) QD_TEXT(x)
-static const qd_kernels QD_(kernels) = {QD_TEXT_OF(QD_TIER), QD_(conv_u8),   QD_(depthwise_u8), QD_(conv_f32),
- QD_(conv_row_f32),                                         QD_(table),          QD_(add_u8),    QD_(mul_u8),       QD_(matmul_u8),
-                                        QD_(matmul_f32),     QD_(mean_u8),   QD_(mean_f32),     QD_(maxpool_u8),
-                                        QD_(maxpool_f32),    QD_(quantize),  QD_(dequantize),   QD_(binary_f32),
-                                        QD_(unary_f32),      QD_(softmax),   QD_(layernorm)};
+static const qd_kernels QD_(kernels) = {
+    QD_TEXT_OF(QD_TIER), QD_(conv_u8),     QD_(depthwise_u8), QD_(conv_f32),   QD_(conv_row_f32),
+    QD_(table),          QD_(add_u8),      QD_(mul_u8),       QD_(matmul_u8),  QD_(matmul_f32),
+    QD_(mean_u8),        QD_(mean_f32),    QD_(maxpool_u8),   QD_(maxpool_f32), QD_(quantize),
+    QD_(dequantize),     QD_(binary_f32),  QD_(unary_f32),    QD_(softmax),    QD_(softmax_u8),
+    QD_(layernorm)};
 #undef QD_TEXT
 #undef QD_TEXT_OF
 #undef qd_exp
