@@ -41,7 +41,6 @@ QD_INLINE __m512i qd_depthwise_64(const int places, const int stride, const qd_d
     sums[i] = _mm512_loadu_si512(p->packed_bias + block * 64 + 16 * i);
     multipliers[i] = _mm512_loadu_ps(p->packed_multiplier + block * 64 + 16 * i);
   }
-  QD_UNROLL(3)
   for (g = 0; g < groups; g++, weights += 256) {
     QD_UNROLL(4)
     for (i = 0; i < 4; i++)
