@@ -440,7 +440,7 @@ def _scratch(layout: Layout, op: Op) -> int:
     if op.kind == "stream":
         return stages_of(layout, op)[1]
     if op.kind == "matmul" and op.output.integer:
-        return product_bytes(*op.output.shape[-2:], op.inputs[0].shape[-1])
+        return product_bytes(op.output.shape[-2], op.output.shape[-1], op.inputs[0].shape[-1])
     if op.kind not in ("conv", "linear"):
         return 0
     fields, size = window(op), taps(op)
