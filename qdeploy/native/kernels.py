@@ -6,7 +6,7 @@ from pathlib import Path
 
 KERNELS = Path(__file__).parent / "c"
 KERNEL_FILES = (
-    *("kernels.h", "kernels_body.h", "kernels_pick.h", "kernels_avx2.h"),
+    *("kernels.h", "kernels_body.h", "kernels_pick.h", "kernels_avx2.h", "kernels_neon.h"),
     *("kernels_vnni.h", "kernels_vnni_u8.h", "kernels_vnni_f32.h", "qdeploy_native.h"),
 )
 FLAGS = ("-std=c99", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden")

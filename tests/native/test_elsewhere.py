@@ -6,19 +6,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.export import write_kits
 from qdeploy.native import streams
 from qdeploy.native.kernels import KERNELS, RESIZE_FILES
+from qdeploy.native.simulate import simulate
 from tests.native.compiled import TIERS, needs_compiler, write_programs
-from tests.native.graphs import CASES, SIZE, case_of
+from tests.native.graphs import CASES, SIZE, case_of, image_of
 from tests.native.test_operators import program_of
 
 pytestmark = [pytest.mark.slow, needs_compiler]
-AARCH64 = "aarch64-linux-gnu-gcc"
-QEMU = "qemu-aarch64"
 
 
 @pytest.fixture
@@ -120,8 +120,73 @@ def test_sanitizers_find_nothing_on_any_operator_over_random_images(tool: str, t
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[:3000]
 
 
-@pytest.mark.skipif(not (shutil.which(AARCH64) and shutil.which(QEMU)), reason=f"{AARCH64} or {QEMU} is not installed")
-def test_an_arm_cpu_gives_the_same_bits(kit: Path) -> None:
-    emulator = f"{QEMU} -L /usr/aarch64-linux-gnu"
-    out = make(kit, f"CC={AARCH64}", "CFLAGS=-O2 -Werror", f"EMULATOR={emulator}", "test")
-    assert "passed with c99 kernels, 0 of 40 answers differ" in out
+ELSEWHERE = {
+    "aarch64 with dot products": ("aarch64-linux-gnu", "qemu-aarch64 -cpu max", ("c99", "neon")),
+    "aarch64 without": ("aarch64-linux-gnu", "qemu-aarch64 -cpu cortex-a53", ("c99",)),
+    "armhf": ("arm-linux-gnueabihf", "qemu-arm -cpu cortex-a7", ("c99",)),
+    "armhf with fused products": ("arm-linux-gnueabihf", "qemu-arm -cpu max", ("c99",)),
+}
+"""Other CPUs: what the compiler's name begins with, the emulator, and the tiers that must be there."""
+FUSED = {"armhf with fused products": "-mfpu=neon-vfpv4"}
+"""Compiler's words for a CPU."""
+
+
+def elsewhere(name: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return compiler, emulator and tiers of a CPU, or skip."""
+    prefix, emulator, tiers = ELSEWHERE[name]
+    for tool in (f"{prefix}-gcc", emulator.split()[0]):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    return f"{prefix}-gcc", f"{emulator} -L /usr/{prefix}", tiers
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_kit_gives_the_same_bits_on_another_cpu(kit: Path, name: str) -> None:
+    tool, emulator, tiers = elsewhere(name)
+    out = make(kit, f"CC={tool} {FUSED.get(name, '')}", "CFLAGS=-O2 -Werror", f"EMULATOR={emulator}", "test")
+    for tier in {tiers[-1], "c99"}:
+        assert f"passed with {tier} kernels, 0 of 40 answers differ" in out
+
+
+_PRINTED = """
+#include <stdio.h>
+#include <stdlib.h>
+typedef void run_function(const qdeploy_native *, const uint8_t *, float *, float *);
+static void print(run_function *run, size_t bytes, const uint8_t *image) {
+  int tier, i;
+  for (tier = 0; tier <= qd_best_tier(); tier++) {
+    float logits[4], probabilities[4];
+    qdeploy_native net;
+    net.arena = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    net.kernels = qd_tiers[tier];
+    run(&net, image, logits, probabilities);
+    printf("%s", qd_tiers[tier]->name);
+    for (i = 0; i < 4; i++) printf(" %08x %08x", (unsigned)qd_bits(logits[i]), (unsigned)qd_bits(probabilities[i]));
+    printf("\\n");
+    free(net.arena);
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_every_operator_gives_the_same_bits_on_another_cpu(name: str, tmp_path: Path) -> None:
+    tool, emulator, tiers = elsewhere(name)
+    programs, image = {case: program_of(case_of(case)[0]) for case in CASES}, image_of(1)
+    sources = write_programs(programs, tmp_path, small=False)
+    values = ", ".join(map(str, image.reshape(-1)))
+    calls = [f"print(qdeploy_native_g{i}_run, {s.arena_bytes}, image);" for i, s in enumerate(sources.values())]
+    main = ["int main(void) {", f"static const uint8_t image[] = {{{values}}};", *calls, "return 0; }"]
+    (tmp_path / "main.c").write_text("\n".join(['#include "all.c"', _PRINTED, *main]))
+    flags = ["-std=c11", "-O1", "-ffp-contract=off", "-static", *FUSED.get(name, "").split()]
+    made = subprocess.run([tool, *flags, "main.c", "-o", "main"], cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[:2000]
+    done = subprocess.run([*emulator.split(), "./main"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr[:3000]
+    expected = []
+    for program in programs.values():
+        found = simulate(program, image)
+        pair = (found[t.name].reshape(-1).astype(np.float32).view(np.uint32) for t in program.outputs)
+        bits = " ".join(f"{x:08x} {y:08x}" for x, y in zip(*pair, strict=True))
+        expected += [f"{tier} {bits}" for tier in tiers]
+    assert done.stdout.splitlines() == expected

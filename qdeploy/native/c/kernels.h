@@ -26,6 +26,16 @@
 #define QD_WIDE 1
 #endif
 
+/* Whether this build has kernels for AArch64 with dot products; clang needs -march=armv8.2-a+dotprod for them. */
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(QD_ONLY_C99)
+#if defined(__ARM_FEATURE_DOTPROD)
+#define QD_DOT 1
+#define QD_DOT_ALWAYS 1
+#elif defined(__linux__) && !defined(__clang__)
+#define QD_DOT 1
+#endif
+#endif
+
 #define QD_MAX_ROWS 16   /* rows of a window of floats, dilation included */
 #define QD_MAX_STAGES 16 /* operators of a stream */
 
@@ -300,7 +310,7 @@ static inline float qd_soft_sqrtf(float x) {
 #undef QD_TIER
 #undef QD_FMAF
 
-#if defined(QD_WIDE)
+#ifdef __GNUC__
 #define QD_INLINE static inline __attribute__((always_inline))
 #define QD_PRAGMA(words) _Pragma(#words)
 #ifdef __clang__
@@ -308,6 +318,9 @@ static inline float qd_soft_sqrtf(float x) {
 #else
 #define QD_UNROLL(times) QD_PRAGMA(GCC unroll times)
 #endif
+#endif
+
+#if defined(QD_WIDE)
 #include <cpuid.h>
 #include <immintrin.h>
 #define QD_FMAF __builtin_fmaf
@@ -356,6 +369,36 @@ static int qd_best_tier(void) {
 }
 
 static const qd_kernels *const qd_tiers[] = {&kernels_c99, &kernels_avx2, &kernels_vnni};
+#elif defined(QD_DOT)
+#include <arm_neon.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
+#define QD_FMAF __builtin_fmaf
+#ifndef QD_DOT_ALWAYS
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
+#define QD_TIER neon
+#define QD_NEON 1
+#include "kernels_body.h"
+#undef QD_TIER
+#undef QD_NEON
+#ifndef QD_DOT_ALWAYS
+#pragma GCC pop_options
+#endif
+#undef QD_FMAF
+
+/* What this CPU can run: 0 C99, 1 NEON with dot products; the system says so in bit 20 of the word 16. */
+static int qd_best_tier(void) {
+#if defined(__linux__)
+  return (getauxval(16) & (1u << 20)) != 0;
+#else
+  return 1;
+#endif
+}
+
+static const qd_kernels *const qd_tiers[] = {&kernels_c99, &kernels_neon};
 #else
 static int qd_best_tier(void) { return 0; }
 static const qd_kernels *const qd_tiers[] = {&kernels_c99};

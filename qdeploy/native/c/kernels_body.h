@@ -96,6 +96,8 @@ static void qd_padded(const uint8_t *in, uint8_t *out, int32_t height, int32_t w
 #include "kernels_vnni_f32.h"
 #elif defined(QD_AVX2)
 #include "kernels_avx2.h"
+#elif defined(QD_NEON)
+#include "kernels_neon.h"
 #else
 static void QD_(conv_u8)(const qd_conv_u8 *p, const uint8_t *in, uint8_t *out, void *scratch) {
   int32_t g, b, y, x, s, q, l;
@@ -134,7 +136,7 @@ static void QD_(conv_u8)(const qd_conv_u8 *p, const uint8_t *in, uint8_t *out, v
 
 #endif
 
-#if !defined(QD_AVX2) && !defined(QD_VNNI)
+#if !defined(QD_AVX2) && !defined(QD_VNNI) && !defined(QD_NEON)
 static void QD_(table)(const uint8_t *table, const uint8_t *in, uint8_t *out, int32_t n) {
   int32_t i;
   for (i = 0; i < n; i++) out[i] = table[in[i]];
