@@ -1,6 +1,6 @@
 """The native engine against ONNX Runtime: batch 1, one thread, paired and interleaved, in one process.
 
-    python benchmarks/native.py [MODEL ...]
+    python benchmarks/native.py [--tier avx2] [MODEL ...]
 
 ``shipped`` is the model in the package; of the others the weights are random and the norms are not trivial, which
 changes no speed. Every round calls each contender once, after one call that is not timed; the ratios are of the
@@ -30,6 +30,7 @@ from qdeploy.export import ExportConfig, export_module
 from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.models.registry import create_model
 from qdeploy.native.source import model_source
+from qdeploy.runtime.engines.native_session import Model, NativeSession
 from qdeploy.runtime.session import Session, open_session
 
 MODELS = ("shipped", "nano-a", "nano-ar", "micro", "torchvision/resnet18", "torchvision/mobilenet_v2")
@@ -41,11 +42,27 @@ QUICK = SearchConfig(modules=4, roles=2, runs=10, repeats=1)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
-    rows = [row(name) for name in parser.parse_args().models]
-    keep("native", rows, threads=1, batch=1, rounds=ROUNDS)
+    parser.add_argument("--tier", help="the kernels to run instead of the fastest ones that this CPU has")
+    words = parser.parse_args()
+    rows = [row(name, words.tier) for name in words.models]
+    keep(f"native_{words.tier}" if words.tier else "native", rows, threads=1, batch=1, rounds=ROUNDS)
 
 
-def row(name: str) -> dict[str, Any]:
+class Tier(Model):
+    """A compiled model that runs kernels of a name."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        self.name = name
+        super().__init__(artifact)
+
+    def _new(self) -> tuple[Any, object]:
+        context, memory = super()._new()
+        if self._library.qdeploy_native_init(context, context.arena, self._size, self.name.encode()):
+            raise SystemExit(f"this CPU has no kernels '{self.name}'")
+        return context, memory
+
+
+def row(name: str, tier: str | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         artifact = read_artifact(SHIPPED / "model.int8.onnx" if name == "shipped" else exported(name, Path(folder)))
         begin = time.perf_counter()
@@ -54,6 +71,10 @@ def row(name: str) -> dict[str, Any]:
         except QdeployError as error:
             return {"model": name, "refused": str(error)}
         opened_s = time.perf_counter() - begin
+        if tier:
+            sessions["native"] = NativeSession(artifact, 1)
+            sessions["native"]._opened = Tier(artifact, tier)
+            sessions["native"].engine = f"native C, {tier} kernels"
     times = measured(sessions, artifact)
     source = model_source(artifact)
     engines = {f"{engine}_runs": session.engine for engine, session in sessions.items()}

@@ -36,7 +36,7 @@ QD_API int qdeploy_native_classes(void);
  * not aligned; 2 if this CPU or this build does not have the tier. */
 QD_API int qdeploy_native_init(qdeploy_native *net, void *arena, size_t bytes, const char *tier);
 
-/* Name of the tier of kernels that a context runs: c99, avx2 or vnni. */
+/* Name of the tier of kernels that a context runs: c99, avx2, vnni or neon. */
 QD_API const char *qdeploy_native_tier(const qdeploy_native *net);
 
 /* Classify one image. */
