@@ -1,12 +1,13 @@
 """How often the stress set alone rejects the INT8 file of a real model.
 
-    python benchmarks/stress_rejections.py [--only MODEL ...] [--seeds 2] [--runs FOLDER]
+    python benchmarks/stress_rejections.py [--only MODEL ...] [--seeds 2] [--runs FOLDER] [--rows FILE]
 
 Models of every family are trained on the embedded images (accuracy is in the rows), then exported as users do it, with
 the float search, and with every part in INT8, which is harder: for the targets x86, arm and tensorrt each. `alone` says
 that a file is within the accuracy budget of 1 point, gives numbers everywhere, and is rejected for its answers to the
 stress set; `stressed` names the images. A file that is only slower counts as kept. With `--runs`, trained runs are kept
-in a folder, and those that are there are not trained again.
+in a folder, and those that are there are not trained again; with `--rows`, rows are added to a file of JSON lines as
+soon as they are done, and exports that are in it are not made again.
 """
 
 from __future__ import annotations
@@ -39,16 +40,24 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=EPOCHS, default=list(EPOCHS), metavar="MODEL")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each model")
     parser.add_argument("--runs", type=Path, help="folder of trained runs")
+    parser.add_argument("--rows", type=Path, help="file of rows that are done, continued")
     given = parser.parse_args()
-    rows = []
+    lines = given.rows.read_text().splitlines() if given.rows and given.rows.exists() else []
+    rows = [json.loads(line) for line in lines]
+    done = {(r["model"], r["seed"], r["choice"]) for r in rows}
     with tempfile.TemporaryDirectory() as place:
         runs = given.runs or Path(place) / "runs"
         for seed in range(given.seeds):
             for model in given.only:
+                if all((model, seed, choice) in done for choice in CHOICES):
+                    continue
                 run = trained(model, seed, runs)
-                for choice in CHOICES:
-                    rows += files(model, seed, choice, run, Path(place) / "export")
-                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+                for choice in (c for c in CHOICES if (model, seed, c) not in done):
+                    found = files(model, seed, choice, run, Path(place) / "export")
+                    rows += found
+                    if given.rows:
+                        with given.rows.open("a") as file:
+                            file.writelines(f"{json.dumps(row)}\n" for row in found)
     counts = {
         choice: {
             "files": len(of := [r for r in rows if r["choice"] == choice]),
