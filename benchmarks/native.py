@@ -13,6 +13,7 @@ sessions, with the overhead of each.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from dataclasses import replace
@@ -83,7 +84,8 @@ def row(name: str, tier: str | None = None) -> dict[str, Any]:
         found[f"{engine}_us"] = {p: round(float(np.percentile(values, q)), 1) for p, q in (("p10", 10), ("p50", 50))}
     for p, q in (("p10", 10), ("p50", 50)):
         found[f"ratio_{p}"] = round(float(np.percentile(times["ort"], q) / np.percentile(times["native"], q)), 2)
-    found["logits_db"] = round(artifact.card.goldens.sqnr_db(sessions["native"].infer(images(artifact))[0].tolist()), 1)
+    db = artifact.card.goldens.sqnr_db(sessions["native"].infer(images(artifact))[0].tolist())
+    found["logits_db"] = round(db, 1) if math.isfinite(db) else "the same bits"
     return {
         **found,
         "arena_bytes": source.arena_bytes,
