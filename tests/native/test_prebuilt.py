@@ -17,12 +17,13 @@ from qdeploy.checks.verify import verify
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError
-from qdeploy.core.signing import new_key
+from qdeploy.core.signing import TRUSTED, new_key, sign
 from qdeploy.export.libraries import CROSS_COMPILERS, library_compilers, write_libraries
 from qdeploy.native.library import load_library
 from qdeploy.native.prebuilt import DIGITS, MARK, architecture_here, library_file, sealed_library
 from qdeploy.native.simulate import simulate
 from qdeploy.native.source import program_of
+from qdeploy.runtime.device import DeviceRecord, this_machine
 from qdeploy.runtime.session import open_session
 from tests.native.compiled import needs_compiler
 
@@ -155,6 +156,31 @@ def test_a_library_must_be_signed_where_files_must(
     assert run(words) == 2
     assert f"{beside(device)} is not signed" in capsys.readouterr().err
     assert not verify(device).ok
+
+
+def test_a_folders_device_file_alone_runs_no_library(
+    device: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever makes a folder could name any CPU in its ``device.json``: to predict with it must not run its library."""
+    record = DeviceRecord(
+        file=FILE,
+        sha256=read_artifact(device / FILE).sha256,
+        engine="native",
+        threads=1,
+        batch=1,
+        machine=this_machine(),
+    )
+    (device / "device.json").write_text(json.dumps(record.to_dict()))
+    words = ["predict", "examples/bag.png", "--model", str(device)]
+    assert run(words) == 0
+    assert f"is not used: {beside(device).name} is a program; run it by --engine native" in capsys.readouterr().err
+    assert run([*words, "--engine", "native"]) == 0
+    assert "as tuned in" in capsys.readouterr().err
+    monkeypatch.setenv(TRUSTED, str(new_key(tmp_path / "release.key")))
+    for file in (FILE, "report.json"):  # the library's own signature is still missing
+        sign(device / file, (device / file).read_bytes(), tmp_path / "release.key")
+    assert run(words) == 2
+    assert f"{beside(device).name} is not signed" in capsys.readouterr().err
 
 
 def test_kits_command_adds_them(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
