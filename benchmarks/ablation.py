@@ -5,6 +5,8 @@
     python benchmarks/ablation.py add      [--seeds 3] [--epochs 12]     recipe small with each part added, nano-a
     python benchmarks/ablation.py one-nano-a [--seeds 3]                 one change at a time, nano-a, 12 epochs
     python benchmarks/ablation.py one-nano   [--seeds 3]                 the same, nano, 36 epochs
+    python benchmarks/ablation.py heads      [--seeds 3]                 the three heads, nano-a, 12 epochs
+    python benchmarks/ablation.py groups     [--seeds 3]                 groups and a channel shuffle, a MobileViT
     python benchmarks/ablation.py distilled --teacher RUN,... [--seeds 3] nano, 36 epochs, without and with teachers
 
 The plain loop is benchmarks/plain_loop.py.
@@ -76,6 +78,11 @@ def one_change(epochs: int, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]
     }
 
 
+def fields(**values: str) -> dict[str, Any]:
+    """Recipe small of a model with other fields."""
+    return {"recipe": "small", "model_fields": values}
+
+
 SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
     "recipes": (
         "nano",
@@ -110,6 +117,16 @@ SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
         },
     ),
     "distilled": ("nano", 36, {}),
+    "heads": ("nano-a", 12, {head: fields(head=head) for head in ("gap", "sota", "gap+sota")}),
+    "groups": (
+        "mobilevit-grouped-separable-v2",
+        12,
+        {
+            f"{groups} groups{', ' * bool(more)}{' '.join(more.values())}": fields(groups=groups, **more)
+            for groups in ("2", "4")
+            for more in ({}, {"mixing": "shuffle"})
+        },
+    ),
     "one-nano-a": ("nano-a", 12, one_change(12, MECHANISMS)),
     "one-nano": (
         "nano", 36, one_change(36, ("boosts", "plateau_resets", "restarts", "dynamic_momentum", "swa", "reloads")),
@@ -164,7 +181,7 @@ def one_run(fields: dict[str, Any], test: Split) -> dict[str, float]:
         result = train(config, Path(folder) / "run")
         cpu = time.process_time() - begin
         (weights,) = Path(result.run).glob("best-*.safetensors")
-        model = create_model(config.model, 10)
+        model = create_model(config.model, 10, changes=config.model_changes)
         model.load_state_dict(load_file(weights))
     return {"test_top1": score(model, config, test), "val_top1": result.val_top1, "cpu_s": round(cpu)}
 
