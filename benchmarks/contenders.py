@@ -30,6 +30,10 @@ def qdeploy_fp32(folder: Path) -> Classify:
     return _qdeploy(folder / "model.fp32.onnx")
 
 
+def qdeploy_native(folder: Path) -> Classify:
+    return _qdeploy(folder / "model.int8.onnx", engine="native")
+
+
 def qdeploy_openvino(folder: Path) -> Classify:
     return _qdeploy(folder / "model.int8.onnx", engine="openvino")
 
@@ -138,6 +142,7 @@ CONTENDERS = {
     f.__name__: f
     for f in (
         qdeploy_int8,
+        qdeploy_native,
         qdeploy_fp32,
         qdeploy_openvino,
         onnxruntime,

@@ -7,8 +7,8 @@ same 64 JPEG files of 96x96 pixels with these weights. Each lives in a process o
 turn, ten images at a time, so that what else runs on the machine hits all alike; a ratio is the median over these
 rounds, with its bootstrapped 95 % interval. Threads are what each takes by itself. Peak memory is that of the process
 after 65 images. Cold start is a fresh process with one answer, to its end, nine times in turn, for qdeploy and
-Ultralytics by their own commands. Installed size is that of the package with all it requires. OpenVINO, timm and
-Ultralytics are measured if they are installed.
+Ultralytics by their own commands; the native engine's library is compiled by then, which is no part of it. Installed
+size is that of the package with all it requires. OpenVINO, timm and Ultralytics are measured if they are installed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ SIDE = 96
 WARMUP = 100
 NEEDED = {
     "qdeploy_int8": "qdeploy",
+    "qdeploy_native": "qdeploy",
     "qdeploy_fp32": "qdeploy",
     "qdeploy_openvino": "openvino",
     "torch_eager": "torchvision",
@@ -77,6 +78,7 @@ print(sum(f.stat().st_size for f in files if f.is_file()))
 """
 INSTALLS = {
     "qdeploy_int8": ["numpy", "pillow", "onnxruntime", "typer", "rich"],
+    "qdeploy_native": ["numpy", "pillow", "onnxruntime", "typer", "rich"],
     "qdeploy_fp32": ["numpy", "pillow", "onnxruntime", "typer", "rich"],
     "qdeploy_openvino": ["numpy", "pillow", "onnxruntime", "typer", "rich", "openvino"],
     "onnxruntime": ["pillow", "onnxruntime"],
@@ -203,24 +205,10 @@ def cold_starts(contenders: list[Contender], folder: Path) -> dict[str, list[flo
         c.name: [sys.executable, str(Path(__file__).with_name("contenders.py")), c.name, str(folder), "--once"]
         for c in contenders
     }
-    commands["qdeploy_int8"] = [
-        sys.executable,
-        "-m",
-        "qdeploy",
-        "predict",
-        image,
-        "--model",
-        str(folder / "model.int8.onnx"),
-    ]
-    commands["qdeploy_fp32"] = [
-        sys.executable,
-        "-m",
-        "qdeploy",
-        "predict",
-        image,
-        "--model",
-        str(folder / "model.fp32.onnx"),
-    ]
+    predict = [sys.executable, "-m", "qdeploy", "predict", image, "--model"]
+    commands["qdeploy_int8"] = [*predict, str(folder / "model.int8.onnx")]
+    commands["qdeploy_native"] = [*predict, str(folder / "model.int8.onnx"), "--engine", "native"]
+    commands["qdeploy_fp32"] = [*predict, str(folder / "model.fp32.onnx")]
     if "ultralytics" in commands:
         yolo = [sys.executable, "-c", "from ultralytics.cfg import entrypoint; entrypoint()", "classify", "predict"]
         commands["ultralytics"] = [*yolo, f"model={folder / 'unit.onnx'}", f"source={image}", "imgsz=64", "device=cpu"]
