@@ -51,7 +51,7 @@ def commands(text: str) -> Iterator[str]:
     for line in text.splitlines():
         command = line.partition("  #")[0].strip()
         if not command.startswith(NOT_HERE):
-            assert command.startswith(("qdeploy ", "curl ")), command
+            assert re.match(r"([A-Z_]+=\S+ )*(qdeploy|curl) ", command), command
             yield command
 
 
