@@ -3,6 +3,7 @@
 # load and unload are left out: a model that was unloaded answers 503, as it should, and nothing else is tried then. A
 # request may follow the document and still be refused by what it holds (bytes that are no image, a tensor's name).
 set -eu
+schemathesis=$(realpath "$1")
 folder=$(mktemp -d)
 qdeploy serve --port 0 > "$folder/address" 2> "$folder/log" &
 server=$!
@@ -13,7 +14,7 @@ while ! grep -q http "$folder/address"; do
 done
 address=$(sed -n 's/^serving on //p' "$folder/address")
 cd "$folder"  # where it leaves what it found
-"$1" run "$address/openapi.json" --checks all --exclude-checks positive_data_acceptance --exclude-path-regex 'load$' \
+"$schemathesis" run "$address/openapi.json" --checks all --exclude-checks positive_data_acceptance --exclude-path-regex 'load$' \
     --max-examples "${EXAMPLES:-50}" --seed "${SEED:-0}"
 kill -TERM "$server"
 wait "$server"

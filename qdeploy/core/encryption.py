@@ -85,8 +85,9 @@ def decrypted(path: Path, data: bytes, key: Key | None = None) -> bytes:
     """
     cipher = _library()
     secret = _from_environment(path) if key is None else key() if callable(key) else key
-    if len(secret) != KEY_BYTES:
-        raise InputError(f"the key of {path} has {len(secret)} bytes instead of {KEY_BYTES}")
+    if not isinstance(secret, bytes) or len(secret) != KEY_BYTES:
+        found = f"{len(secret)} bytes" if isinstance(secret, bytes) else type(secret).__name__
+        raise InputError(f"the key of {path} must be {KEY_BYTES} bytes", found=found)
     from cryptography.exceptions import InvalidTag
 
     start = len(MAGIC) + NONCE_BYTES
@@ -110,17 +111,27 @@ def _from_environment(path: Path) -> bytes:
 def _printed(words: str) -> bytes:
     import shlex
     import subprocess  # costs milliseconds, which files that are not encrypted do not have
+    import threading
+    import time
 
-    what = f"the command in {KEY_COMMAND}"
+    what, begin = f"the command in {KEY_COMMAND}", time.monotonic()
     try:
-        done = subprocess.run(shlex.split(words), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=COMMAND_S)
+        process = subprocess.Popen(shlex.split(words), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{what} cannot be started: {error}") from error
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"{what} gave no key within {COMMAND_S} s") from error
-    if done.returncode:
-        raise InputError(f"{what} ended with exit code {done.returncode}")
-    return _parsed(done.stdout[:MOST_KEY_TEXT], what)
+    late = threading.Timer(COMMAND_S, process.kill)
+    late.start()
+    with process:
+        assert process.stdout is not None
+        text = process.stdout.read(MOST_KEY_TEXT)
+        if endless := len(text) == MOST_KEY_TEXT:  # it is no key, and may have no end
+            process.kill()
+    late.cancel()
+    if time.monotonic() - begin >= COMMAND_S:
+        raise InputError(f"{what} gave no key within {COMMAND_S} s")
+    if process.returncode and not endless:
+        raise InputError(f"{what} ended with exit code {process.returncode}")
+    return _parsed(text, what)
 
 
 def _parsed(text: bytes, source: str) -> bytes:
