@@ -185,7 +185,7 @@ WATCHED = """
 import sys
 opened = []
 def hook(event, words):
-    if event == "open" and isinstance(words[0], (str, bytes)) and isinstance(words[1], str) and set(words[1]) & set("wax+"):
+    if event == "open" and isinstance(words[0], (str, bytes)) and set(str(words[1])) & set("wax+"):
         opened.append(str(words[0]))
 sys.addaudithook(hook)
 from qdeploy.cli.main import run
