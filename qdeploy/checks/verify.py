@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ def verify(
 def _opened(file: Path, *, lone: bool) -> Artifact | Check:
     """Read a file; what qdeploy once wrote and is damaged is a failed check, anything else given alone no artifact."""
     try:
-        return read_artifact(file, trusted=())  # signatures are a check of their own
+        found = read_artifact(file, trusted=())  # signatures are a check of their own
+        return replace(found, library=False)
     except ArtifactError as error:
         data = file.read_bytes() if os.path.isfile(file) else b""
         if lone and CHECKSUM_KEY.encode() not in data and not is_engine(data):

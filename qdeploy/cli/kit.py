@@ -65,7 +65,7 @@ def kit_command(
         raise InputError("which kits?", fix=f"name some of {', '.join(KITS)}")
     kits = kit_names(names)
     folder = export or newest_export() or SHIPPED
-    if native_library is not None and folder == SHIPPED:
+    if native_library is not None and folder.exists() and folder.samefile(SHIPPED):
         raise InputError("the model inside the package gets no libraries beside it", fix="give a copy of its folder")
     libraries = write_libraries(folder, native_library) if native_library is not None else []
     folders = write_kits(folder, kits, out or (Path() if folder == SHIPPED else folder))

@@ -195,12 +195,11 @@ def _opened(
     setup: Setup, threads: int | None, selftest: bool, formats: tuple[str, ...] | None, abstain: bool
 ) -> Classifier:
     """Open the model while Pillow loads its formats."""
-    from qdeploy.core.artifact import read_artifact
     from qdeploy.core.threads import beside
-    from qdeploy.runtime.classifier import Classifier
+    from qdeploy.runtime.classifier import Classifier, read_setup
     from qdeploy.runtime.session import engine_class
 
-    artifact = read_artifact(setup.path)
+    artifact = read_setup(setup)
     engine_class(setup.engine)  # so that opening imports nothing
     return beside(
         lambda: Classifier(artifact, setup.engine, threads, selftest, setup.note, formats, abstain), _load_decoders

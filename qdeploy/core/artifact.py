@@ -44,6 +44,10 @@ class Artifact:
     """Whether it came from a file: what it computes is not known until it is tried (``runtime.trial``)."""
     stored: bytes | None = field(default=None, repr=False)
     """The file's bytes where it is encrypted; ``data`` is what they hold."""
+    keys: tuple[Path, ...] = ()
+    """Public keys of which one must have signed it, and a compiled library beside it."""
+    library: bool = True
+    """Whether a library beside it, which is a program, may be loaded where no key must have signed it."""
 
     @property
     def sha256(self) -> str:
@@ -98,11 +102,11 @@ def read_artifact(path: Path, *, trusted: Sequence[Path] | None = None, key: Key
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"the model file {path} cannot be read: {error.strerror}") from error
-    if keys := trusted_keys() if trusted is None else trusted:
+    if keys := tuple(trusted_keys() if trusted is None else trusted):
         require_signature(path, data, keys)
     if is_encrypted(data):
-        return replace(_parsed(path, decrypted(path, data, key)), stored=data)
-    return _parsed(path, data)
+        return replace(_parsed(path, decrypted(path, data, key)), stored=data, keys=keys)
+    return replace(_parsed(path, data), keys=keys)
 
 
 def _parsed(path: Path, data: bytes) -> Artifact:

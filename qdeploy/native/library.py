@@ -12,6 +12,7 @@ from pathlib import Path
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, EngineError, InputError, MissingDependencyError
 from qdeploy.core.files import locked, sha256_of, write_bytes
+from qdeploy.core.signing import TRUSTED
 from qdeploy.data.places import cache_folder
 from qdeploy.native.kernels import FLAGS, KERNEL_FILES, KERNELS
 from qdeploy.native.prebuilt import DIGITS, architecture_here, library_file, library_files, read_library
@@ -36,10 +37,11 @@ def load_library(artifact: Artifact) -> tuple[ctypes.CDLL, str | None]:
         InputError: If the cache cannot be written.
         EngineError: If the compiler fails, or the library cannot be loaded.
     """
-    unfit = None
-    if beside := _beside(artifact.path):
+    unfit, beside = None, _beside(artifact.path)
+    unasked = beside is not None and not artifact.library and not artifact.keys
+    if beside and not unasked:
         try:
-            return _loaded_bytes(read_library(beside, artifact), beside), None
+            return _loaded_bytes(read_library(beside, artifact, artifact.keys), beside), None
         except (ArtifactError, EngineError) as error:
             unfit = str(error)
     try:
@@ -47,6 +49,8 @@ def load_library(artifact: Artifact) -> tuple[ctypes.CDLL, str | None]:
     except MissingDependencyError as error:
         others = ", ".join(p.name for p in library_files(artifact.path))
         why = unfit or (others and f"{others} beside the file is not for this kind of CPU")
+        if unasked:
+            why = f"{others} is a program and runs only if `engine=native` asks for it, or a key of {TRUSTED} signed it"
         raise MissingDependencyError("; ".join(filter(None, (why, error.what))), fix=error.fix) from error
     return _loaded(str(file), file), unfit and f"compiled here, since {unfit}"
 
@@ -65,13 +69,19 @@ def _loaded_bytes(data: bytes, file: Path) -> ctypes.CDLL:
     """
     digest = data[-DIGITS:]
     if digest not in _LOADED:
+        if not hasattr(os, "memfd_create"):  # a Python that was built for a C library before 2.27
+            raise EngineError(f"{file} cannot be loaded: this Python has no files in memory")
         try:
             handle = os.memfd_create(file.name)
             with os.fdopen(handle, "wb", closefd=False) as stream:
                 stream.write(data)
         except OSError as error:
             raise EngineError(f"{file} cannot be loaded: {error.strerror}", fix="use another `engine`") from error
-        _LOADED[digest] = _loaded(f"/proc/self/fd/{handle}", file)
+        try:
+            _LOADED[digest] = _loaded(f"/proc/self/fd/{handle}", file)
+        except EngineError:
+            os.close(handle)
+            raise
     return _LOADED[digest]
 
 

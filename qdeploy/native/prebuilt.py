@@ -49,6 +49,8 @@ def architecture_of(data: bytes) -> str:
 
 def architecture_here() -> str | None:
     """Return that of this process; None if libraries are of another format here."""
+    if not sys.executable:  # Python inside another program
+        return None
     try:
         with open(sys.executable, "rb") as stream:
             return architecture_of(stream.read(64))
@@ -115,9 +117,13 @@ def read_library(file: Path, artifact: Artifact, trusted: Sequence[Path] | None 
         record = dict(parse_json(text))
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{file} has an unusable record: {error}", fix=AGAIN) from error
+    try:
+        made = architecture_of(library)
+    except ArtifactError as error:
+        raise ArtifactError(f"{file} cannot be used: {error}") from error
     wanted = {
         "schema": (SCHEMA, "is of another version of qdeploy"),
-        "architecture": (architecture_of(library), "contradicts itself"),
+        "architecture": (made, "contradicts itself"),
         "model_sha256": (artifact.sha256, f"was compiled from another file than {artifact.path.name}"),
         "kernels_sha256": (kernels_sha256(), "was compiled by another version of qdeploy"),
     }

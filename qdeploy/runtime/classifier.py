@@ -273,6 +273,14 @@ def find_setup(given: Path | None = None, engine: str | None = None, threads: in
     return replace(setup, note="; ".join(filter(None, (note, setup.note)))) if note and setup.path == path else setup
 
 
+def read_setup(setup: Setup, trusted: Sequence[Path] | None = None, key: Key | None = None) -> Artifact:
+    """Read a setup's model file, as ``read_artifact`` does.
+
+    A library beside it is not loaded because a ``device.json`` says ``native``: whoever makes a folder can write one.
+    """
+    return replace(read_artifact(setup.path, trusted=trusted, key=key), library=setup.asked)
+
+
 def _found(given: Path | None) -> tuple[Path, str | None]:
     """Find the model file, and say why if it is not the one that its export recommends."""
     if given is None:
@@ -332,5 +340,5 @@ def load(
     """
     keys = None if trusted_keys is None else tuple(map(Path, trusted_keys))
     setup = find_setup(SHIPPED if model is None else Path(model), engine, threads)
-    artifact = read_artifact(setup.path, trusted=keys, key=key)
+    artifact = read_setup(setup, keys, key)
     return Classifier(artifact, setup.engine, setup.threads, selftest, setup.note, formats, abstain)

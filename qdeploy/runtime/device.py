@@ -27,6 +27,8 @@ class Setup:
     batch: int | None = None
     note: str | None = None
     """What the user should know of ``device.json``, e.g. that it was used; None where there is none."""
+    asked: bool = True
+    """Whether the engine is the user's choice or the default, and not that of a file beside the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +119,10 @@ def setup_for(path: Path, named: bool, engine: str | None = None, threads: int |
         return replace(plain, note=f"{file} is not used: {unfit}; run `qdeploy tune` again")
     if engine not in (None, device.engine):
         return replace(plain, note=f"{file} is not used: it is for `engine={device.engine}`")
-    if engine is None and device.engine == "native" and (program := _foreign_program(tuned)):
-        return replace(plain, note=f"{file} is not used: {program}")
     threads = threads or device.threads
     says = f"as tuned in {file}: {device.file} with {device.engine}, {threads} thread{'s' * (threads > 1)}"
-    return Setup(path=tuned, engine=device.engine, threads=threads, batch=device.batch, note=says)
+    asked = engine is not None
+    return Setup(path=tuned, engine=device.engine, threads=threads, batch=device.batch, note=says, asked=asked)
 
 
 def read_device(file: Path) -> DeviceRecord:
@@ -138,17 +139,6 @@ def read_device(file: Path) -> DeviceRecord:
             f"{file} is damaged or of another version of qdeploy ({error})",
             fix="remove it, or run `qdeploy tune` again",
         ) from error
-
-
-def _foreign_program(tuned: Path) -> str | None:
-    """Return why a library beside a model file must be asked for: loading it runs what a stranger may have written."""
-    from qdeploy.core.signing import TRUSTED, trusted_keys
-    from qdeploy.native.prebuilt import library_files
-
-    libraries = library_files(tuned)
-    if not libraries or trusted_keys():
-        return None
-    return f"{libraries[0].name} is a program; run it by `engine=native`, or name in {TRUSTED} who must have signed it"
 
 
 def _unfit(device: DeviceRecord, tuned: Path) -> str | None:

@@ -19,7 +19,7 @@ from qdeploy.core.drift import FALSE_ALARMS, DriftWatch
 from qdeploy.core.errors import InputError, QdeployError, near_miss
 from qdeploy.core.machine import resident_bytes, usable_cores
 from qdeploy.core.signing import signature_of
-from qdeploy.runtime.classifier import find_setup
+from qdeploy.runtime.classifier import find_setup, read_setup
 from qdeploy.runtime.device import DEVICE_FILE
 from qdeploy.runtime.session import SMALL_MACS, Session, open_session
 from qdeploy.serve.config import ServeConfig
@@ -306,7 +306,7 @@ class Models:
     def _open(self, given: Path | None) -> Opened:
         begin, before = time.perf_counter(), resident_bytes()
         setup = find_setup(given, self._config.engine, self._config.threads)
-        artifact = read_artifact(setup.path, trusted=self._config.trusted_keys)
+        artifact = read_setup(setup, self._config.trusted_keys)
         share = max(1, usable_cores() // self._config.workers)
         threads = setup.threads or (1 if artifact.card.model.macs < SMALL_MACS else share)
         note = setup.note

@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import qdeploy
 from qdeploy.checks.verify import verify
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError
-from qdeploy.core.signing import TRUSTED, new_key, sign
+from qdeploy.core.signing import new_key, sign
+from qdeploy.export import write_kits
 from qdeploy.export.libraries import CROSS_COMPILERS, library_compilers, write_libraries
-from qdeploy.native.library import load_library
+from qdeploy.native.library import compiler, load_library
 from qdeploy.native.prebuilt import DIGITS, MARK, architecture_here, library_file, sealed_library
 from qdeploy.native.simulate import simulate
 from qdeploy.native.source import program_of
@@ -158,29 +160,77 @@ def test_a_library_must_be_signed_where_files_must(
     assert not verify(device).ok
 
 
-def test_a_folders_device_file_alone_runs_no_library(
-    device: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Whoever makes a folder could name any CPU in its ``device.json``: to predict with it must not run its library."""
+HOOK = """
+#include <stdio.h>
+__attribute__((constructor)) static void loaded(void) {
+    FILE *f = fopen(MARK, "w");
+    if (f) fclose(f);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def watched(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export whose library writes the file ``loaded`` beside itself as soon as it is loaded."""
+    folder = tmp_path_factory.mktemp("watched") / "export"
+    shutil.copytree(made, folder)
+    kit = write_kits(SHIPPED, ["native"], folder.parent)["native"]
+    (kit / "hook.c").write_text(HOOK)
+    mark = f'-DMARK="{folder / "loaded"}"'
+    words = [str(compiler()), "-O1", "-fPIC", "-shared", mark, "hook.c", "model.c", "-o", "hooked.so"]
+    subprocess.run(words, cwd=kit, check=True)
+    beside(folder).write_bytes(sealed_library((kit / "hooked.so").read_bytes(), read_artifact(folder / FILE)))
     record = DeviceRecord(
         file=FILE,
-        sha256=read_artifact(device / FILE).sha256,
+        sha256=read_artifact(folder / FILE).sha256,
         engine="native",
         threads=1,
         batch=1,
         machine=this_machine(),
     )
-    (device / "device.json").write_text(json.dumps(record.to_dict()))
-    words = ["predict", "examples/bag.png", "--model", str(device)]
-    assert run(words) == 0
-    assert f"is not used: {beside(device).name} is a program; run it by --engine native" in capsys.readouterr().err
-    assert run([*words, "--engine", "native"]) == 0
-    assert "as tuned in" in capsys.readouterr().err
-    monkeypatch.setenv(TRUSTED, str(new_key(tmp_path / "release.key")))
-    for file in (FILE, "report.json"):  # the library's own signature is still missing
-        sign(device / file, (device / file).read_bytes(), tmp_path / "release.key")
-    assert run(words) == 2
-    assert f"{beside(device).name} is not signed" in capsys.readouterr().err
+    (folder / "device.json").write_text(json.dumps(record.to_dict()))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "loads"),
+    [
+        (["predict", "examples/bag.png", "--model"], False),
+        (["verify"], False),
+        (["tune", "--seconds", "0.2"], False),
+        (["predict", "examples/bag.png", "--engine", "native", "--model"], True),
+    ],
+)
+def test_a_library_runs_only_where_it_is_asked_for(watched: Path, words: list[str], loads: bool) -> None:
+    """Whoever makes a folder can write any ``device.json``, and put a program beside the model."""
+    (watched / "loaded").unlink(missing_ok=True)
+    device_file = (watched / "device.json").read_bytes()
+    done = subprocess.run([sys.executable, "-m", "qdeploy", *words, str(watched)], capture_output=True, text=True)
+    (watched / "device.json").write_bytes(device_file)
+    assert done.returncode == 0, done.stderr
+    assert (watched / "loaded").exists() == loads
+    assert "Bag" in done.stdout or words[0] != "predict"
+
+
+def test_without_a_compiler_a_device_file_says_what_runs_the_library(
+    watched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("QDEPLOY_CACHE", str(tmp_path / "cache"))
+    assert run(["predict", "examples/bag.png", "--model", str(watched)]) == 2
+    assert (
+        f"{beside(watched).name} is a program and runs only if --engine native asks for it" in capsys.readouterr().err
+    )
+
+
+def test_keys_that_python_names_hold_for_the_library(device: Path, tmp_path: Path) -> None:
+    public = new_key(tmp_path / "release.key")
+    sign(device / FILE, (device / FILE).read_bytes(), tmp_path / "release.key")
+    with pytest.raises(MissingDependencyError, match=rf"{beside(device).name} is not signed"):
+        qdeploy.load(device / FILE, engine="native", trusted_keys=[public])
+    sign(beside(device), beside(device).read_bytes(), tmp_path / "release.key")
+    assert qdeploy.load(device / FILE, engine="native", trusted_keys=[public])("examples/bag.png").label == "Bag"
 
 
 def test_kits_command_adds_them(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,8 @@ def opened(
             continue
         candidate = Candidate(artifact=artifact, engine=engine, threads=threads, batch=batch)
         try:
-            candidate.session = open_session(_with_goldens_of(artifact, batch), engine, threads)
+            tried = replace(_with_goldens_of(artifact, batch), library=False)  # nobody asked for it by name
+            candidate.session = open_session(tried, engine, threads)
             candidate.runs_on = candidate.session.engine
         except MissingDependencyError as error:
             not_tried[engine] = str(error)
