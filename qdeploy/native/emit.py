@@ -47,7 +47,7 @@ BINARY = {"add": 0, "sub": 1, "mul": 2, "div": 3}
 MAX_ROWS = 16
 """``QD_MAX_ROWS`` in ``c/kernels.h``."""
 MAX_TAPS = 64
-"""``QD_MAX_TAPS`` in ``c/kernels_vnni.h``."""
+"""``QD_MAX_TAPS`` in ``c/kernels_vnni_u8.h``."""
 LARGEST_ARENA = 1 << 30
 WRAP = 12
 """Numbers on a line."""

@@ -90,9 +90,9 @@ class _Placer:
             widest = next((t for t in op.inputs if t.shape == op.output.shape and t.data is None), None)
             self._keep(op, op.inputs, self.orders[widest] if widest else plain(len(op.output.shape)))
         elif op.kind in ("conv", "maxpool"):
-            self._keep(op, [self._in_order(op.inputs[0], CHANNELS_LAST)], CHANNELS_LAST)
+            self._keep(op, [self._source(op, CHANNELS_LAST)], CHANNELS_LAST)
         elif op.kind in LAST_AXIS:
-            self._keep(op, [self._in_order(op.inputs[0], plain(len(op.inputs[0].shape)))], plain(len(op.output.shape)))
+            self._keep(op, [self._source(op, plain(len(op.inputs[0].shape)))], plain(len(op.output.shape)))
         elif op.kind == "matmul":
             self._matmul(op)
         elif op.kind in ("pick", "topk"):
@@ -112,6 +112,20 @@ class _Placer:
         """Return a tensor whose values lie in an order: itself, or a copy."""
         if same_order(tensor.shape, self.orders[tensor], order):
             return tensor
+        return self._copied(tensor, order)
+
+    def _source(self, op: Op, order: Order) -> Tensor:
+        """Return what an operator reads, in an order.
+
+        Integer kernels read up to three bytes behind a tensor without pads. The arena has them; the caller's image,
+        which may be the very same memory as the tensor, does not, and is copied.
+        """
+        source = self._in_order(op.inputs[0], order)
+        beyond = op.kind in ("conv", "linear") and op.output.integer and not any(op.attributes.get("pads", ()))
+        callers = self.layout.root(source)[0] is self.program.image
+        return self._copied(source, order) if beyond and callers else source
+
+    def _copied(self, tensor: Tensor, order: Order) -> Tensor:
         key = (tensor, order)
         if key not in self._copies:
             ordered = "".join(map(str, order))

@@ -68,13 +68,14 @@ class Graph:
         return self.pair(self.start, -150, 160)
 
     def convolution(
-        self, x: str, channels: int, outputs: int, kernel: int, low: float, high: float, **more: Any
+        self, x: str, channels: int, outputs: int, kernel: int | tuple[int, int], low: float, high: float, **more: Any
     ) -> str:
         """Return a convolution on codes; its input has a scale of 310 / 255 or is given as ``scale``."""
         scale = np.float32(more.pop("scale", 310 / 255))
         groups = more.get("group", 1)
-        weight, scales = self.weight((outputs, channels // groups, kernel, kernel))
-        made = self.node("Conv", [x, weight, self.bias(scales * scale)], kernel_shape=[kernel, kernel], **more)
+        sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        weight, scales = self.weight((outputs, channels // groups, *sides))
+        made = self.node("Conv", [x, weight, self.bias(scales * scale)], kernel_shape=list(sides), **more)
         return self.pair(made, low, high)
 
     def spread(self, x: str, outputs: int, **more: Any) -> str:
@@ -133,6 +134,26 @@ def few_channels(graph: Graph) -> str:
     x = graph.convolution(x, 16, 16, 3, -4, 4, pads=[1, 1, 1, 1], strides=[2, 2], group=16, scale=18 / 255)
     x = graph.convolution(x, 16, 70, 1, -3, 3, scale=8 / 255)
     return graph.convolution(x, 70, 70, 2, -1, 1, group=70, scale=6 / 255)
+
+
+def long_windows(graph: Graph) -> str:
+    """Windows of one row or one column without pads, over several rows: results are narrower than what they read."""
+    x = graph.convolution(graph.entrance(), 3, 5, (1, 3), -20, 20)
+    x = graph.convolution(x, 5, 20, (3, 1), -9, 9, scale=40 / 255)
+    x = graph.convolution(x, 20, 16, (1, 3), -5, 5, scale=18 / 255)
+    x = graph.convolution(x, 16, 16, (1, 3), -0.6, 0.6, group=16, scale=10 / 255)
+    return graph.convolution(x, 16, 16, (3, 1), -0.1, 0.1, group=16, scale=1.2 / 255)
+
+
+def image_itself(graph: Graph) -> str:
+    """The image's bytes are the codes that a convolution and a product read."""
+    image = graph.node("Cast", ["image"], to=TensorProto.FLOAT)
+    x = graph.pair(graph.node("Transpose", [image], perm=[0, 3, 1, 2]), 0, 255)
+    x = graph.convolution(x, 3, 5, 3, -70, 70, scale=1)
+    weight, _ = graph.weight((3, 5), None)
+    y = graph.pair(graph.node("MatMul", [graph.pair(image, 0, 255), weight]), -25, 25)
+    y = graph.node("MaxPool", [graph.node("Transpose", [y], perm=[0, 3, 1, 2])], kernel_shape=[3, 3])
+    return graph.pair(graph.node("Add", [x, y]), -60, 80)
 
 
 def dilated(graph: Graph) -> str:
@@ -324,6 +345,8 @@ CASES = {
     "many outputs": (many_outputs, 5),
     "bordered": (bordered, 5),
     "few channels": (few_channels, 70),
+    "long windows": (long_windows, 16),
+    "image itself": (image_itself, 5),
     "dilated": (dilated, 5),
     "grouped": (grouped, 10),
     "depthwise": (depthwise, 37),

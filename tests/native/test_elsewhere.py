@@ -15,8 +15,8 @@ from qdeploy.native import streams
 from qdeploy.native.kernels import KERNELS, RESIZE_FILES
 from qdeploy.native.simulate import simulate
 from tests.native.compiled import TIERS, needs_compiler, write_programs
-from tests.native.graphs import CASES, SIZE, case_of, image_of
-from tests.native.test_operators import program_of
+from tests.native.graphs import SIZE, image_of
+from tests.native.test_operators import all_programs
 
 pytestmark = [pytest.mark.slow, needs_compiler]
 
@@ -102,7 +102,7 @@ def test_sanitizers_find_nothing_on_any_operator_over_random_images(tool: str, t
     """All memory is as large as the code says it needs, and not a byte more."""
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
-    programs = {name: program_of(case_of(name)[0]) for name in CASES}
+    programs = all_programs()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "WORTH_BYTES", 1)
         sources = write_programs(programs, tmp_path, small=True)
@@ -172,7 +172,7 @@ static void print(run_function *run, size_t bytes, const uint8_t *image) {
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_every_operator_gives_the_same_bits_on_another_cpu(name: str, tmp_path: Path) -> None:
     tool, emulator, tiers = elsewhere(name)
-    programs, image = {case: program_of(case_of(case)[0]) for case in CASES}, image_of(1)
+    programs, image = all_programs(), image_of(1)
     sources = write_programs(programs, tmp_path, small=False)
     values = ", ".join(map(str, image.reshape(-1)))
     calls = [f"print(qdeploy_native_g{i}_run, {s.arena_bytes}, image);" for i, s in enumerate(sources.values())]

@@ -24,7 +24,13 @@ from tests.native.graphs import CASES, ON_CODES, SIZE, Graph, case_of, image_of
 
 IMAGES = 3
 ROW = "(const float *)rows[0]"
-STREAMED = {"float stem": "k->conv_row_f32(", "float rows": "k->conv_row_f32(", "float attention": f"k->softmax({ROW}"}
+STREAMED = {
+    "float stem": "k->conv_row_f32(",
+    "float rows": "k->conv_row_f32(",
+    "float attention": f"k->softmax({ROW}",
+    "image itself": ", image, arena + ",
+}
+"""What small memory is known by, where it is not by a stream."""
 
 
 def program_of(model: onnx.ModelProto, passes: bool = True) -> Program:
@@ -65,20 +71,30 @@ def test_the_simulator_gives_what_onnxruntime_gives(name: str) -> None:
         assert np.allclose(found["probabilities"], expected["probabilities"], atol=0.03)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+def all_programs() -> dict[str, Program]:
+    """Return the programs of all cases, and of two with numbers that no export writes."""
     programs = {name: program_of(case_of(name)[0]) for name in CASES}
     programs["beyond 31 bits"] = program_of(case_of("conv")[0])
+    programs["sums that wrap around"] = program_of(case_of("few channels")[0])
     for op in programs["beyond 31 bits"].ops:
         if op.kind == "conv":
             op.attributes["multiplier"] = op.attributes["multiplier"] * np.float32(1e8)
+    for op in programs["sums that wrap around"].ops:
+        if op.kind == "conv":
+            ends = np.array([2**31 - 1, -(2**31)], np.int32)
+            op.attributes["bias"] = np.resize(ends, op.attributes["bias"].shape)
+    return programs
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "WORTH_BYTES", 1)
-        return Compiled(programs, tmp_path_factory.mktemp("operators"), "-O1", small=True)
+        return Compiled(all_programs(), tmp_path_factory.mktemp("operators"), "-O1", small=True)
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [*CASES, "beyond 31 bits"])
+@pytest.mark.parametrize("name", [*CASES, "beyond 31 bits", "sums that wrap around"])
 def test_every_tier_gives_the_simulators_bits(compiled: Compiled, name: str) -> None:
     program = compiled.programs[name]
     for seed in range(IMAGES):

@@ -21,13 +21,18 @@
 #error "the weights are packed for little-endian memory"
 #endif
 
+/* Compilers that know the vector instructions of all tiers: gcc from 8 on, and clang. Others make plain C. */
+#if (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 8)) && !defined(QD_ONLY_C99)
+#define QD_VECTORS 1
+#endif
+
 /* Whether this build has kernels that read what is packed for vectors. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(QD_ONLY_C99)
+#if defined(__x86_64__) && defined(QD_VECTORS)
 #define QD_WIDE 1
 #endif
 
 /* Whether this build has kernels for AArch64 with dot products; clang needs -march=armv8.2-a+dotprod for them. */
-#if defined(__aarch64__) && defined(__GNUC__) && !defined(QD_ONLY_C99)
+#if defined(__aarch64__) && defined(QD_VECTORS)
 #if defined(__ARM_FEATURE_DOTPROD)
 #define QD_DOT 1
 #define QD_DOT_ALWAYS 1

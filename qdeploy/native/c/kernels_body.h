@@ -120,16 +120,17 @@ static void QD_(conv_u8)(const qd_conv_u8 *p, const uint8_t *in, uint8_t *out, v
                                 ((size_t)y * p->stride_y * p->padded_width + (size_t)x * p->stride_x) * p->channels;
           const int8_t *w = weights;
           uint8_t *to = out + ((size_t)y * p->out_width + x) * p->out_channels + g * p->outputs + 16 * b;
-          int32_t sums[16];
+          uint32_t sums[16]; /* they may wrap around */
           memcpy(sums, bias, sizeof sums);
           for (s = 0; s < p->segments; s++) {
             const uint8_t *run = from + p->offsets[s];
             for (q = 0; q < p->steps; q++, w += 64, run += 4)
               for (l = 0; l < 16; l++)
-                sums[l] += run[0] * w[4 * l] + run[1] * w[4 * l + 1] + run[2] * w[4 * l + 2] + run[3] * w[4 * l + 3];
+                sums[l] += (uint32_t)(run[0] * w[4 * l] + run[1] * w[4 * l + 1] + run[2] * w[4 * l + 2] +
+                                      run[3] * w[4 * l + 3]);
           }
           for (l = 0; l < last; l++)
-            to[l] = qd_rounded((float)sums[l] * multiplier[l], p->zero_out, p->low, p->high);
+            to[l] = qd_rounded((float)(int32_t)sums[l] * multiplier[l], p->zero_out, p->low, p->high);
         }
     }
 }
@@ -145,7 +146,8 @@ static void QD_(table)(const uint8_t *table, const uint8_t *in, uint8_t *out, in
 
 #ifndef QD_VNNI
 static void QD_(depthwise_u8)(const qd_depthwise_u8 *p, const uint8_t *in, uint8_t *out, void *scratch) {
-  int32_t y, x, r, c, i, k, sums[32];
+  int32_t y, x, r, c, i, k;
+  uint32_t sums[32];
   const uint8_t *image = in;
   if (p->padded_height != p->height || p->padded_width != p->width) {
     qd_padded(in, (uint8_t *)scratch, p->height, p->width, p->channels, p->top, p->left, p->padded_height,
@@ -157,17 +159,17 @@ static void QD_(depthwise_u8)(const qd_depthwise_u8 *p, const uint8_t *in, uint8
       for (i = 0; i < p->channels; i += 32) {
         int32_t n = p->channels - i < 32 ? p->channels - i : 32;
         uint8_t *to = out + ((size_t)y * p->out_width + x) * p->channels + i;
-        for (k = 0; k < n; k++) sums[k] = p->bias[i + k];
+        for (k = 0; k < n; k++) sums[k] = (uint32_t)p->bias[i + k];
         for (r = 0; r < p->rows; r++)
           for (c = 0; c < p->columns; c++) {
             const uint8_t *from = image + i +
                                   ((size_t)(y * p->stride_y + r * p->dilation_y) * p->padded_width +
                                    (size_t)(x * p->stride_x + c * p->dilation_x)) * p->channels;
             const int16_t *w = p->weights + (r * p->columns + c) * p->channels + i;
-            for (k = 0; k < n; k++) sums[k] += from[k] * w[k];
+            for (k = 0; k < n; k++) sums[k] += (uint32_t)(from[k] * w[k]);
           }
         for (k = 0; k < n; k++)
-          to[k] = qd_rounded((float)sums[k] * p->multiplier[i + k], p->zero_out, p->low, p->high);
+          to[k] = qd_rounded((float)(int32_t)sums[k] * p->multiplier[i + k], p->zero_out, p->low, p->high);
       }
 }
 
@@ -334,15 +336,16 @@ static void QD_(matmul_u8)(const qd_matmul *p, const uint8_t *a, const uint8_t *
   for (i = 0; i < p->batch; i++)
     for (m = 0; m < p->m; m++)
       for (n = 0; n < p->n; n += 16) {
-        int32_t sums[16] = {0}, width = p->n - n < 16 ? p->n - n : 16;
+        uint32_t sums[16] = {0};
+        int32_t width = p->n - n < 16 ? p->n - n : 16;
         const uint8_t *left = a + (size_t)i * p->a_batch + (size_t)m * p->a_m;
         const uint8_t *right = b + (size_t)i * p->b_batch + n;
         uint8_t *to = out + ((size_t)i * p->m + m) * p->n + n;
         for (k = 0; k < p->k; k++) {
           int32_t factor = left[(size_t)k * p->a_k] - p->zero_a;
-          for (l = 0; l < width; l++) sums[l] += factor * (right[(size_t)k * p->b_k + l] - p->zero_b);
+          for (l = 0; l < width; l++) sums[l] += (uint32_t)(factor * (right[(size_t)k * p->b_k + l] - p->zero_b));
         }
-        for (l = 0; l < width; l++) to[l] = qd_rounded((float)sums[l] * p->multiplier, p->zero_out, 0, 255);
+        for (l = 0; l < width; l++) to[l] = qd_rounded((float)(int32_t)sums[l] * p->multiplier, p->zero_out, 0, 255);
       }
 }
 

@@ -102,7 +102,7 @@ static void table_neon(const uint8_t *table, const uint8_t *in, uint8_t *out, in
   uint8x16x4_t parts[4];
   int32_t i;
   int j;
-  for (j = 0; j < 4; j++) parts[j] = vld1q_u8_x4(table + 64 * j);
+  for (j = 0; j < 16; j++) parts[j / 4].val[j % 4] = vld1q_u8(table + 16 * j);
   for (i = 0; i + 16 <= n; i += 16) {
     uint8x16_t codes = vld1q_u8(in + i), made = vqtbl4q_u8(parts[0], codes);
     QD_UNROLL(3)

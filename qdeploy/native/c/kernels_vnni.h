@@ -20,6 +20,9 @@ QD_INLINE __mmask64 qd_bytes_mask(int32_t bytes) {
   return bytes >= 64 ? ~(__mmask64)0 : bytes <= 0 ? 0 : ((__mmask64)1 << bytes) - 1;
 }
 
+/* The same for 16 values, of which some are left. */
+QD_INLINE __mmask16 qd_mask(int32_t left) { return left >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << left) - 1u); }
+
 QD_INLINE __m512i qd_four(const uint8_t *x) {
   int32_t four;
   memcpy(&four, x, 4);
@@ -145,7 +148,7 @@ static void qd_span_of(const qd_conv_u8 *p, int32_t y, size_t block, int many, q
       span->first = s + 1;
     else if (span->end == p->segments)
       span->end = s;
-    for (i = 0; i < 16 * many; i++) span->bias[i] += border[i];
+    for (i = 0; i < 16 * many; i++) span->bias[i] = (int32_t)((uint32_t)span->bias[i] + (uint32_t)border[i]);
   }
 }
 
@@ -231,7 +234,7 @@ static void qd_narrow_conv(const qd_conv_u8 *p, const uint8_t *image, int32_t wi
 
 static void conv_u8_vnni(const qd_conv_u8 *p, const uint8_t *in, uint8_t *out, void *scratch) {
   const int bare = p->padded_height == p->height && p->padded_width == p->width;
-  const int one_row = bare && p->segments == 1 && p->stride_y == 1 && p->stride_x == 1;
+  const int one_row = bare && p->segments == 1 && p->stride_y == 1 && p->stride_x == 1 && p->out_width == p->width;
   const int32_t pixels = p->out_height * p->out_width, width = one_row ? pixels : p->out_width;
   const int scattered = width % 4 != 0;
   const int tall = width % 8 == 0 ? 8 : !scattered ? 4 : pixels >= 5 ? 8 : pixels >= 2 ? 4 : 1;
@@ -294,7 +297,7 @@ static void table_vnni(const uint8_t *table, const uint8_t *in, uint8_t *out, in
   const __m512i t2 = _mm512_loadu_si512(table + 128), t3 = _mm512_loadu_si512(table + 192);
   int32_t i;
   for (i = 0; i < n; i += 64) {
-    __mmask64 mask = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
+    __mmask64 mask = qd_bytes_mask(n - i);
     __m512i codes = _mm512_maskz_loadu_epi8(mask, in + i);
     __m512i low = _mm512_permutex2var_epi8(t0, codes, t1), high = _mm512_permutex2var_epi8(t2, codes, t3);
     _mm512_mask_storeu_epi8(out + i, mask, _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high));

@@ -168,7 +168,7 @@ static void qd_depthwise_row(const qd_conv_f32 *p, const float *const *rows, flo
   int32_t channel;
   for (channel = 0; channel < p->channels; channel += 16) {
     int32_t left = p->channels - channel;
-    __mmask16 mask = left >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << left) - 1u);
+    __mmask16 mask = qd_mask(left);
     if (left == 8 && known == 1)
       qd_depthwise_block(8, 3, 1, p, rows, channel, out, mask);
     else if (left == 8 && known == 2)
@@ -205,7 +205,7 @@ static void matmul_f32_vnni(const qd_matmul *p, const float *a, const float *b, 
   int32_t i, m, n;
   for (i = 0; i < p->batch; i++)
     for (n = 0; n < p->n; n += 16) {
-      __mmask16 mask = p->n - n >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (p->n - n)) - 1u);
+      __mmask16 mask = qd_mask(p->n - n);
       const float *right = b + (size_t)i * p->b_batch + n;
       for (m = 0; m < p->m;) {
         const float *left = a + (size_t)i * p->a_batch + (size_t)m * p->a_m;
@@ -238,8 +238,6 @@ QD_INLINE __m512 qd_exp_16(__m512 x) {
   value = _mm512_add_ps(_mm512_fmadd_ps(value, _mm512_mul_ps(rest, rest), rest), _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(value, steps);
 }
-
-QD_INLINE __mmask16 qd_mask(int32_t left) { return left >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << left) - 1u); }
 
 /* The 16 lanes in pairs: each with the one 8, then 4, 2 and 1 further. */
 QD_INLINE float qd_lanes_sum(__m512 x) {

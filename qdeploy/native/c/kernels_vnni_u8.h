@@ -116,7 +116,7 @@ typedef struct {
   const int32_t *columns, *totals;        /* what zero points add to each column, sums of each row of a */
   const uint8_t *left;                    /* a */
   size_t row, step;                       /* bytes between rows and steps of a */
-  int32_t steps, blocks;
+  int32_t steps;
 } qd_factors;
 
 /* `rows` rows, from the `m`-th, by `many` blocks of 16 columns; rows beyond the end are the last one again. */
@@ -139,7 +139,8 @@ QD_INLINE void qd_tile_products(const int rows, const int many, const qd_matmul 
     QD_UNROLL(4)
     for (j = 0; j < many; j++)
       sums[i * many + j] = _mm512_add_epi32(_mm512_loadu_si512(f->columns + 16 * (block + j)),
-                                            _mm512_set1_epi32((128 - p->zero_b) * f->totals[at]));
+                                            _mm512_mullo_epi32(_mm512_set1_epi32(128 - p->zero_b),
+                                                               _mm512_set1_epi32(f->totals[at])));
   }
   for (t = 0; t < steps; t++, packed += 64) {
     __m512i w[4];
@@ -171,7 +172,7 @@ static void qd_pack_right(const qd_matmul *p, const uint8_t *b, int32_t steps, i
   const __m512i ones = _mm512_set1_epi8(1), half = _mm512_set1_epi8(-128);
   int32_t n, t;
   for (n = 0; n < p->n; n += 16) {
-    __mmask16 mask = p->n - n >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (p->n - n)) - 1u);
+    __mmask16 mask = qd_mask(p->n - n);
     __m512i sums = _mm512_set1_epi32(p->k * (128 - p->zero_b));
     for (t = 0; t < steps; t++, packed += 64) {
       int32_t rows = p->k - 4 * t < 4 ? p->k - 4 * t : 4;
@@ -203,7 +204,7 @@ static void qd_pack_left(const qd_matmul *p, const uint8_t *a, qd_factors *f, in
   }
   f->left = packed, f->row = 4, f->step = (size_t)m16 * 4;
   for (m = 0; m < p->m; m += 16) {
-    __mmask16 mask = p->m - m >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (p->m - m)) - 1u);
+    __mmask16 mask = qd_mask(p->m - m);
     __m512i sums = _mm512_setzero_si512();
     for (t = 0; t < f->steps; t++) {
       int32_t rows = p->k - 4 * t < 4 ? p->k - 4 * t : 4, i;
@@ -227,7 +228,7 @@ static void matmul_u8_vnni(const qd_matmul *p, const uint8_t *a, const uint8_t *
   int8_t *packed = (int8_t *)scratch;
   int32_t *columns = (int32_t *)(void *)(packed + (size_t)blocks * steps * 64), *totals = columns + 16 * blocks;
   uint8_t *rows = (uint8_t *)(void *)(totals + (p->m + 15) / 16 * 16);
-  qd_factors f = {.packed = packed, .columns = columns, .steps = steps, .blocks = blocks};
+  qd_factors f = {.packed = packed, .columns = columns, .steps = steps};
   int32_t i, m, block;
   for (i = 0; i < p->batch; i++, out += (size_t)p->m * p->n) {
     qd_pack_right(p, b + (size_t)i * p->b_batch, steps, packed, columns);
@@ -315,7 +316,7 @@ static void qd_add_run(const qd_binary_u8 *p, const uint8_t *a, const uint8_t *b
   const __m512 fixed = _mm512_set1_ps(p->fixed);
   int32_t i;
   for (i = 0; i < n; i += 16) {
-    __mmask16 mask = n - i >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (n - i)) - 1u);
+    __mmask16 mask = qd_mask(n - i);
     __m512 x = _mm512_cvtepi32_ps(qd_codes(a + (step_a ? i : 0), step_a, mask));
     __m512 y = _mm512_cvtepi32_ps(qd_codes(b + (step_b ? i : 0), step_b, mask));
     qd_store_steps(out + i, mask, _mm512_fmadd_ps(x, ratio_a, _mm512_fmadd_ps(y, ratio_b, fixed)));
@@ -327,7 +328,7 @@ static void qd_mul_run(const qd_binary_u8 *p, const uint8_t *a, const uint8_t *b
   const __m512 multiplier = _mm512_set1_ps(p->multiplier), zero_out = _mm512_set1_ps(p->zero_out);
   int32_t i;
   for (i = 0; i < n; i += 16) {
-    __mmask16 mask = n - i >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (n - i)) - 1u);
+    __mmask16 mask = qd_mask(n - i);
     __m512i x = _mm512_sub_epi32(qd_codes(a + (step_a ? i : 0), step_a, mask), _mm512_set1_epi32(p->zero_a));
     __m512i y = _mm512_sub_epi32(qd_codes(b + (step_b ? i : 0), step_b, mask), _mm512_set1_epi32(p->zero_b));
     __m512 steps = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_mullo_epi32(x, y)), multiplier);
