@@ -16,6 +16,8 @@ from qdeploy.native.lowering import UnsupportedError
 
 LARGEST_NUMBER = 2**31 - 1
 """Of a kernel's parameters."""
+MOST_PLACES = 1 << 24
+"""Along an axis: places are floats, which hold each whole number below this."""
 CODES = 256
 
 
@@ -26,6 +28,7 @@ def require_sound(program: Program) -> None:
         UnsupportedError: If an operator contradicts itself, by its kind and name.
     """
     made = {program.image}
+    makers: dict[Tensor, Op] = {}
     for op in program.ops:
         for t in (*op.inputs, op.output):
             _require_tensor(op, t)
@@ -35,6 +38,9 @@ def require_sound(program: Program) -> None:
         _require(op, all(_is_number(v) for k, v in op.attributes.items() if k not in _LIMITS), "has numbers beyond C's")
         _require(op, [t.integer for t in op.inputs] == _kinds(op), "takes codes where floats are, or floats for codes")
         RULES[op.kind](op, op.output.shape, [t.shape for t in op.inputs])
+        if op.kind == "pick":
+            _require_places(op, makers.get(op.inputs[1]))
+        makers[op.output] = op
     for t in program.outputs:
         if t not in made or len(t.shape) != 2 or t.integer:
             raise UnsupportedError("graph", f"the output '{t.name}' is not made as rows of floats")
@@ -189,8 +195,19 @@ def _pick(op: Op, output: Shape, inputs: list[Shape]) -> None:
     _require(op, fits and output == (*source[:axis], *places, *source[axis + 1 :]), f"is {list(output)} at {places}")
 
 
+def _require_places(op: Op, maker: Op | None) -> None:
+    """Places are constant or of a TopK, and on the axis."""
+    side, data = op.inputs[0].shape[op.attributes["axis"]], op.inputs[1].data
+    if data is not None:
+        inside = bool(((data >= 0) & (data < side)).all())
+    else:
+        inside = maker is not None and maker.kind == "topk" and maker.inputs[0].size <= side
+    _require(op, inside and side <= MOST_PLACES, f"takes values beyond an axis of {side}")
+
+
 def _topk(op: Op, output: Shape, inputs: list[Shape]) -> None:
-    _require(op, len(inputs[0]) == len(output) == 1 <= output[0] <= inputs[0][0], f"are {output} of {inputs[0]}")
+    fits = len(inputs[0]) == len(output) == 1 <= output[0] <= inputs[0][0] <= MOST_PLACES
+    _require(op, fits, f"are {output} of {inputs[0]}")
 
 
 def _layernorm(op: Op, output: Shape, inputs: list[Shape]) -> None:

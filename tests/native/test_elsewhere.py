@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,6 +53,24 @@ def test_compilers_find_nothing_to_warn_of(kit: Path, tool: str) -> None:
         out = make(kit, f"CC={tool}", f"CFLAGS=-O1 -Wall -Wextra -pedantic -Werror {words}", "test")
         assert out.count("passed with") == 2
         assert out.count("0 of 40 answers differ") == 2
+
+
+@pytest.mark.parametrize(
+    ("tool", "version", "tiers"),
+    [("gcc", 7, 1), ("gcc", 8, 3), ("aarch64-linux-gnu-gcc", 7, 1), ("aarch64-linux-gnu-gcc", 8, 2)],
+)
+def test_old_compilers_make_the_tiers_that_they_know(tool: str, version: int, tiers: int, tmp_path: Path) -> None:
+    """What a compiler calls itself decides; ``vld1q_u8_x4`` came to gcc with 10."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    if tool == "gcc" and platform.machine() != "x86_64":
+        pytest.skip("its tiers are those of x86-64")
+    late = "#include <arm_neon.h>\n#pragma GCC poison vld1q_u8_x4\n" if tool != "gcc" else ""
+    count = f'_Static_assert(sizeof qd_tiers / sizeof *qd_tiers == {tiers}, "tiers");\n'
+    (tmp_path / "old.c").write_text(f'{late}#include "kernels.h"\n{count}')
+    words = [tool, "-std=c11", "-U__GNUC__", f"-D__GNUC__={version}", "-fsyntax-only", f"-I{KERNELS}", "old.c"]
+    made = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[:2000]
 
 
 _FUZZ = """

@@ -55,8 +55,10 @@ def answers(program: Program, image: NDArray[np.uint8]) -> NDArray[np.float32] |
 def test_changed_graphs_are_refused_by_our_errors_or_can_be_simulated() -> None:
     counts: Counter[str] = Counter()
     for seed, program in programs(range(250), counts):
-        made = answers(program, image_of(seed))
-        assert made is None or made.dtype == np.float32
+        with np.errstate(all="ignore"):
+            found = simulate(program, image_of(seed))
+        for tensor in (op.output for op in program.ops):
+            assert found[tensor.name].shape == tensor.shape, (seed, tensor)
     assert counts["taken"] > 40
     assert counts["refused"] > 100
 

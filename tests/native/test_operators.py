@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from qdeploy.core.machine import saturates
 from qdeploy.native import streams
 from qdeploy.native.arithmetic import dequantized, quantized
-from qdeploy.native.ir import Program
+from qdeploy.native.check import require_sound
+from qdeploy.native.ir import Op, Program, Tensor
 from qdeploy.native.lower import lower
 from qdeploy.native.lowering import UnsupportedError
 from qdeploy.native.onnx_graph import read_graph
@@ -150,6 +152,39 @@ def test_a_softmax_between_codes_is_on_integers_and_as_close_as_rounding(turned:
     off = np.abs(run_op(softmax, [codes]).astype(int) - quantized(exact, 1 / 255, 0))
     assert off.max() <= 1
     assert np.mean(off > 0) < 0.01
+
+
+PLACES: dict[str, tuple[int, int | list[float], bool]] = {
+    "constant ones": (5, [4.0, 0.0], True),
+    "behind the last": (5, [0.0, 5.0], False),
+    "before the first": (5, [0.0, -1.0], False),
+    "no number": (5, [0.0, float("nan")], False),
+    "more than floats count": (2**24 + 1, [0.0], False),
+    "of the best of 5": (5, 5, True),
+    "of the best of 7": (5, 7, False),
+    "of the best of too many": (2**24 + 1, 2**24 + 1, False),
+}
+"""An axis, and constant places or the number of values whose best are taken; whether that is right."""
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_that_are_not_on_their_axis_are_refused(name: str) -> None:
+    side, given, right = PLACES[name]
+
+    def floats(name: str, *shape: int) -> Tensor:
+        return Tensor(name, shape, data=np.broadcast_to(np.float32(0), shape))
+
+    ops = []
+    if isinstance(given, int):
+        places = Tensor("places", (2,))
+        ops.append(Op("topk", [floats("scores", given)], places))
+    else:
+        places = Tensor("places", (len(given),), data=np.array(given, np.float32))
+    made = Tensor("made", (1, places.size))
+    ops.append(Op("pick", [floats("values", 1, side), places], made, {"axis": 1}))
+    program = Program(ops, Tensor("image", (1, SIZE, SIZE, 3), 1.0, 0), made, made)
+    with contextlib.nullcontext() if right else pytest.raises(UnsupportedError):
+        require_sound(program)
 
 
 @pytest.mark.parametrize(
