@@ -227,6 +227,15 @@ def write_folder(folder: Path, images: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(place / f"{i // 3}.png")
 
 
+def rows_done(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, and cut off what an interruption has left of a last one."""
+    text = path.read_bytes()
+    end = text.rfind(b"\n") + 1
+    if end < len(text):
+        os.truncate(path, end)
+    return [json.loads(line) for line in text[:end].splitlines()]
+
+
 def main() -> int:
     """Judge the corpora that are named, and keep the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -239,7 +248,7 @@ def main() -> int:
     begin = time.monotonic()
     rows: list[dict[str, Any]] = []
     if given.rows and given.rows.exists():
-        rows = [json.loads(line) for line in given.rows.read_text().splitlines()]
+        rows = rows_done(given.rows)
     corpora: dict[str, tuple[Iterable[Any], Callable[[Any], str], Callable[[Any, Path], dict[str, Any]]]] = {
         "graph": (foreign_graphs(), lambda g: f"{g.kind}: {g.name}", judged_graph),
         "module": (MODULES, str, judged_module),

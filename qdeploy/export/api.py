@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from qdeploy.core.artifact import EXPORTS
-from qdeploy.core.errors import EngineError, InputError
+from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Note, StepProgress, no_progress, silent
 from qdeploy.core.run_folder import newest_run
@@ -24,6 +24,7 @@ from qdeploy.export.sources.labels import matched, require_count
 from qdeploy.export.sources.module import module_source
 from qdeploy.export.sources.onnx_file import AS_IT_IS, onnx_source
 from qdeploy.export.sources.run import run_source
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeRunError
 
 
 def export(
@@ -128,9 +129,7 @@ def export_onnx(
         note(text)
     try:
         return export_source(source, lambda: dataset, config or ExportConfig(), out, note, progress)
-    except EngineError as error:
-        if not error.what.startswith("ONNX Runtime"):
-            raise
+    except OnnxRuntimeRunError as error:
         raise InputError(f"what is made of {file} cannot be run: {error.what}", fix="export it again") from error
 
 

@@ -52,6 +52,8 @@ class Session(ABC):
 
     failures: tuple[type[Exception], ...] = ()
     """What the engine's library raises when a run fails."""
+    failure: type[EngineError] = EngineError
+    """What is raised for it."""
 
     def __init__(self, artifact: Artifact, opened: object, engine: str, note: str | None = None) -> None:
         self.engine = engine
@@ -141,7 +143,7 @@ class Session(ABC):
             raise InputError(f"{count} images of [{self.size}, {self.size}, 3] are {wanted} bytes", found=found)
 
     def _failed(self, error: Exception) -> EngineError:
-        return EngineError(f"{self.engine} failed with {self._path}: {one_line(error)}", fix=OTHER_ENGINE)
+        return self.failure(f"{self.engine} failed with {self._path}: {one_line(error)}", fix=OTHER_ENGINE)
 
 
 @dataclass(frozen=True)

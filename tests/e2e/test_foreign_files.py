@@ -13,6 +13,19 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+def test_rows_that_an_interruption_cut_are_judged_again(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    done = {"kind": "image", "name": "a.png", "outcome": "taken", "says": "", "faults": []}
+    rows.write_text(f'{json.dumps(done)}\n{{"kind": "image", "na')
+    words = [sys.executable, "benchmarks/foreign_files.py", "images", "--every", "100000", "--rows", str(rows)]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    first, *others = map(json.loads, rows.read_text().splitlines())
+    assert first == done
+    assert len(others) == 1
+
+
+@pytest.mark.slow
 def test_a_sample_of_the_corpora_ends_as_it_should() -> None:
     words = [sys.executable, "benchmarks/foreign_files.py", "--every", "25"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)

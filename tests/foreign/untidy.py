@@ -70,6 +70,19 @@ def _padded(order: tuple[int, ...]) -> onnx.ModelProto:
     return net.model()
 
 
+def _other_rank(kind: str, shape: tuple[int, ...], axes: tuple[int, int]) -> onnx.ModelProto:
+    """Tokens or volumes, and no images, that are padded or resized along the same two axes."""
+    net = Net(12, opset=18)
+    table = net.node("Reshape", net.stem(), net.integers(*shape))
+    if kind == "Pad":
+        made = net.node("Pad", table, net.integers(2, 0, 2, 2), net.constant(0.5), net.integers(*axes))
+    else:
+        made = net.node("Resize", table, "", net.constant([2.0, 1.5]), axes=list(axes), mode="nearest")
+    wide = net.node("Reshape", made, net.integers(0, 4, -1, 1))
+    net.node("Gemm", net.pooled(wide), net.weight(4, CLASSES, scale=1.0), net.bias(), end="y")
+    return net.model()
+
+
 def _group_norm(groups: int) -> onnx.ModelProto:
     net = Net(6, opset=21, ir=10)
     scale, bias = net.constant(net.rng.normal(1, 0.1, 8)), net.constant(net.rng.normal(0, 0.1, 8))
@@ -103,11 +116,11 @@ def _mixed(kind: str) -> onnx.ModelProto:
     return net.model()
 
 
-def _always_the_same() -> onnx.ModelProto:
+def _always_the_same(*values: float, kind: str = "Identity") -> onnx.ModelProto:
     net = Net(9)
     count = net.node("Gather", net.node("Shape", "x"), net.integers(0))
     shape = net.node("Concat", count, net.integers(CLASSES), axis=0)
-    net.node("Expand", net.constant([[1.0, 2.0, 3.0]]), shape, end="y")
+    net.node(kind, net.node("Expand", net.constant([values]), shape), end="y")
     return net.model()
 
 
@@ -142,12 +155,22 @@ TAKEN: dict[str, Callable[[], onnx.ModelProto]] = {
         for order, mode in (((2, 3), "cubic"), ((3, 2), "linear"), ((-2, -1), "nearest"))
     },
     **{f"padded along {list(order)}": partial(_padded, order) for order in ((2, 3), (3, 2), (-1, -2))},
+    **{
+        f"{kind} of {len(shape)} axes along {list(axes)}": partial(_other_rank, kind, shape, axes)
+        for kind in ("Pad", "Resize")
+        for shape, axes in (((0, 8, 25), (-2, -1)), ((0, 2, 4, 5, 5), (2, 3)), ((0, 2, 4, 5, 5), (-2, -1)))
+    },
     **{f"GroupNormalization of {groups}": partial(_group_norm, groups) for groups in (1, 2, 8)},
 }
 REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "BatchNormalization in training": (_training_batch_norm, "is in training mode; export it in evaluation mode"),
     **{f"batch mixed: {k}": (partial(_mixed, k), "first axis is not the batch") for k in ("softmax", "transposed", "")},
-    "always the same answer": (_always_the_same, "answers every image the same: 1, 2, 3"),
+    "always the same answer": (partial(_always_the_same, 1, 2, 3), "answers every image the same: 1, 2, 3"),
+    "always the same answer below 0": (partial(_always_the_same, -1, 2, -3), "answers every image the same: -1, 2, -3"),
+    "always the same probabilities": (
+        partial(_always_the_same, -1, 2, -3, kind="Softmax"),
+        "answers every image the same: -1, 2, -3",
+    ),
     **{f"weight {i} twice, others": (partial(_repeated, i, same=False), "is there twice, with") for i in (0, 1)},
     "nodes in a circle": (_circle, "reads what is made of its own output"),
     **{

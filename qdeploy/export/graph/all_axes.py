@@ -18,18 +18,36 @@ from qdeploy.export.graph.walk import FreeNames, is_standard
 AXES = 4
 
 
-def name_all_axes(graph: onnx.GraphProto) -> None:
-    """Let each Resize and Pad of images, whose values are known, name all axes."""
+def name_all_axes(model: onnx.ModelProto) -> None:
+    """Let each Resize and Pad of images, whose values are known, name all axes.
+
+    Those of tensors that have not 4 axes, or of which that is not known, stay as they are.
+    """
+    graph = model.graph
+    if not any(is_standard(node, "Resize", "Pad") for node in graph.node):
+        return
+    images = _images(model)
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     names, nodes = FreeNames(graph), list[onnx.NodeProto]()
     for node in graph.node:
-        if is_standard(node, "Resize"):
+        of_images = bool(node.input) and node.input[0] in images
+        if of_images and is_standard(node, "Resize"):
             nodes += _resize(node, graph, constants, names)
-        elif is_standard(node, "Pad"):
+        elif of_images and is_standard(node, "Pad"):
             _pad(node, graph, constants, names)
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _images(model: onnx.ModelProto) -> set[str]:
+    """Return the tensors of 4 axes."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except Exception:  # whatever onnx's inference raises from C++
+        return set()
+    shapes = ((v.name, v.type.tensor_type) for v in (*graph.input, *graph.value_info, *graph.output))
+    return {name for name, kind in shapes if kind.HasField("shape") and len(kind.shape.dim) == AXES}
 
 
 def _pad(node: onnx.NodeProto, graph: onnx.GraphProto, constants: dict[str, NDArray[Any]], names: FreeNames) -> None:

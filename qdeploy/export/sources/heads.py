@@ -230,6 +230,7 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
         found = _source(table, tables, softmax, rounding)
         if found is None:
             return replace(head, form="probabilities", gives="probabilities")
+        _require_differing(answer, tables[found], file)
         return replace(head, **_found(found, values), gives="probabilities")
     if table.min() >= 0 and table.max() <= 1 and (found := _source(table, tables, _sigmoid, rounding)):
         if head.classes == 1:
@@ -239,12 +240,8 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
             "class), of which several may be high",
             fix=f"if only one class is right for an image, give `output={found.removesuffix(FOREIGN_TENSOR)}`",
         )
+    _require_differing(answer, table, file)
     sums = table.sum(1)
-    if head.classes > 1 and table.min() >= 0 and not np.ptp(table, axis=0).any():
-        raise InputError(
-            f"output '{answer.output}' of {file} answers every image the same: {_row(table[0])}",
-            fix="give a trained model, or say with `output` which tensor holds its logits",
-        )
     if head.classes > 1 and table.min() >= 0 and np.ptp(sums) <= 1e-3 * sums.mean():
         raise InputError(
             f"output '{answer.output}' of {file} gives values that are at least 0 and sum to {sums.mean():g}, neither "
@@ -257,6 +254,14 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
             fix="give a graph with a sigmoid behind it, or with an output for each class",
         )
     return head
+
+
+def _require_differing(answer: Answer, table: NDArray[np.float64], file: Path) -> None:
+    if table.shape[1] > 1 and len(table) > 1 and not np.ptp(table, axis=0).any():
+        raise InputError(
+            f"output '{answer.output}' of {file} answers every image the same: {_row(table[0])}",
+            fix="give a trained model, or say with `output` which tensor holds its logits",
+        )
 
 
 def _row(values: NDArray[np.float64]) -> str:

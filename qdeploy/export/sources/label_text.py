@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,15 +15,25 @@ from qdeploy.core.errors import InputError
 KEYS = ("names", "id2label", "label_names", "labels", "classes", "class_names")
 """Where Ultralytics, Hugging Face, timm and others keep them."""
 TABLES = (*KEYS, "categories")
-NUMBERED = re.compile(r"(\d+)\s*[\s:,;]\s*(\S.*)")
+MOST = 10**9
+"""Largest number that is a name."""
+NUMBERED = re.compile(r"([0-9]{1,9})(\s*[\s:,;]\s*)(\S.*)")
+NUMBER = re.compile(r"\s*-?[0-9]{1,9}\s*")
 JSON = re.compile(r"[\[{]\s*['\"\d\[{]")
 YAML = re.compile(r"(?m)^names[ \t]*:(?=[ \t]*([\[{#]|$))")
 FLOW = re.compile(r"[ \t]*[\[{](.*?)[\]}]", re.DOTALL)
-ITEM = re.compile(r"[ \t]*(?:-|(\d+)[ \t]*:)[ \t]+(.+)")
+ITEM = re.compile(r"[ \t]*(?:-|([0-9]{1,9})[ \t]*:)[ \t]+(.+)")
+QUOTED = re.compile(r"""('[^']*(?:''[^']*)*'|"[^"\\]*(?:\\.[^"\\]*)*")[ \t]*(?:[ \t]#.*)?""")
+COMMENT = re.compile(r"(?:^|[ \t])#")
+Rows = list[tuple[str, str]]
+"""A line, and the name in it."""
 
 
-def names_in(value: Any, where: str) -> list[str]:
+def names_in(value: Any, where: str) -> tuple[list[str], list[str]]:
     """Return the names of a list or a table, or of a text that holds one, or one a line.
+
+    Returns:
+        The names, and the whole lines, in the same order, if numbers at their start were read as numbers of classes.
 
     Raises:
         InputError: If it begins as JSON and is none, or holds what is no name.
@@ -29,11 +41,18 @@ def names_in(value: Any, where: str) -> list[str]:
     if isinstance(value, str):
         value = _read(value.strip(), where)
     if isinstance(value, str):
-        return by_numbers(lines_of(value)) or lines_of(value)
+        lines = lines_of(value)
+        rows = by_numbers(lines)
+        return ([name for _, name in rows], [line for line, _ in rows]) if rows else (lines, [])
+    while isinstance(value, Mapping) and (inner := _table_in(value)) is not None:
+        value = inner
     if isinstance(value, Mapping):
-        inner = next((value[k] for k in TABLES if isinstance(value.get(k), (Mapping, list, tuple))), None)
-        return names_in(inner, where) if inner is not None else _named(_ordered(value), where)
-    return _named(list(value), where) if isinstance(value, (list, tuple)) else []
+        value = _ordered(value)
+    return (_named(list(value), where) if isinstance(value, (list, tuple)) else []), []
+
+
+def _table_in(table: Mapping[Any, Any]) -> Any:
+    return next((table[k] for k in TABLES if isinstance(table.get(k), (Mapping, list, tuple))), None)
 
 
 def lines_of(text: str) -> list[str]:
@@ -46,20 +65,22 @@ def _parts(line: str) -> list[str]:
     return [_unquoted(part) for part in line.split(",") if part.strip()]
 
 
-def by_numbers(lines: Sequence[str]) -> list[str]:
-    """Return the names of lines that all begin with a number, counted from 0 or 1, by it; nothing for others."""
+def by_numbers(lines: Sequence[str]) -> Rows:
+    """Return lines that all begin with a number, counted from 0 or 1, with their names, ordered by it.
+
+    Nothing is returned for others, nor where only a blank stands behind the number and the names without it would be
+    the same, as of ``1 euro`` and ``2 euro``: there the number is part of the name.
+    """
     found = [NUMBERED.fullmatch(line) for line in lines]
-    table = {int(m[1]): _unquoted(m[2]) for m in found if m is not None}
+    table = {int(m[1]): m for m in found if m is not None}
     if len(table) < len(lines) or sorted(table) not in (list(range(len(table))), list(range(1, len(table) + 1))):
         return []
-    return [table[number] for number in sorted(table)]
-
-
-def number_of(line: str) -> int:
-    """Return the number that such a line begins with."""
-    found = NUMBERED.fullmatch(line)
-    assert found is not None
-    return int(found[1])
+    ordered = [table[number] for number in sorted(table)]
+    names = [_unquoted(m[3]) for m in ordered]
+    repeated = len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
+    if repeated and any(not m[2].strip(" ") for m in ordered):
+        return []
+    return [(m[0], name) for m, name in zip(ordered, names, strict=True)]
 
 
 def _unquoted(text: str) -> str:
@@ -80,7 +101,9 @@ def _read(text: str, where: str) -> Any:
 def _literal(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
-            return read(text)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python's of a backslash in a name
+                return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
     return None
@@ -90,35 +113,69 @@ def _yaml(text: str) -> Any:
     """Return what stands behind ``names:`` in a YAML file, as Ultralytics writes it: a list, or a numbered table."""
     if flow := FLOW.match(text):
         read = _literal(flow[0].strip())
-        return read if read is not None else by_numbers(parts := _parts(flow[1])) or parts
+        parts = _parts(flow[1])
+        rows = by_numbers(parts) if read is None and flow[0].lstrip().startswith("{") else []
+        return read if read is not None else [name for _, name in rows] or parts
     names: dict[int, str] = {}
     for line in text.splitlines():
-        item = ITEM.fullmatch(line.split(" #")[0].rstrip())
+        item = ITEM.fullmatch(line)
         if item:
-            names[int(item[1]) if item[1] else len(names)] = _unquoted(item[2])
+            names[int(item[1]) if item[1] else len(names)] = _without_comment(item[2])
         elif line.strip() and not line.lstrip().startswith("#"):
             break
     return names
 
 
+def _without_comment(text: str) -> str:
+    """Return a name in YAML: what its quotes hold, else what stands before a comment."""
+    if quoted := QUOTED.fullmatch(text.rstrip()):
+        name = _unquoted(quoted[1])
+        return name.replace("''", "'") if quoted[1][0] == "'" else name
+    return COMMENT.split(text, maxsplit=1)[0].strip()
+
+
 def _ordered(table: Mapping[Any, Any]) -> list[Any]:
-    """Return the names of a table in the order of their numbers: from number to name, or from name to number."""
-    try:
-        if all(isinstance(v, int) for v in table.values()):
-            table = {number: name for name, number in table.items()}
-        by_number = {int(k): v for k, v in table.items()}
-    except (TypeError, ValueError):
-        return []
-    return [by_number[number] for number in sorted(by_number)]
+    """Return the names of a table in the order of their numbers: from number to name, or from name to number.
+
+    Nothing is returned where those are no whole numbers, or one is there twice.
+    """
+    rows = list(table.items())
+    if all(isinstance(v, int) for v in table.values()):
+        rows = [(number, name) for name, number in rows]
+    by_number = {_whole(number): name for number, name in rows}
+    numbers = [number for number in by_number if number is not None]
+    return [by_number[number] for number in sorted(numbers)] if len(numbers) == len(rows) else []
+
+
+def _whole(value: Any) -> int | None:
+    """Return the whole number that a value is or says; None for any other value."""
+    if isinstance(value, str):
+        return int(value) if NUMBER.fullmatch(value) else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _named(entries: list[Any], where: str) -> list[str]:
-    """Return the names of entries: texts, numbers, pairs as Keras has them, or tables with a name."""
+    """Return the names of entries: texts, numbers, pairs as Keras has them, or tables with a name.
+
+    Tables are taken in the order of their ``id`` if each has a whole number there, else as they stand.
+    """
     if entries and all(isinstance(e, Mapping) and "name" in e for e in entries):
-        entries = [e["name"] for e in sorted(entries, key=lambda e: int(e.get("id", 0)))]
+        numbers = [_whole(e.get("id")) for e in entries]
+        rows = [(number, e["name"]) for number, e in zip(numbers, entries, strict=True) if number is not None]
+        whole = len(rows) == len(entries)
+        entries = [name for _, name in sorted(rows, key=lambda r: r[0])] if whole else [e["name"] for e in entries]
     if entries and all(isinstance(e, (list, tuple)) and len(e) == 2 for e in entries):
         entries = [e[1] for e in entries]
-    wrong = next((e for e in entries if not isinstance(e, (str, int, float))), None)
-    if wrong is not None:
-        raise InputError(f"{where} holds what is no label", found=repr(wrong)[:80], fix="give one label a line")
+    wrong = [e for e in entries if not isinstance(e, (str, int, float)) or (isinstance(e, int) and abs(e) > MOST)]
+    if wrong:
+        raise InputError(f"{where} holds what is no label", found=_shown(wrong[0]), fix="give one label a line")
     return [str(e) for e in entries]
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a list in thousands of lists
+        return f"a {type(value).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.regular import TooLargeError, read_regular
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.graph.walk import all_nodes
-from qdeploy.export.sources.label_text import KEYS, by_numbers, lines_of, names_in, number_of
+from qdeploy.export.sources.label_text import KEYS, names_in
 
 BESIDE = ("labels.txt", "classes.txt")
 INSIDE = ("pretrained_cfg", "model_config")
@@ -41,6 +42,8 @@ class FoundLabels:
     def said(self) -> str:
         """Return whose labels they are, for the user to know."""
         text = f"the labels are those of {self.where}"
+        if self.written:
+            text += "; numbers at the start of lines were read as class numbers"
         if self.repeated:
             text += f"; {len(self.repeated)} of them are names of several classes and got their number: "
         return text + _some(self.repeated)
@@ -80,9 +83,17 @@ def labels_from_file(path: Path, *, beside: bool = False) -> FoundLabels:
         raise InputError(f"the labels' file {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"the labels' file {path} is no UTF-8 text; save it as such") from error
-    found = found_labels(checked(names_in(text, str(path)), str(path)), str(path), beside=beside)
-    lines = lines_of(text)
-    return replace(found, written=tuple(sorted(lines, key=number_of))) if by_numbers(lines) else found
+    return read_labels(text, str(path), beside=beside)
+
+
+def read_labels(value: Any, where: str, *, beside: bool = False) -> FoundLabels:
+    """Return the labels of a text, list or table.
+
+    Raises:
+        InputError: If it holds none, or such as cannot be used.
+    """
+    names, lines = names_in(value, where)
+    return replace(found_labels(checked(names, where), where, beside=beside), written=tuple(lines))
 
 
 def find_labels(model: onnx.ModelProto, given: Labels | Path | None, file: Path) -> FoundLabels | None:
@@ -97,14 +108,16 @@ def find_labels(model: onnx.ModelProto, given: Labels | Path | None, file: Path)
         return found_labels(checked(list(given), "`labels`"), "`labels`")
     metadata = {p.key: p.value for p in model.metadata_props}
     for key in KEYS:
-        if labels := _usable(metadata.get(key)):
-            return found_labels(labels, f"metadata '{key}' of {file.name}")
+        if found := _usable(metadata.get(key), f"metadata '{key}' of {file.name}"):
+            return found
     for node in all_nodes(model):
-        if node.op_type == "ZipMap" and (labels := _usable(_strings(node, "classlabels_strings"))):
-            return found_labels(labels, f"the ZipMap of {file.name}")
+        if node.op_type == "ZipMap" and (
+            found := _usable(_strings(node, "classlabels_strings"), f"the ZipMap of {file.name}")
+        ):
+            return found
     for name in (f"{file.stem}.labels.txt", f"{file.stem}.txt", *BESIDE):
         beside = file.parent / name
-        if beside.is_file() and (found := _usable_file(beside)):
+        if os.path.isfile(beside) and (found := _usable_file(beside)):  # unlike pathlib's it takes any length
             return found
     return _from_config(file.parent / "config.json")
 
@@ -121,8 +134,8 @@ def _from_config(path: Path) -> FoundLabels | None:
     tables = [config, *(config.get(k) for k in INSIDE)] if isinstance(config, dict) else []
     for table in (t for t in tables if isinstance(t, dict)):
         for key in KEYS:
-            if labels := _usable(table.get(key)):
-                return found_labels(labels, f"'{key}' of {path}", beside=True)
+            if found := _usable(table.get(key), f"'{key}' of {path}", beside=True):
+                return found
     return None
 
 
@@ -133,15 +146,15 @@ def _usable_file(path: Path) -> FoundLabels | None:
         return None
 
 
-def _usable(value: Any) -> Labels | None:
+def _usable(value: Any, where: str, *, beside: bool = False) -> FoundLabels | None:
     """Return labels that are names; None for none, and for placeholders such as LABEL_0."""
     try:
-        labels = checked(names_in(value, "the metadata"), "the metadata") if value else None
+        found = read_labels(value, where, beside=beside) if value else None
     except InputError:
         return None
-    if labels and all(label.lower().replace("_", "") == f"label{i}" for i, label in enumerate(labels)):
+    if found and all(label.lower().replace("_", "") == f"label{i}" for i, label in enumerate(found.labels)):
         return None
-    return labels
+    return found
 
 
 def checked(labels: Sequence[str], where: str) -> Labels:

@@ -98,7 +98,7 @@ def prepared(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     name_nodes_apart(copy.graph)
     name_tensors_apart(copy.graph)
     normalise_gemms(copy.graph)
-    name_all_axes(copy.graph)
+    name_all_axes(copy)
     del copy.graph.quantization_annotation[:]
     del copy.training_info[:]
     return copy

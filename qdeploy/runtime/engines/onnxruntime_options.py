@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qdeploy.core.errors import EngineError
 from qdeploy.core.machine import SEVEN_BIT_TARGET, cpu_flags, saturates
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -19,6 +20,10 @@ silence; with VNNI its sums are exact anyway and this would slow them down (benc
 
 class OnnxRuntimeError(Exception):
     """What ONNX Runtime says."""
+
+
+class OnnxRuntimeRunError(EngineError):
+    """ONNX Runtime failed while it ran a model."""
 
 
 def session_entries(target: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, EngineError, MissingDependencyError
 from qdeploy.core.reasons import onnxruntime_reason
 from qdeploy.runtime.engines.onnxruntime_binding import CPU, FAILURES, VERSION, open_binding
-from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError, cpu_engine, cpu_note
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError, OnnxRuntimeRunError, cpu_engine, cpu_note
 from qdeploy.runtime.session import OTHER_ENGINE, Session
 
 OUTPUTS = ["logits", "probabilities"]
@@ -24,6 +24,7 @@ class ProviderSession(Session):
     """A session of ONNX Runtime with chosen providers; see ``qdeploy.runtime.session.Session``."""
 
     failures = FAILURES
+    failure = OnnxRuntimeRunError
     providers: tuple[tuple[str, dict[str, Any]], ...]
     """The first is what the engine stands for; the others take what it cannot run."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, one_line
 from qdeploy.runtime.engines.onnxruntime_library import VERSION, Model
-from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError, cpu_engine, cpu_note
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError, OnnxRuntimeRunError, cpu_engine, cpu_note
 from qdeploy.runtime.session import Rows, Session
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class OnnxRuntimeSession(Session):
     """A session of ONNX Runtime; see ``qdeploy.runtime.session.Session``."""
 
     failures = (OnnxRuntimeError,)
+    failure = OnnxRuntimeRunError
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         target = artifact.card.target

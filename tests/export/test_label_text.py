@@ -1,0 +1,165 @@
+"""Files of labels that other tools write, or nobody: names, or one line that says why not; nothing else."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from qdeploy.core.errors import InputError
+from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.data.dataset import Dataset
+from qdeploy.export.sources.labels import find_labels, labels_from_file, matched
+
+NUMBERS_READ = "; numbers at the start of lines were read as class numbers"
+NINES = "9" * 5000
+NOT_NUMBERS = {
+    "ids of text": '[{"id": "n02", "name": "cat"}, {"id": "n01", "name": "ant"}, {"id": "n03", "name": "bee"}]',
+    "one id of text": '[{"id": 3, "name": "cat"}, {"id": "n01", "name": "ant"}, {"id": 1, "name": "bee"}]',
+    "an id of nothing": '{"categories": [{"id": null, "name": "cat"}, {"name": "ant"}, {"id": [], "name": "bee"}]}',
+    "an endless id": '[{"id": 1e999, "name": "cat"}, {"id": 1, "name": "ant"}, {"id": NaN, "name": "bee"}]',
+}
+UNUSABLE = {
+    "an endless key": "{1e999: 'x', 2: 'y', 3: 'z'}",
+    "a key twice": "{1.0: 'x', '1': 'y', 2: 'z'}",
+    "thousands of digits in YAML": f"names:\n  {NINES}: ant\n  1: bee\n",
+    "thousands of digits as name": f'["ant", 0x{NINES}, "bee"]',
+    "thousands of digits in a list": f'["ant", [0x{NINES}, 1, 2], "bee"]',
+    "thousands of lists": f'["ant", {"[" * 900}{"]" * 900}]',
+    "thousands of tables": '{"names": ' * 900 + "[]" + "}" * 900,
+    "the same in the end": "ant\nant (0)\nant",
+}
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "labels.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", NOT_NUMBERS)
+def test_ids_that_are_no_numbers_leave_the_order(name: str, tmp_path: Path) -> None:
+    assert labels_from_file(written(tmp_path, NOT_NUMBERS[name])).labels == ("cat", "ant", "bee")
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+@pytest.mark.parametrize("where", ["given", "beside", "metadata"])
+def test_what_holds_no_labels_is_refused_only_if_it_was_asked_for(where: str, name: str, tmp_path: Path) -> None:
+    model = onnx.ModelProto()
+    if where == "metadata":
+        helper.set_model_props(model, {"names": UNUSABLE[name]})
+    else:
+        path = written(tmp_path, UNUSABLE[name])
+    if where != "given":
+        assert find_labels(model, None, tmp_path / "theirs.onnx") is None
+        return
+    with pytest.raises(InputError, match=r"labels\.txt (must hold|holds)") as refused:
+        find_labels(model, path, tmp_path / "theirs.onnx")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_may_be_called_as_long_as_a_name_can_be(tmp_path: Path) -> None:
+    assert find_labels(onnx.ModelProto(), None, tmp_path / f"{'x' * 250}.onnx") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "numbers"),
+    [
+        ("1 euro\n2 euro", ("1 euro", "2 euro"), False),
+        ("1 finger\n2 fingers\n3 fingers", ("1 finger", "2 fingers", "3 fingers"), False),
+        ("0 caf\u00e9\n1 cafe\u0301", ("0 caf\u00e9", "1 cafe\u0301"), False),
+        ("0: crane\n1: ant\n2: crane", ("crane (0)", "ant", "crane (2)"), True),
+        ("1 bee\n0 ant", ("ant", "bee"), True),
+        pytest.param(f"{NINES} ant\n1 bee", (f"{NINES} ant", "1 bee"), False, id="digits"),
+        ("names: [0 ant, 1 bee]", ("0 ant", "1 bee"), False),
+        ("names:\n- 'C #1'\n- C #  1\n- \"D #2\" # two\n- 'E' #\n- F#\n- 'it''s'", None, False),
+        ("['C\\d', 'D']", ("C\\d", "D"), False),
+    ],
+)
+def test_numbers_and_signs_that_belong_to_names_stay(
+    text: str, labels: tuple[str, ...] | None, numbers: bool, tmp_path: Path
+) -> None:
+    found = labels_from_file(written(tmp_path, text))
+    assert found.labels == (labels or ("C #1", "C", "D #2", "E", "F#", "it's"))
+    assert (NUMBERS_READ in found.said()) == numbers
+
+
+def test_numbers_that_were_read_are_said_of_metadata_too() -> None:
+    model = onnx.ModelProto()
+    helper.set_model_props(model, {"labels": "0 ant\n1 bee"})
+    found = find_labels(model, None, Path("theirs.onnx"))
+    assert found is not None
+    assert found.labels == ("ant", "bee")
+    assert found.said() == f"the labels are those of metadata 'labels' of theirs.onnx{NUMBERS_READ}"
+    data = Dataset(name="coins", classes=("0 ant", "1 bee"), preprocessing=Preprocessing(), splits={}, problems=())
+    same, notes = matched(data, found, 2, Path("theirs.onnx"))
+    assert same.classes == ("0 ant", "1 bee")
+    assert notes == [found.said()]
+
+
+SEEDS = (
+    "cat\nant\nbee\n",
+    "0 cat\n1 ant\n2 bee\n",
+    "1: 'cat'\n2: ant\n3: bee",
+    "cat, ant, 'bee'",
+    json.dumps(["cat", "ant", "bee"]),
+    json.dumps({"0": "cat", "1": "ant", "2": "bee"}),
+    json.dumps({"cat": 0, "ant": 1, "bee": 2}),
+    json.dumps({"0": ["n01", "cat"], "1": ["n02", "ant"]}),
+    json.dumps({"categories": [{"id": 7, "name": "ant"}, {"id": 3, "name": "cat"}]}),
+    json.dumps({"model": 1, "id2label": {"0": "cat", "1": "ant"}, "label2id": {}}),
+    "{0: 'cat', 1: 'ant', -2: 'bee'}",
+    "nc: 3\nnames:  # in order\n  0: cat\n  1: 'ant' # small\n  2: bee\n",
+    'names:\n- cat\n- "ant"\n- bee #\nval: images\n',
+    "names: ['cat', ant,\n 'bee']\n",
+    "names: {0: cat, 1: ant}",
+)
+PIECES = [
+    *(NINES, "1e999", "-1e999", "NaN", "null", "true", "0x" + NINES, "1.5", "-0", "1j", "\u0663", "\u00b2", "\\ud800"),
+    *("[" * 3000, "{" * 3000, '{"names":' * 900, "[]", "{}", "()", "b'x'", "'", '"', "''", "\\", "\\x", "\\N{"),
+    *(",", ":", " #", "#", "- ", "\n", "\r", "\t", "\x00", "\u2028", "\ufeff", "names:", "id", " " * 50, "..."),
+]
+
+
+def mutated(text: str, chance: random.Random) -> bytes:
+    """Return a text some of whose bytes or words are others, lost, moved, or pieces that readers stumble over."""
+    data = bytearray(text.encode())
+    for _ in range(chance.randint(1, 4)):
+        at, end = sorted(chance.randint(0, len(data)) for _ in range(2))
+        how = chance.randrange(6)
+        words = list(re.finditer(rb"\w+", data))
+        if how == 0:
+            data[at : at + 1] = bytes([chance.randrange(256)])
+        elif how == 1:
+            del data[at : min(end, at + 6)]
+        elif how == 2:
+            data[at:at] = data[at:end]
+        elif how == 3 and words:
+            word = chance.choice(words)
+            data[slice(*word.span())] = chance.choice(PIECES).encode()
+        else:
+            data[at : at + chance.randint(0, 4)] = chance.choice(PIECES).encode()
+    return bytes(data)
+
+
+def test_mutated_files_give_labels_or_one_line(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    labels, refusals = 0, list[str]()
+    for _ in range(400):
+        data = mutated(chance.choice(SEEDS), chance)
+        try:
+            found = labels_from_file(written(tmp_path, data))
+        except InputError as error:
+            refusals.append(str(error))
+        else:
+            assert len(set(found.labels)) == len(found.labels) >= 2
+            assert all(found.labels)
+            labels += 1
+    assert labels > 40
+    assert len(refusals) > 40
+    assert not any("\n" in text for text in refusals)
