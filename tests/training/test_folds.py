@@ -61,10 +61,10 @@ def test_planted_errors_are_found(shades: Path) -> None:
     planted = {"light/wrong.png": "dark/04.png", "dark/wrong.png": "light/11.png", "grey/wrong.png": "light/03.png"}
     for place, image in planted.items():
         shutil.move(shades / image, shades / place)
-    config = config_from_recipe(model="nano-ar", data=str(shades), epochs=8, batch_size=8, input_size=32)
+    config = config_from_recipe(model="nano-ar", data=str(shades), epochs=24, batch_size=8, input_size=32)
     progress = Counting()
     judged = cross_validated(config, 2, progress)
-    assert progress.epochs == list(range(1, 17))
+    assert progress.epochs == list(range(1, 49))
     assert Counter(judged.labels.tolist()) == {0: 20, 1: 21, 2: 19}
     assert judged.probabilities.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     assert all(Path(name).parent.name == CLASSES[k] for name, k in zip(judged.names, judged.labels, strict=True))
