@@ -8,19 +8,10 @@ from typing import TYPE_CHECKING, Any
 from qdeploy.cli.calibrate import lines as confidence_lines
 from qdeploy.cli.options import Json, ModelFile
 from qdeploy.cli.output import emit_json, note, say
+from qdeploy.core.only_with import ONLY_WITH, counts
 
 if TYPE_CHECKING:
     from qdeploy.core.artifact import Artifact
-
-ONLY_WITH: Mapping[str, tuple[str, str | bool]] = {
-    "shift": ("augmentation", "shift"),
-    "crop": ("augmentation", "crop"),
-    "warmup_share": ("schedule", "cosine"),
-    "warmup_epochs": ("schedule", "confidence"),
-    "distill_weight": ("teacher", True),
-    "distill_temperature": ("teacher", True),
-}
-"""Fields that say nothing unless another has a value, or any."""
 
 
 def inspect_command(artifact: ModelFile = None, json: Json = False) -> None:
@@ -106,9 +97,9 @@ def _as_c(found: Artifact) -> dict[str, int | str | None]:
 def _switched_on(training: Mapping[str, Any]) -> str:
     """Name what a training used; parts that were off are left out, ``--json`` has all."""
     used = {k: v for k, v in training.items() if v not in (False, 0, "", "off", "none", None, {}, [])}
-    for name, (part, value) in ONLY_WITH.items():
-        if part in training and training[part] != value and bool(training[part]) is not value:
-            used.pop(name, None)
+    for parts, other, values in ONLY_WITH:
+        if other in training and not counts(training[other], values):
+            used = {k: v for k, v in used.items() if k not in parts}
     words = [k.replace("_", " ") if v is True else f"{k.replace('_', ' ')} {_value(v)}" for k, v in used.items()]
     return ", ".join(words)
 

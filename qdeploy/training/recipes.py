@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.image_formats import formats_of_run
 from qdeploy.core.machine import MOST_THREADS
+from qdeploy.core.only_with import CONTROLLER, ONLY_WITH, counts
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.models.registry import MODELS
 
@@ -147,9 +148,9 @@ class TrainConfig:
                     f"{_named(name)} must be {', '.join(choices[:-1])} or {choices[-1]}", found=f"'{value}'"
                 )
         formats_of_run(asdict(self))
-        for parts, other, values in _ONLY_WITH:
-            idle = [part for part in parts if getattr(self, part)]
-            if idle and getattr(self, other) not in values:
+        for parts, other, values in ONLY_WITH:
+            idle = [part for part in parts if getattr(self, part) and not getattr(TrainConfig, part)]
+            if idle and not counts(getattr(self, other), values):
                 raise InputError(
                     f"{', '.join(idle)}: only with {other} {' or '.join(values)}",
                     found=f"'{getattr(self, other)}'",
@@ -194,19 +195,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_seconds": (0, 86_400),
 }
 
-CONTROLLER = (
-    "boosts", "plateau_resets", "restarts", "dynamic_momentum", "dynamic_ema", "dynamic_smoothing", "dynamic_drop_path",
-)  # fmt: skip
-"""The parts of the paper's controller; there is none under a cosine."""
 MECHANISMS = (*CONTROLLER, "hardness", "swa", "reloads", "randaugment", "mixup", "cutmix")
 """What the paper's recipe switches on."""
-_ONLY_WITH = (
-    (CONTROLLER, "schedule", ("confidence",)),
-    (("randaugment",), "augmentation", ("low", "mid", "high")),
-    (("pad",), "augmentation", ("crop",)),
-    (("all_images",), "schedule", ("cosine",)),
-)
-"""Switches that do nothing but with some values of another field: on otherwise, they are a contradiction."""
 _PAPER: dict[str, Any] = {
     "model": "qonstraint-5.9-gap",
     "epochs": 70,

@@ -64,10 +64,8 @@ def thread_range(config: TrainConfig, *, device: str, processes: int, default: i
         cores: Largest count of a process that shares the machine; by default the cores that may be used.
     """
     if config.threads:
-        alone_on_cpu = device == "cpu" and processes == 1
-        return ThreadRange(
-            first=config.threads, most=config.threads, measured=False, told=alone_on_cpu and config.threads > 1
-        )
+        told = device == "cpu" and processes == 1 and config.threads > 1 and not config.deterministic
+        return ThreadRange(first=config.threads, most=config.threads, measured=False, told=told)
     if device != "cpu" or processes > 1 or config.compile:  # a compiled model would be compiled for each count
         return ThreadRange(first=default, most=default, measured=False)
     most = cores or usable_cores()
@@ -140,9 +138,11 @@ class Threads:
         self.count = count
 
     def _say_if_collapsed(self) -> None:
-        ratio = self._ratio()
-        if ratio and ratio > COLLAPSED:
-            self._begun = True  # said once
+        if self._reference is None:
+            return
+        ratio = statistics.median(self._recent) / self._reference
+        if ratio > COLLAPSED:  # two slow steps in a row are not enough: it is said once
+            self._begun = True
             self._note(
                 f"steps take {ratio:.1f} times as long as at first, with the {self.count} CPU threads that were asked "
                 "for: beside other work one thread may be faster, and where none is asked for the fastest is taken"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qdeploy.core.errors import InputError
+from qdeploy.core.only_with import ONLY_WITH
 from qdeploy.data.catalog import READERS
 from qdeploy.models.registry import MODELS
 from qdeploy.training.recipes import RECIPES, TrainConfig, config_from_recipe, config_from_record, parse_settings
@@ -87,6 +88,17 @@ def test_switches_that_would_do_nothing_are_refused(fields: dict[str, Any], word
         config_from_recipe("qonstraint-5.9", **fields)
     found = parse_settings(tuple(str(error.value).partition("or set ")[2].split()))
     assert config_from_recipe("qonstraint-5.9", **fields, **found).swa  # as the text says
+
+
+def test_what_counts_only_with_another_field_names_fields() -> None:
+    known = TrainConfig().to_dict()
+    for parts, other, values in ONLY_WITH:
+        assert {*parts, other} <= known.keys()
+        for value in values:
+            fields: dict[str, Any] = {other: value}
+            TrainConfig(**fields)
+    twice = [part for parts, _, _ in ONLY_WITH for part in parts]
+    assert len(twice) == len(set(twice))
 
 
 def test_every_variant_of_the_ablation_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,8 @@ def test_short_runs_and_fixed_counts_measure_nothing() -> None:
 
 
 def test_a_count_that_was_asked_for_is_kept_and_its_collapse_said_once() -> None:
-    for seconds, notes in ((arrives, 1), (quiet, 0)):
+    hiccup = lambda n, now: 9.0 if 60 < now < 78 else quiet(n, now)  # noqa: E731  # two steps in a row
+    for seconds, notes in ((arrives, 1), (hiccup, 0), (quiet, 0)):
         machine = Simulated(seconds, 2)
         allowed = thread_range(TrainConfig(threads=2), device="cpu", processes=1, default=2, cores=2)
         machine.threads = Threads(allowed, machine.rehearse, machine.use, machine.notes.append)
@@ -138,6 +139,10 @@ def test_a_count_that_was_asked_for_is_kept_and_its_collapse_said_once() -> None
         assert not machine.used
         assert len(machine.notes) == notes
     assert not thread_range(TrainConfig(threads=2), device="cuda", processes=1, default=2, cores=2).told
+    nobody = TrainConfig(deterministic=True)  # asked for the cores that it computes with
+    nobody = replace(nobody, threads=fixed_threads(nobody, 2))
+    assert nobody.threads == 2
+    assert not thread_range(nobody, device="cpu", processes=1, default=2, cores=2).told
 
 
 def test_who_decides(monkeypatch: pytest.MonkeyPatch) -> None:
