@@ -22,7 +22,7 @@ from qdeploy.data.catalog import load_dataset
 from qdeploy.export.finish import open_graph
 from qdeploy.export.graph.parity import run_outputs, run_session
 from qdeploy.export.int8.calibrate import calibrate, choose_images
-from qdeploy.export.int8.clock import Clock, FloatNodes, real_clock, times_of, timing_of
+from qdeploy.export.int8.clock import Clock, FloatNodes, Timing, real_clock, times_of, timing_of
 from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.float_choice import SearchConfig
 from qdeploy.export.int8.float_search import FloatSearch
@@ -70,6 +70,16 @@ def make(fp32_file: Path) -> MakeSearch:
         )
 
     return search
+
+
+def rules() -> FloatSearch:
+    """Return a search whose rules are asked about times alone: nothing is opened."""
+    nothing: Any = None
+    return FloatSearch(
+        model=onnx.ModelProto(), card=nothing, encoding=X86, ranges={}, biases={}, images=nothing, before=nothing,
+        budget=AccuracyBudget(points=1.0), clock=None, config=SearchConfig(), note=lambda _: None,
+        progress=lambda done, total: None,
+    )  # fmt: skip
 
 
 def told(cost: Callable[[FloatNodes | None], float]) -> Clock:
@@ -361,6 +371,43 @@ def test_what_is_clear_is_not_timed_again(fp32: onnx.ModelProto, make: MakeSearc
     found = make(fp32, clock=noisy, config=FEW).search()
     assert found.float_units == ("stem",)
     assert len(calls) <= 14  # twelve openings of one step alone, where the noise had to be half of what counts
+
+
+@pytest.mark.parametrize(
+    ("ms", "told"),
+    [
+        ((100.0, 95.1), False),  # 2 % count: 2.9 % beyond that are within the margin of 3 %
+        ((100.0, 94.9), True),
+        ((100.0, 100.9), False),
+        ((100.0, 101.1), True),
+        ((100.0, 101.1, 101.2), True),  # nothing is taken, whichever is the best
+        ((100.0, 80.0, 80.5), False),
+        ((100.0, 83.9, 80.0), False),
+        ((100.0, 84.1, 80.0), True),
+        ((100.0, 84.1, 80.0, 83.9), False),
+    ],
+)
+def test_when_it_is_clear_which_choice_is_the_best(ms: tuple[float, ...], told: bool) -> None:
+    search = rules()
+    assert search._tells_best(Timing(ms=ms, noise=0.02, margin=0.03)) is told
+
+
+def test_a_quiet_clock_need_not_tell_two_good_choices_apart() -> None:
+    search = rules()
+    assert search._tells_best(Timing(ms=(100.0, 80.0, 80.5), noise=0.01, margin=0.015))
+    assert not search._tells_best(Timing(ms=(100.0, 80.0, 80.5), noise=0.0101, margin=0.015))
+    assert not search._tells_best(Timing(ms=(100.0, 97.0), noise=0.01, margin=0.015))  # but whether it is one
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noise", "told"),
+    [(1.029, 0.02, False), (1.031, 0.02, True), (0.971, 0.02, False), (0.969, 0.02, True), (1.0, 0.01, True)],
+)
+def test_when_it_is_clear_that_a_choice_is_hardly_faster(ratio: float, noise: float, told: bool) -> None:
+    """Against 1.05 times fp32's speed, of the last of the choices."""
+    search = rules()
+    timing = Timing(ms=(105.0 * ratio, 50.0, 100.0), noise=noise, margin=0.03)
+    assert search._tells_hardly_faster(timing) is told
 
 
 def test_a_neighbour_that_works_now_and_then_does_not_change_the_times() -> None:

@@ -67,6 +67,8 @@ class Choices:
             data = self._kept.pop(nodes, None)
         if data is None:
             data = (self.model if nodes is None else self.model_of(nodes)).SerializeToString()
+        if len(data) > KEPT_BYTES:
+            return data
         with self._lock:
             self._kept[nodes] = data
             while sum(map(len, self._kept.values())) > KEPT_BYTES:

@@ -27,8 +27,8 @@ class SearchConfig:
     worth: float = 0.02
     """Share of the whole time that leaving a part in float must save."""
     repeats: int = 6
-    """Choices are opened and timed at most twice so often: until the noise is half of ``worth``, and it is clear
-    whether the best of them saves more than that."""
+    """Choices are opened and timed at most twice so often: until it is clear whether the best of them saves ``worth``,
+    and if it does, that no other comes within half of that; or, of the others, until the noise is half of it."""
     modules: int = MAX_MODULES
     """Modules that are tried, at most."""
     roles: int = MAX_ROLES
