@@ -5,6 +5,7 @@ Array names: N images, S size, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
@@ -80,11 +81,11 @@ class Answers:
         self._known: dict[bytes, tuple[Floats, Floats]] = {}
 
     def outputs(self, pixels_NSSC: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Return the logits and the probabilities, both ``[N, K]``."""
+        """Return the logits and the probabilities, both ``[N, K]``; a batch of images is in memory at a time."""
         keys = [blake2b(np.ascontiguousarray(p).data, digest_size=16).digest() for p in pixels_NSSC]
-        new = {key: pixels for key, pixels in zip(keys, pixels_NSSC, strict=True) if key not in self._known}
+        new = {key: i for i, key in enumerate(keys) if key not in self._known}
         if new:
-            rows = zip(*run_outputs(self.session, np.stack(list(new.values()))), strict=True)
+            rows = zip(*run_outputs(self.session, pixels_NSSC, chosen=list(new.values())), strict=True)
             self._known.update(zip(new, rows, strict=True))
         logits, probabilities = zip(*(self._known[key] for key in keys), strict=True)
         return np.stack(logits), np.stack(probabilities)
@@ -99,9 +100,13 @@ def run_session(session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = R
     return run_outputs(session, pixels_NSSC, batch)[0]
 
 
-def run_outputs(session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = RUN_BATCH) -> tuple[Floats, Floats]:
-    """Return the logits and the probabilities, both ``[N, K]``; else as ``run_session``."""
-    batches = [pixels_NSSC[i : i + batch] for i in range(0, len(pixels_NSSC), batch)]
+def run_outputs(
+    session: Session, pixels_NSSC: NDArray[np.uint8], batch: int = RUN_BATCH, chosen: Sequence[int] | None = None
+) -> tuple[Floats, Floats]:
+    """Return the logits and the probabilities, both ``[N, K]``, of all images or some; else as ``run_session``."""
+    order = np.arange(len(pixels_NSSC)) if chosen is None else np.asarray(chosen)
+    batches = [order[i : i + batch] for i in range(0, len(order), batch)]
     with ThreadPoolExecutor(compute_threads()) as pool:
-        logits, probabilities = zip(*pool.map(session.infer, batches), strict=True)
+        answers = pool.map(lambda some: session.infer(pixels_NSSC[some]), batches)
+        logits, probabilities = zip(*answers, strict=True)
     return np.concatenate(logits), np.concatenate(probabilities)
