@@ -26,14 +26,20 @@ REPEATABLE = 0.03
 
 @pytest.mark.slow
 def test_the_report_agrees_with_bench() -> None:
-    """By what ``qdeploy bench --scenario server`` does, in turn with requests on the same schedule."""
+    """By what ``qdeploy bench --scenario server`` does, in turn with requests on the same schedule.
+
+    A neighbour that comes and goes with the turns can part the two once; a report that is wrong is so every time.
+    """
+    apart: list[float] = []
     for _ in range(3):
         first, second, infer_ms = measured()
         if second == pytest.approx(first, rel=REPEATABLE):
-            break
-    else:
+            apart.append(abs(2 * infer_ms / (first + second) - 1))
+            if apart[-1] <= 0.1:
+                return
+    if not apart:
         pytest.skip(f"this machine is too restless: medians of {first:.3f} and {second:.3f} ms for the same work")
-    assert infer_ms == pytest.approx((first + second) / 2, rel=0.1)
+    pytest.fail(f"the report is {min(apart):.0%} from the bench, in {len(apart)} measurements")
 
 
 def measured() -> tuple[float, float, float]:
