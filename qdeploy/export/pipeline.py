@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, QdeployError
 from qdeploy.core.files import sha256_of, write_bytes, write_json, write_rendered
 from qdeploy.core.machine import computing_with
 from qdeploy.core.metrics import measure
@@ -42,6 +42,7 @@ from qdeploy.export.report.page import html_report
 from qdeploy.export.report.record import ExportReport, Step
 from qdeploy.export.sources.source import Source
 from qdeploy.export.stress import not_finite
+from qdeploy.native.source import program_from
 from qdeploy.runtime.device import DEVICE_FILE
 from qdeploy.runtime.trial import remember
 
@@ -75,6 +76,8 @@ def export_source(
     Raises:
         InputError: If ``out`` holds other files, or the data cannot be used.
         VerdictError: If a step's parity is missed.
+        UnsupportedError: If libraries are asked for, and the model holds what has no kernel.
+        EngineError: If a compiler fails; the export is there without its libraries.
     """
     _require_own(out)
     if (out / DEVICE_FILE).exists():
@@ -97,6 +100,8 @@ def export_source(
         stack.callback(gc.unfreeze)
         gc.freeze()  # else what tracing has left is looked through again and again
         fp32, steps = _float_step(work, source)
+        if config.native_library is not None:  # an operator without a kernel is refused before the long part
+            program_from(fp32.data, dataset.preprocessing.size)
         if broken := not_finite(fp32.session, work.parity_pixels):
             note(
                 f"the float model itself gives no number for {', '.join(broken)}: `qdeploy predict` refuses such images"
@@ -115,11 +120,21 @@ def export_source(
         write_json(folder / "report.json", report.to_dict())
         page = partial(html_report, flips=judged.flips, confusion=judged.confusion)
         write_rendered(folder / "report.html", lambda: page(report.to_dict()).encode(), note)
-        if config.native_library is not None:
-            for line in library_lines(write_libraries(folder, config.native_library)):
-                note(line)
         write_kits(folder, config.kits)
+    if config.native_library is not None:
+        _write_libraries(out, config.native_library, note)
     return report
+
+
+def _write_libraries(out: Path, names: str, note: Note) -> None:
+    """Compile the libraries of an export that is whole: a compiler that fails costs no more than them."""
+    try:
+        lines = library_lines(write_libraries(out, names))
+    except QdeployError:
+        note(f"{out} is whole but for its libraries; to try again: qdeploy kit native {out} --native-library {names}")
+        raise
+    for line in lines:
+        note(line)
 
 
 def _parity_pixels(graph: onnx.ModelProto, dataset: Dataset, note: Note) -> NDArray[np.uint8]:

@@ -19,9 +19,10 @@ from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import InputError, MissingDependencyError
 from qdeploy.core.signing import new_key, sign
-from qdeploy.export import write_kits
+from qdeploy.export import pipeline, write_kits
 from qdeploy.export.libraries import CROSS_COMPILERS, library_compilers, write_libraries
 from qdeploy.native.library import compiler, load_library
+from qdeploy.native.lowering import UnsupportedError
 from qdeploy.native.prebuilt import DIGITS, MARK, architecture_here, library_file, sealed_library
 from qdeploy.native.simulate import simulate
 from qdeploy.native.source import program_of
@@ -246,6 +247,44 @@ def test_a_compiler_that_is_not_there_is_named(device: Path) -> None:
     for name, command in (("no-such-cc", "no-such-cc"), ("riscv64", CROSS_COMPILERS["riscv64"])):
         with pytest.raises(MissingDependencyError, match=f"{command} for a native library was not found; install it"):
             write_libraries(device, name)
+
+
+EXPORT = (
+    *("quantize", str(SHIPPED / "model.fp32.onnx"), "--data", "fashion-mnist-mini", "--native-library", "here"),
+    *("--calibration", "minmax", "--float-layers", "none", "--allow-slower", "--allow-drop"),
+)
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_costs_no_more_than_the_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QDEPLOY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", "false")
+    out = tmp_path / "export"
+    assert run([*EXPORT, "--out", str(out)]) != 0
+    said = capsys.readouterr().err
+    assert f"qdeploy kit native {out} --native-library here" in said
+    assert "could not compile" in said
+    assert verify(out).ok
+    monkeypatch.delenv("CC")
+    assert run(["kit", "native", str(out), "--native-library", "here"]) == 0
+    assert beside(out).exists()
+
+
+@pytest.mark.slow
+def test_what_has_no_kernel_is_refused_before_the_long_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*words: object) -> None:
+        raise UnsupportedError("Loop", "it has no kernel")
+
+    monkeypatch.setattr(pipeline, "program_from", refuse)
+    monkeypatch.setattr(pipeline, "int8_step", lambda *words: pytest.fail("INT8 has begun"))
+    out = tmp_path / "export"
+    assert run([*EXPORT, "--out", str(out)]) == 2
+    assert "Loop: it has no kernel" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_nothing_named_is_refused() -> None:
