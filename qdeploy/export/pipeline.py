@@ -131,7 +131,7 @@ def _write_libraries(out: Path, names: str, note: Note) -> None:
     try:
         lines = library_lines(write_libraries(out, names))
     except QdeployError:
-        note(f"{out} is whole but for its libraries; to try again: qdeploy kit native {out} --native-library {names}")
+        note(f"{out} is whole but for its libraries, which `qdeploy kit` makes, too, by `native_library`")
         raise
     for line in lines:
         note(line)

@@ -139,7 +139,7 @@ def completions(words: str, cwd: Path) -> list[str]:
 
 def test_verbs_options_and_choices_are_completed(tmp_path: Path) -> None:
     assert completions("qdeploy ", tmp_path) == list(VERBS)
-    assert completions("qdeploy e", tmp_path) == ["export", "eval", "explain"]
+    assert completions("qdeploy e", tmp_path) == ["export", "eval", "explain", "encrypt"]
     assert completions("qdeploy predict --t", tmp_path) == ["--threads", "--token", "--top", "--traceback"]
     assert completions("qdeploy eval --split t", tmp_path) == ["test", "train"]
 
