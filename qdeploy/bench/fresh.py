@@ -18,7 +18,7 @@ from qdeploy.core.interpreter import python_command
 
 PROBE = (
     "from qdeploy.checks.probe import main; "
-    "main(*sys.argv[1:4], batch=sys.argv[4], runs=sys.argv[5], seconds=sys.argv[6])"
+    "main(*sys.argv[1:4], batch=sys.argv[4], runs=sys.argv[5], seconds=sys.argv[6], library=sys.argv[7])"
 )
 COMMAND = "from qdeploy.cli.main import main; main()"
 PROBES = 3
@@ -55,6 +55,8 @@ class Fresh:
     threads: int
     batch: int
     quick: bool
+    library: bool = True
+    """Whether the native engine may load a library beside the file; see ``Artifact.library``."""
 
     def probe(self) -> dict[str, Any]:
         """Open and run the model and return the middle process's findings; see ``qdeploy.checks.probe``."""
@@ -88,8 +90,9 @@ class Fresh:
         return times
 
     def _probe(self, runs: int, seconds: float) -> dict[str, Any]:
-        arguments = (str(self.path), str(self.threads), self.engine, str(self.batch), str(runs), str(seconds))
-        return json.loads(_run(f"measuring {self.path}", PROBE, *arguments))
+        library = "yes" if self.library else "no"
+        words = (self.path, self.threads, self.engine, self.batch, runs, seconds, library)
+        return json.loads(_run(f"measuring {self.path}", PROBE, *map(str, words)))
 
 
 def growth_of(readings: Sequence[tuple[int, int]]) -> Growth | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from qdeploy.core.machine import peak_memory_bytes, resident_bytes
@@ -19,7 +20,14 @@ READINGS = 64
 
 
 def main(
-    path: str, threads: str, engine: str = "ort", *, batch: str = "1", runs: str = "0", seconds: str = "3"
+    path: str,
+    threads: str,
+    engine: str = "ort",
+    *,
+    batch: str = "1",
+    runs: str = "0",
+    seconds: str = "3",
+    library: str = "yes",
 ) -> None:
     """Open, run once, run on, and print what each step took in time and memory.
 
@@ -30,6 +38,7 @@ def main(
         batch: Images of a run.
         runs: Further runs, over which the resident memory is read now and then.
         seconds: No further run starts after so much time.
+        library: ``yes`` if the native engine may load the library beside the file.
     """
     python = peak_memory_bytes()
     from qdeploy.core.artifact import read_artifact
@@ -40,7 +49,7 @@ def main(
     engine_class(engine)
     begin = time.perf_counter_ns()
     runtime = peak_memory_bytes()
-    artifact = read_artifact(Path(path))
+    artifact = replace(read_artifact(Path(path)), library=library == "yes")
     session = open_session(artifact, engine, int(threads), selftest=False)
     loaded = time.perf_counter_ns()
     model = peak_memory_bytes()

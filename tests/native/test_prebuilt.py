@@ -198,7 +198,7 @@ def watched(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["predict", "examples/bag.png", "--model"], False),
         (["verify"], False),
-        (["tune", "--seconds", "0.2"], False),
+        (["tune", "--seconds", "0.2", "--memory-mb", "4000"], False),
         (["predict", "examples/bag.png", "--engine", "native", "--model"], True),
     ],
 )

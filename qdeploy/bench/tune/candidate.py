@@ -96,6 +96,7 @@ class Candidate:
                 threads=self.threads,
                 batch=self.batch,
                 quick=True,
+                library=False,  # nobody asked for it by name
             )
             self.peak_rss_bytes = int(fresh.probe()["peak_rss_bytes"])
 
