@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
-from qdeploy.core.whole import is_special
+from qdeploy.core.key_files import read_key_file, require_new, write_secret
 
 MAGIC = b"qdeploy aes-gcm\n"
 KEY_FILE = "QDEPLOY_MODEL_KEY"
@@ -35,12 +35,8 @@ def new_model_key(path: Path) -> None:
     Raises:
         InputError: If the file exists.
     """
-    if os.path.lexists(path):
-        raise InputError(f"{path} exists, and a key that is replaced is lost", fix="give another name")
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(f"{os.urandom(KEY_BYTES).hex()}\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    require_new(path)
+    write_secret(path, f"{os.urandom(KEY_BYTES).hex()}\n".encode())
 
 
 def read_model_key(path: Path) -> bytes:
@@ -49,14 +45,7 @@ def read_model_key(path: Path) -> bytes:
     Raises:
         InputError: If it holds none.
     """
-    if is_special(path):
-        raise InputError(f"the key {path} is a device or pipe", fix="give a regular file")
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(MOST_KEY_TEXT)
-    except OSError as error:
-        raise InputError(f"the key {path} cannot be read: {error.strerror}") from error
-    return _parsed(text, str(path))
+    return _parsed(read_key_file(path), str(path))
 
 
 def is_encrypted(data: bytes) -> bool:

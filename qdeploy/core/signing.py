@@ -13,13 +13,13 @@ from typing import Any
 
 from qdeploy.core.errors import ArtifactError, InputError, MissingDependencyError
 from qdeploy.core.files import write_bytes
+from qdeploy.core.key_files import read_key_file, require_new, write_secret
 from qdeploy.core.whole import is_special
 
 SUFFIX = ".sig"
 TRUSTED = "QDEPLOY_TRUSTED_KEYS"
 """Environment variable: files of public keys, between colons (semicolons on Windows)."""
 SIGNATURE_BYTES = 64
-MOST_KEY_BYTES = 1 << 16
 
 
 def new_key(path: Path) -> Path:
@@ -33,17 +33,12 @@ def new_key(path: Path) -> Path:
     """
     primitives, serialization = _library()
     public = path.with_name(f"{path.name}.pub")
-    for file in (path, public):
-        if os.path.lexists(file):
-            raise InputError(f"{file} exists, and a key that is replaced is lost", fix="give another name")
+    require_new(path, public)
     key = primitives.Ed25519PrivateKey.generate()
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(secret)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_secret(path, secret)
     pem = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     write_bytes(public, key.public_key().public_bytes(*pem))
     return public
@@ -65,7 +60,7 @@ def sign(file: Path, data: bytes, key: Path) -> Path:
     """
     primitives, serialization = _library()
     try:
-        private = serialization.load_pem_private_key(_key_bytes(key), None)
+        private = serialization.load_pem_private_key(read_key_file(key), None)
     except (ValueError, TypeError, _unsupported()) as error:
         raise InputError(f"{key} is no private key in PEM without a password", fix=_MAKE) from error
     if not isinstance(private, primitives.Ed25519PrivateKey):
@@ -125,22 +120,12 @@ _SIGN = "`qdeploy sign` makes a signature; copy it with the file"
 def _public(key: Path) -> Any:
     primitives, serialization = _library()
     try:
-        found = serialization.load_pem_public_key(_key_bytes(key))
+        found = serialization.load_pem_public_key(read_key_file(key))
     except (ValueError, TypeError, _unsupported()) as error:
         raise InputError(f"{key} is no public key in PEM", fix="give the file that ends in .pub") from error
     if not isinstance(found, primitives.Ed25519PublicKey):
         raise InputError(f"{key} is a key of another kind than Ed25519", fix=_MAKE)
     return found
-
-
-def _key_bytes(key: Path) -> bytes:
-    if is_special(key):
-        raise InputError(f"the key {key} is a device or pipe", fix="give a regular file")
-    try:
-        with key.open("rb") as stream:
-            return stream.read(MOST_KEY_BYTES)
-    except OSError as error:
-        raise InputError(f"the key {key} cannot be read: {error.strerror}") from error
 
 
 def _library() -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from qdeploy.core.files import locked, sha256_of, write_bytes
 from qdeploy.core.signing import TRUSTED
 from qdeploy.data.places import cache_folder
 from qdeploy.native.kernels import FLAGS, KERNEL_FILES, KERNELS
-from qdeploy.native.prebuilt import DIGITS, architecture_here, library_file, library_files, read_library
+from qdeploy.native.prebuilt import DIGITS, architecture_here, kernels_sha256, library_file, library_files, read_library
 
 COMPILERS = ("cc", "gcc", "clang")
 FOLDER = "native"
@@ -139,8 +139,7 @@ def library_of(artifact: Artifact, tool: Path | None = None) -> Path:
 def _key(artifact: Artifact, tool: Path) -> str:
     """Name what a library depends on: the file, the kernels, the compiler, the kind of machine."""
     used = tool.stat()
-    kernels = "".join(sha256_of((KERNELS / name).read_bytes()) for name in KERNEL_FILES)
-    words = (artifact.sha256, kernels, *FLAGS, str(tool), used.st_size, used.st_mtime_ns, platform.machine())
+    words = (artifact.sha256, kernels_sha256(), *FLAGS, str(tool), used.st_size, used.st_mtime_ns, platform.machine())
     return sha256_of("\n".join(map(str, words)).encode())[:40]
 
 
