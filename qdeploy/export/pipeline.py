@@ -168,13 +168,17 @@ def _float_step(work: Work, source: Source) -> tuple[Made, list[Step]]:
     steps = []
     require_finite(source.graph, first.values, work.parity_pixels, partial(_called, work))
     largest = max(1.0, float(np.abs(first.values).max()))  # rounding is relative to the values
+    folding = FOLD_TOLERANCE
+    if source.rounding > FP32_TOLERANCE:
+        folding = source.rounding
+        work.note("the model computes in 16-bit floats in parts, and what is made of it in float32")
     for other in others:
         parity = measure(first.values, other.values)
-        require_equal(f"{first.form} to {other.form}", parity, FOLD_TOLERANCE * largest)
+        require_equal(f"{first.form} to {other.form}", parity, folding * largest)
         steps.append(Step(step=f"{first.form} to {other.form}", parity=parity))
     card = first_card(work, source)
     made = finish(work, source.graph, card, first.values, "model.fp32.onnx", FLOAT_GOLDEN_DB, output=first.output)
-    require_equal(f"{first.form} to fp32", made.parity, FP32_TOLERANCE * largest)
+    require_equal(f"{first.form} to fp32", made.parity, source.rounding * largest)
     work.note(f"fp32: {first.output} within {made.parity.max_abs:.1e} of {first.form} on {made.parity.n} images")
     return made, [*steps, Step(step=f"{first.form} to fp32", parity=made.parity)]
 

@@ -207,6 +207,18 @@ class Autocast(Net):
         return logits.float()
 
 
+class InHalf(nn.Module):
+    """Casts images, maps and logits itself."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.net = Net(inside=lambda x: x.to(kind).mul(1.001).float(), end=lambda y: y.to(kind).float())
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.net(image)
+        return logits
+
+
 class TwoInputs(Net):
     """Takes more than images."""
 
@@ -408,6 +420,8 @@ MODULES: dict[str, Case] = {
     "autocast, float16": Case(lambda: Autocast(torch.float16), said="autocast", slow=True),
     "half": Case(lambda: Net().half(), said="float16"),
     "bfloat16": Case(lambda: Net().bfloat16(), said="bfloat16", slow=True),
+    "parts in half": Case(lambda: InHalf(torch.float16), said="16-bit"),
+    "parts in bfloat16": Case(lambda: InHalf(torch.bfloat16), said="16-bit", slow=True),
     "float64": Case(lambda: Net().double(), said="float64", slow=True),
     "a lazy module that has run": Case(lambda: lazy(run=True), slow=True),
     "a counter": Case(lambda: Counting(matters=False), slow=True),

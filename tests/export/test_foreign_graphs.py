@@ -73,7 +73,7 @@ def test_a_foreign_graph_is_right_in_float_and_int8(
     source, rules = onnx_source(file)
     expected = theirs(file, rules.mean, rules.std)
     found = logits(source.graph)
-    assert np.abs(found - expected).max() <= 1e-5 * max(1.0, float(np.abs(expected).max()))
+    assert np.abs(found - expected).max() <= graph.rounding * max(1.0, float(np.abs(expected).max()))
     assert rules.size == SIZE
     ranges = calibrate(source.graph, SPLIT, 0)
     means = channel_means(source.graph, PIXELS)

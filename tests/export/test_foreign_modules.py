@@ -22,6 +22,7 @@ from qdeploy.runtime.classifier import load
 from tests.conftest import SHORT, MakeImages
 from tests.export.foreign_modules import CLASSES, MODULES, SIZE, Net, Pixels, made
 
+HALVES = ("parts in half", "parts in bfloat16")
 RULES = Preprocessing(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 """Pixels reach the module as they are, in [0, 1]: some of them use these as indices."""
 LABELS = tuple(f"class {i}" for i in range(CLASSES))
@@ -54,13 +55,14 @@ def test_what_torch_can_export_gives_torch_s_answers(name: str, capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     pixels = some_pixels(7)
-    coarse = {"autocast, bfloat16": 1e-2, "autocast, float16": 1e-3, "float64": 1e-5}.get(name, 1e-5)
+    coarse = {"autocast, bfloat16": 1e-2, "autocast, float16": 1e-3, **dict.fromkeys(HALVES, 0.02)}.get(name, 1e-5)
     reference = np.concatenate([answers_of(made(name), part) for part in (pixels[:1], pixels[1:4], pixels[4:])])
     found = np.concatenate([session.run(["logits"], {"image": p})[0] for p in (pixels[:3], pixels[3:4], pixels[4:])])
     assert np.abs(found - reference).max() <= coarse * np.abs(reference).max()
     assert np.ptp(reference, axis=0).max() > 1e-3  # the answers do depend on the image
-    assert MODULES[name].said in " ".join(notes)
-    assert bool(notes) == bool(MODULES[name].said)
+    said = "" if name in HALVES else MODULES[name].said  # by the export, once it is traced
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)
 
 
 @pytest.mark.parametrize("name", marked(REFUSED))
@@ -157,6 +159,7 @@ def sources_dataset(image_folder: MakeImages) -> Dataset:
     "name",
     [
         "scripted with a branch",
+        "parts in half",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("weight_norm, older", "half", "logits of thousands")),
     ],
 )
@@ -170,7 +173,10 @@ def test_the_whole_way_to_int8(name: str, image_folder: MakeImages, tmp_path: Pa
     pixels = dataset.splits["test"].pixels
     reference = answers_of(made(name), pixels)
     largest = max(1.0, float(np.abs(reference).max()))
-    assert np.abs(load(Path(fp32.path)).session.infer(pixels)[0] - reference).max() <= 1e-4 * largest
+    assert (
+        np.abs(load(Path(fp32.path)).session.infer(pixels)[0] - reference).max()
+        <= (0.02 if name in HALVES else 1e-4) * largest
+    )
     assert int8.parity.sqnr_db >= 15
     assert MODULES[name].said in " ".join(notes)
 

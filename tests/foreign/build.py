@@ -30,6 +30,8 @@ class Foreign:
     """Least signal-to-noise ratio of the INT8 logits, in decibels."""
     beside: dict[str, bytes] = field(default_factory=dict)
     """Files beside it, by name."""
+    rounding: float = 1e-5
+    """Largest difference from the file's own answers, relative to the largest of them."""
     layers: int = 1
     """Fewest Q nodes of its INT8 form; 0 if it has no layer that INT8 can compute, so that ``quantize`` refuses it."""
 

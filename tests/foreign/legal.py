@@ -362,6 +362,20 @@ FORMS: dict[str, Callable[[], onnx.ModelProto]] = {
 }
 
 
+def _in_16_bits(kind: int, place: str) -> onnx.ModelProto:
+    """A graph of float32 weights of which one part is cast to 16 bits and back."""
+    net = Net(41)
+
+    def there_and_back(x: str, at: str) -> str:
+        return net.node("Cast", net.node("Cast", x, to=kind), to=TensorProto.FLOAT) if at == place else x
+
+    net.image = there_and_back("x", "image")
+    stem = there_and_back(net.stem(), "maps")
+    net.image = "x"
+    net.node("Identity", there_and_back(net.head(stem, end="z"), "logits"), end="y")
+    return net.model()
+
+
 def legal_graphs() -> Iterator[Foreign]:
     """Yield legal graphs of all sorts."""
     for opset in OPSETS:
@@ -376,6 +390,10 @@ def legal_graphs() -> Iterator[Foreign]:
         yield Foreign(name=f"no layer: {form}", kind="legal", model=_no_layer(form), layers=0)
     yield Foreign(name="a bias for each row", kind="legal", model=_rows(), layers=0)
     yield _external()
+    for kind, name in ((TensorProto.FLOAT16, "float16"), (TensorProto.BFLOAT16, "bfloat16")):
+        for place in ("image", "maps", "logits"):
+            model = _in_16_bits(kind, place)
+            yield Foreign(name=f"{name} for the {place}", kind="legal", model=model, rounding=0.02)
     for name, make in OPERATORS.items():
         least_db = 15.0 if name in COARSE else 20.0
         yield Foreign(name=f"operator {name}", kind="legal", model=make(), least_db=least_db)

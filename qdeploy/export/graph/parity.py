@@ -23,6 +23,8 @@ RUN_BATCH = 8
 """Larger ones are no faster, and an open session keeps the memory of its largest."""
 FOLD_TOLERANCE = 1e-5
 FP32_TOLERANCE = 1e-4
+HALF_TOLERANCE = 0.02
+"""Largest difference between 16-bit floats and float32, relative to the largest answer."""
 INT8_MIN_SQNR_DB = 10.0
 """Below this an INT8 graph is broken rather than coarse; sound ones reach 20 to 35 dB."""
 BATCH_MIN_SQNR_DB = 30.0

@@ -1,4 +1,4 @@
-"""A foreign graph that computes in float16 or float64, written in float32: what the rest of an export knows."""
+"""A graph that computes in other floats than float32, written in float32: what the rest of an export knows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from onnx import TensorProto, numpy_helper
 from qdeploy.core.errors import InputError
 from qdeploy.export.graph.walk import with_bodies
 
-OTHERS = {TensorProto.FLOAT16: "float16", TensorProto.DOUBLE: "float64"}
+HALVES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+OTHERS = {**HALVES, TensorProto.DOUBLE: "float64"}
 TYPE_ATTRIBUTES = ("to", "dtype")
 
 
-def other_weights(model: onnx.ModelProto) -> str | None:
-    """Return the type of a graph's weights if it is float16 or float64; None for float32."""
-    kinds = {i.data_type for inside in with_bodies(model.graph) for i in inside.initializer if len(i.dims) > 1}
-    return next((name for kind, name in OTHERS.items() if kind in kinds), None)
+def other_floats(model: onnx.ModelProto) -> str | None:
+    """Return the type that a graph computes in if it is not float32 alone.
+
+    That is the type of its weights or, where parts of it are cast to 16 bits, of these.
+    """
+    graphs = list(with_bodies(model.graph))
+    weights = {i.data_type for graph in graphs for i in graph.initializer if len(i.dims) > 1}
+    casts = {a.i for graph in graphs for n in graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"}
+    found = weights | (casts & HALVES.keys())
+    return next((name for kind, name in OTHERS.items() if kind in found), None)
 
 
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the same graph with every float16 or float64 tensor in float32.
+    """Return the same graph with every tensor of other floats in float32.
 
     Raises:
         InputError: If a value is beyond float32.

@@ -20,6 +20,8 @@ from qdeploy.core.git import git_commit
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Note, silent
 from qdeploy.core.reasons import onnxruntime_reason
+from qdeploy.export.graph.parity import FP32_TOLERANCE, HALF_TOLERANCE
+from qdeploy.export.sources.float32 import HALVES, in_float32, other_floats
 from qdeploy.export.sources.module_copy import own_copy
 from qdeploy.export.sources.module_run import noise_pixels, normalised, plain, tried
 from qdeploy.export.sources.source import Reference
@@ -73,19 +75,28 @@ class ModuleSource(TorchSource):
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
-        """The module, traced."""
-        try:
-            with plain():
-                graph = trace(self._deployed, self.rules.size)
-        except Exception as error:  # the exporter's, and whatever the module raises while it is traced
-            raise refusal("torch cannot export the module", error, self._inside) from error
+        """The module, traced; in float32, whatever parts of it cast to."""
+        graph = in_float32(self._traced) if other_floats(self._traced) else self._traced
         self._require_same(graph)
         return graph
+
+    @property
+    def rounding(self) -> float:
+        """Larger for a module that casts to 16 bits."""
+        return HALF_TOLERANCE if other_floats(self._traced) in HALVES.values() else FP32_TOLERANCE
 
     def references(self, pixels_NSSC: NDArray[np.uint8]) -> list[Reference]:
         """Return the logits of the module as it was given, and with its normalisation inside."""
         with plain():
             return super().references(pixels_NSSC)
+
+    @cached_property
+    def _traced(self) -> onnx.ModelProto:
+        try:
+            with plain():
+                return trace(self._deployed, self.rules.size)
+        except Exception as error:  # the exporter's, and whatever the module raises while it is traced
+            raise refusal("torch cannot export the module", error, self._inside) from error
 
     @property
     def _inside(self) -> nn.Module:
@@ -109,7 +120,8 @@ class ModuleSource(TorchSource):
                 said = onnxruntime_reason(str(error))
                 raise InputError(f"the module's graph cannot take {size} images: {said}", fix=BATCH) from error
             largest = max(1.0, float(np.abs(wanted).max()))
-            if found.shape != wanted.shape or not np.abs(found - wanted).max() <= TRACED_TOLERANCE * largest:
+            most = max(TRACED_TOLERANCE, self.rounding) * largest
+            if found.shape != wanted.shape or not np.abs(found - wanted).max() <= most:
                 raise InputError(f"the module's graph answers {size} images differently from the module", fix=BATCH)
 
 

@@ -22,11 +22,12 @@ from qdeploy.core.metrics import Floats
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.export.graph.entrance import streamline_entrance
 from qdeploy.export.graph.names import FOREIGN_TENSOR
+from qdeploy.export.graph.parity import HALF_TOLERANCE
 from qdeploy.export.graph.temperature import without_temperature
 from qdeploy.export.graph.walk import read_inside
 from qdeploy.export.sources.batches import close, free_unknown_batch, image_by_image, outputs_of, with_any_batch
 from qdeploy.export.sources.beside import other_normalisation
-from qdeploy.export.sources.float32 import in_float32, other_weights
+from qdeploy.export.sources.float32 import HALVES, in_float32, other_floats
 from qdeploy.export.sources.foreign import ForeignConfig
 from qdeploy.export.sources.heads import PROBES, Head, answers_of, file_answers, find_head, head_nodes
 from qdeploy.export.sources.inputs import (
@@ -43,8 +44,6 @@ from qdeploy.runtime.engines.onnxruntime_binding import open_binding
 from qdeploy.runtime.trial import require_bounded
 
 AS_IT_IS = ForeignConfig()
-HALF_ROUNDING = 0.02
-"""Largest difference between float16 and float32, relative to the largest answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,7 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
         )
         return source, source.rules
     free_unknown_batch(original.graph)
-    came, other = original, other_weights(original)
+    came, other = original, other_floats(original)
     if other:
         original = in_float32(original)
     labels = find_labels(original, foreign.labels, file)
@@ -120,9 +119,9 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
     graph, head, said = _adopted(
         original, entrance, rules, foreign, None if labels is None else len(labels.labels), file
     )
-    if other == "float16":
+    if other in HALVES.values():
         _require_same(came, original, foreign, rules, head, file)
-    notes = [f"the file computes in {other}, and what is made of it in float32"] if other else []
+    notes = [f"the file computes in {other}, at least in parts, and what is made of it in float32"] if other else []
     notes += [*entrance.said(), *([said] if said else []), head.said()]
     if entrance.channels == 3 and not entrance.raw and (hint := other_normalisation(original, rules, file)):
         notes.append(hint)
@@ -162,16 +161,16 @@ def _require_same(
     head: Head,
     file: Path,
 ) -> None:
-    """Refuse a file in float16 whose answers are others in float32, beyond rounding."""
+    """Refuse a file in 16-bit floats whose answers are others in float32, beyond rounding."""
     pixels = probes(rules.size)
     pair = []
     for model in (came, made):
         entrance = read_entrance(model, foreign, file)
         pair.append(answers(model, entrance, head, values_for(entrance, rules, pixels)))
     difference, largest = float(np.abs(pair[0] - pair[1]).max()), float(np.abs(pair[1]).max())
-    if not difference <= HALF_ROUNDING * largest:
+    if not difference <= HALF_TOLERANCE * largest:
         raise InputError(
-            f"{file} answers otherwise in float32 than in float16: by {difference:.2g} of {largest:.2g}",
+            f"{file} answers otherwise in float32 than in 16-bit floats: by {difference:.2g} of {largest:.2g}",
             fix="export it in float32",
         )
 

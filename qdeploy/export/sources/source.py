@@ -15,6 +15,7 @@ from qdeploy.core.machine import versions
 from qdeploy.core.metrics import Floats
 from qdeploy.core.progress import Note
 from qdeploy.data.dataset import Dataset
+from qdeploy.export.graph.parity import FP32_TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,11 @@ class Source(ABC):
     @abstractmethod
     def graph(self) -> onnx.ModelProto:
         """The float graph from ``image`` ``[batch, S, S, 3]`` to ``logits`` and ``probabilities`` ``[batch, K]``."""
+
+    @property
+    def rounding(self) -> float:
+        """Largest difference between a reference and the graph, relative to the largest answer."""
+        return FP32_TOLERANCE
 
     @abstractmethod
     def references(self, pixels_NSSC: NDArray[np.uint8]) -> list[Reference]:
