@@ -12,12 +12,13 @@ import numpy as np
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, one_line
 from qdeploy.native.check import require_sound
-from qdeploy.native.emit import Source, emit, memory_needed
+from qdeploy.native.emit import emit, memory_needed
 from qdeploy.native.ir import Program
 from qdeploy.native.kernels import STACK_BYTES
 from qdeploy.native.lower import lower
 from qdeploy.native.onnx_graph import read_graph
 from qdeploy.native.passes import PASSES
+from qdeploy.native.writer import Source
 
 CODE_BYTES = 24 << 10
 """Of kernels, calls and their parameters on a Cortex-M, with ``-Os``, at most; 20 to 23 kB were found."""

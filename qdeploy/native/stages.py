@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qdeploy.native.convolution_calls import conv_f32_struct
 from qdeploy.native.ir import Op, Tensor
 from qdeploy.native.layout import Layout
 from qdeploy.native.pack import taps, window
 from qdeploy.native.streams import rows_of
 
 if TYPE_CHECKING:
-    from qdeploy.native.emit import Writer
+    from qdeploy.native.writer import Writer
 
 ALIGNMENT = 64
 IN_PLACE = ("softmax", "table")
@@ -113,7 +114,7 @@ def _struct(writer: Writer, stage: Stage, scratch: int) -> str:
     if stage.op is None:
         body = f"  memcpy(out, rows[0], {stage.row_bytes});"
     elif stage.op.kind == "conv":
-        struct = writer.conv_f32_struct(stage.op)
+        struct = conv_f32_struct(writer, stage.op)
         body = f"  k->conv_row_f32({struct}, (const float *const *)(const void *)rows, (float *)out);"
     else:
         body = _one_row(writer, stage, stage.op, scratch)

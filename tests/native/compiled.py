@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qdeploy.native.emit import Source, emit
+from qdeploy.native.emit import emit
 from qdeploy.native.ir import Program, Tensor
 from qdeploy.native.kernels import FLAGS, KERNEL_FILES, KERNELS
+from qdeploy.native.writer import Source
 
 TIERS = ("c99", "avx2", "vnni")
 COMPILER = shutil.which("cc") or shutil.which("gcc")
