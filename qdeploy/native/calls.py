@@ -30,6 +30,20 @@ def _table(writer: Writer, op: Op) -> None:
     writer.line("table", table, writer.at(op.inputs[0]), writer.at(op.output), op.output.size)
 
 
+def _tables(writer: Writer, op: Op) -> None:
+    tables = writer.array("uint8_t", op.attributes["tables"], aligned=True)
+    sides = _around(writer, op.output, op.attributes["axis"])
+    writer.line("tables", tables, writer.at(op.inputs[0]), writer.at(op.output), *sides)
+
+
+def _around(writer: Writer, tensor: Tensor, axis: int) -> tuple[int, int, int]:
+    """Return how many values lie outside of an axis, along it, and inside of it."""
+    order = writer.layout.orders[tensor]
+    place = order.index(axis)
+    outer, inner = (prod(tensor.shape[i] for i in part) for part in (order[:place], order[place + 1 :]))
+    return outer, tensor.shape[axis], inner
+
+
 def _binary(writer: Writer, op: Op) -> None:
     a = op.attributes
     loops = pair_loops(writer.layout, op)
@@ -151,11 +165,8 @@ def _copy(writer: Writer, op: Op) -> None:
 
 
 def _concat(writer: Writer, op: Op) -> None:
-    axis, order = op.attributes["axis"], writer.layout.orders[op.output]
-    place, item = order.index(axis), 1 if op.output.integer else 4
-    outer, inner = (
-        int(np.prod([op.output.shape[i] for i in part], dtype=np.int64)) for part in (order[:place], order[place + 1 :])
-    )
+    axis, item = op.attributes["axis"], 1 if op.output.integer else 4
+    outer, _, inner = _around(writer, op.output, axis)
     start = 0
     for part in op.inputs:
         target = f"(uint8_t *)(void *)({writer.at(op.output)}) + {start * inner * item}"
@@ -175,6 +186,7 @@ CALLS: Mapping[str, Callable[[Writer, Op], None]] = {
     "linear": write_conv,
     "stream": write_stream,
     "table": _table,
+    "tables": _tables,
     "add": _binary,
     "sub": _binary,
     "mul": _binary,

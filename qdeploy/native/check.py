@@ -19,6 +19,8 @@ LARGEST_NUMBER = 2**31 - 1
 MOST_PLACES = 1 << 24
 """Along an axis: places are floats, which hold each whole number below this."""
 CODES = 256
+MOST_TABLES = 4
+"""``QD_MAX_TABLES`` in ``c/kernels.h``."""
 
 
 def require_sound(program: Program) -> None:
@@ -57,7 +59,7 @@ def _kinds(op: Op) -> list[bool]:
         return [not integer] if integer == (op.kind == "quantize") else []
     if op.kind == "pick":
         return [integer, False]
-    possible = not integer if op.kind in _FLOATS else integer if op.kind == "table" else True
+    possible = not integer if op.kind in _FLOATS else integer if op.kind in ("table", "tables") else True
     return [integer] * count if possible else []
 
 
@@ -97,6 +99,13 @@ def _same(op: Op, output: Shape, inputs: list[Shape]) -> None:
 def _table(op: Op, output: Shape, inputs: list[Shape]) -> None:
     _same(op, output, inputs)
     _require(op, op.attributes["table"].shape == (CODES,), "has a table of another size")
+
+
+def _tables(op: Op, output: Shape, inputs: list[Shape]) -> None:
+    _same(op, output, inputs)
+    axis = op.attributes["axis"]
+    _require(op, 0 <= axis < len(output) and output[axis] <= MOST_TABLES, "has more tables than are compiled")
+    _require(op, op.attributes["tables"].shape == (output[axis], CODES), "has tables of another size")
 
 
 def _require_terms(op: Op, outputs: int) -> None:
@@ -230,6 +239,7 @@ RULES: dict[str, Callable[[Op, Shape, list[Shape]], None]] = {
     "reshape": _reshape,
     "slice": _slice,
     "table": _table,
+    "tables": _tables,
     "topk": _topk,
     "transpose": _transpose,
 }

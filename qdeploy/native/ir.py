@@ -29,6 +29,7 @@ KINDS = (
     "quantize",  # floats to codes
     "dequantize",  # codes to floats
     "table",  # codes to codes, 256 entries
+    "tables",  # the same with entries of its own for each place along ``axis``
     "conv",
     "linear",  # times a constant matrix
     "matmul",

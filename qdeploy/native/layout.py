@@ -14,7 +14,7 @@ Order = tuple[int, ...]
 CHANNELS_LAST: Order = (0, 2, 3, 1)
 LAST_AXIS = ("softmax", "layernorm", "linear")
 """Kinds that need the last axis innermost."""
-ELEMENTWISE = ("quantize", "dequantize", "table", "unary", "add", "sub", "mul", "div")
+ELEMENTWISE = ("quantize", "dequantize", "table", "tables", "unary", "add", "sub", "mul", "div")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from qdeploy.native.layout import Layout
 ALIGNMENT = 64
 SLACK_BYTES = 64
 """At the end of the arena: kernels read a few bytes beyond a tensor, and use none of them."""
-IN_PLACE = ("softmax", "table")
+IN_PLACE = ("softmax", "table", "tables")
 """Kinds that may write their result over their input."""
 
 

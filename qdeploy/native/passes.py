@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
+from qdeploy.native.check import MOST_TABLES
 from qdeploy.native.ir import MOVES, Op, Program, Tensor
 from qdeploy.native.simulate import run_op
 
 POINTWISE = ("table", "add", "mul")
 """Kinds on codes that make each value of values at the same place."""
+FLOAT_POINTWISE = ("add", "sub", "mul", "div", "unary")
+LONGEST_CHAIN = 16
 ALL_CODES = np.arange(256, dtype=np.uint8)
 
 
@@ -90,6 +94,62 @@ def quantize_early(program: Program) -> Program:
     return Program(ops, program.image, *program.outputs)
 
 
+def tabulate_floats(program: Program) -> Program:
+    """Turn what is computed on floats between codes and codes, place by place, into tables.
+
+    A mean that is taken from the image's channels before it is quantized costs one look-up.
+    """
+    readers = program.readers()
+    makers = {op.output: op for op in program.ops}
+    ops = [(_tabulated(op, makers, readers) if op.kind == "quantize" else None) or op for op in program.ops]
+    return without_dead(Program(ops, program.image, *program.outputs))
+
+
+def _tabulated(op: Op, makers: dict[Tensor, Op], readers: Counter[Tensor]) -> Op | None:
+    """Return a quantization as a table of what goes into the chain before it; None if that is more than a chain."""
+    chain, after = [op], op
+    while after.kind != "dequantize":
+        link = next((t for t in after.inputs if t.data is None), None)
+        before = makers.get(link) if link else None
+        if before is None or readers[before.output] != 1:
+            return None
+        if before.kind not in ("dequantize", *FLOAT_POINTWISE) or before.output.shape != op.output.shape:
+            return None
+        if sum(t.data is None for t in before.inputs) != 1 or len(chain) > LONGEST_CHAIN:
+            return None
+        chain.insert(0, before)
+        after = before
+    (source,), shape = after.inputs, op.output.shape
+    constants = [_essential(t.data) for o in chain for t in o.inputs if t.data is not None]
+    axes = {len(shape) - c.ndim + i for c in constants for i, side in enumerate(c.shape) if side > 1}
+    side = shape[max(axes)] if axes else 1
+    if len(axes) > 1 or side > MOST_TABLES or source.shape != shape:
+        return None
+    tables = _entries(chain, side)
+    if side == 1:
+        return Op("table", [source], op.output, {"table": tables[0]})
+    return Op("tables", [source], op.output, {"tables": tables, "axis": axes.pop()})
+
+
+def _entries(chain: list[Op], side: int) -> np.ndarray:
+    """Return what a chain makes of all codes at each of ``side`` places: ``[side, 256]``."""
+    values = np.broadcast_to(ALL_CODES[:, None], (256, side))
+    for op in chain:
+        given = [values if t.data is None else _essential(t.data).reshape(-1) for t in op.inputs]
+        flat = [Tensor(t.name, x.shape, t.scale, t.zero) for t, x in zip(op.inputs, given, strict=True)]
+        output = Tensor(op.output.name, (256, side), op.output.scale, op.output.zero)
+        values = run_op(Op(op.kind, flat, output, op.attributes), given)
+    return np.ascontiguousarray(values.T)
+
+
+def _essential(values: np.ndarray) -> np.ndarray:
+    """Return a constant with a side of one along the axes where it repeats itself."""
+    for axis in range(values.ndim):
+        first = values.take([0], axis)
+        values = first if (values == first).all() else values
+    return values
+
+
 def without_dead(program: Program) -> Program:
     """Leave out what nothing reads."""
     needed = set(program.outputs)
@@ -101,5 +161,7 @@ def without_dead(program: Program) -> Program:
     return Program(ops[::-1], program.image, *program.outputs)
 
 
-PASSES: tuple[Callable[[Program], Program], ...] = (without_dead, collapse_chains, fuse_clamps, quantize_early)
+PASSES: tuple[Callable[[Program], Program], ...] = (
+    *(without_dead, collapse_chains, fuse_clamps, quantize_early, tabulate_floats),
+)
 """In this order."""

@@ -54,6 +54,13 @@ def run_op(op: Op, inputs: list[Array]) -> Array:
     return made
 
 
+def _tables(op: Op, inputs: list[Array]) -> Array:
+    axis, rank = op.attributes["axis"], inputs[0].ndim
+    places = np.arange(inputs[0].shape[axis]).reshape([-1 if i == axis else 1 for i in range(rank)])
+    made: Array = op.attributes["tables"][places, inputs[0]]
+    return made
+
+
 def _conv_u8(op: Op, inputs: list[Array]) -> Array:
     a, zero = op.attributes, op.inputs[0].zero
     columns = _windows(inputs[0].astype(np.int64) - zero, op)  # [G, K, P]
@@ -189,6 +196,7 @@ RULES: dict[str, Callable[[Op, list[Array]], Array]] = {
     "quantize": lambda op, x: quantized(x[0], op.output.scale or 1.0, op.output.zero),
     "dequantize": lambda op, x: dequantized(x[0], op.inputs[0].scale or 1.0, op.inputs[0].zero),
     "table": lambda op, x: op.attributes["table"][x[0]],
+    "tables": _tables,
     "conv_u8": _conv_u8,
     "conv_f32": _conv_f32,
     "linear_u8": _conv_u8,

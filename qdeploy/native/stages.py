@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qdeploy.native.writer import Writer
 
 ALIGNMENT = 64
-IN_PLACE = ("softmax", "table")
+IN_PLACE = ("softmax", "table", "tables")
 """Kinds that may write a row over the one they read."""
 
 

@@ -99,7 +99,9 @@ def _link(layout: Layout, op: Op) -> Tensor | None:
 
 
 def _constants_repeat(op: Op, axis: int) -> bool:
-    """Tell whether every constant input is the same for all rows."""
+    """Tell whether constants, and tables, are the same for all rows."""
+    if op.attributes.get("axis") == axis:
+        return False
     rank = len(op.output.shape)
     for t in op.inputs:
         at = axis - (rank - len(t.shape))

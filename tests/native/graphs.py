@@ -231,6 +231,13 @@ def attention_on_codes(graph: Graph) -> str:
     return graph.node("Reshape", [graph.pair(mixed, -20, 20), graph.constant([-1, 10, 9, 9], "int64")])
 
 
+def short_rows_on_codes(graph: Graph) -> str:
+    """A softmax of rows of 16 codes, several of which are made together; their number is odd."""
+    x = graph.node("Transpose", [graph.spread(graph.entrance(), 16)], perm=[0, 2, 3, 1])
+    shares = graph.pair(graph.node("Softmax", [x], axis=-1), 0, 1)
+    return graph.node("Transpose", [shares], perm=[0, 3, 1, 2])
+
+
 def matrix_of_weights(graph: Graph) -> str:
     x = graph.node("Reshape", [graph.spread(graph.entrance(), 5), graph.constant([-1, 5, 9, 9], "int64")])
     weight, _ = graph.weight((9, 7), None)
@@ -330,6 +337,20 @@ def chosen(graph: Graph) -> str:
     return graph.node("MaxPool", [x], kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1)
 
 
+def float_tables(graph: Graph) -> str:
+    """Chains on floats between codes, which differ by channel: 3 that lie one after the other, 4 and 2 mixed, and 1."""
+    r = graph.random
+    x = graph.node("Reshape", [graph.entrance(), graph.constant([-1, 3, 81], "int64")])
+    x = graph.node("HardSwish", [graph.node("Mul", [x, graph.constant(r.uniform(0.2, 0.4, (3, 1)), "float32")])])
+    x = graph.node("Reshape", [graph.pair(x, -1, 60), graph.constant([-1, 3, 9, 9], "int64")])
+    x = graph.convolution(x, 3, 4, 1, -5, 5, scale=61 / 255)
+    x = graph.pair(graph.node("Div", [x, graph.constant(r.uniform(1, 2, (1, 4, 1, 1)), "float32")]), -4, 4)
+    x = graph.convolution(x, 4, 2, 1, -0.7, 0.7, scale=8 / 255)
+    x = graph.pair(graph.node("Sub", [x, graph.constant(r.normal(size=(1, 2, 1, 1)) * 0.2, "float32")]), -0.9, 0.9)
+    x = graph.convolution(x, 2, 5, 1, -0.1, 0.1, scale=1.8 / 255)
+    return graph.pair(graph.node("Tanh", [graph.node("Mul", [x, graph.constant(3, "float32")])]), -0.3, 0.3)
+
+
 def float_average(graph: Graph) -> str:
     size: dict[str, Any] = {"kernel_shape": [3, 2], "strides": [2, 1]}
     x = graph.node(
@@ -369,6 +390,7 @@ CASES = {
     "float line": (float_line, 4),
     "chosen": (chosen, 4),
     "float average": (float_average, 3),
+    "float tables": (float_tables, 5),
 }
 """Name, and what writes the operator of interest, and the channels it gives."""
 ON_CODES = tuple(name for name in CASES if "float" not in name and name not in ("attention on codes", "squeeze"))

@@ -11,7 +11,7 @@ from qdeploy.native.layout import lay_out
 from qdeploy.native.lower import lower
 from qdeploy.native.memory import plan_arena
 from qdeploy.native.onnx_graph import read_graph
-from qdeploy.native.passes import PASSES, collapse_chains, fuse_clamps, quantize_early, without_dead
+from qdeploy.native.passes import PASSES, collapse_chains, fuse_clamps, quantize_early, tabulate_floats, without_dead
 from qdeploy.native.simulate import simulate
 from qdeploy.native.source import model_source
 from tests.native.graphs import CASES, SIZE, case_of, image_of
@@ -81,6 +81,23 @@ def test_what_is_moved_and_quantized_is_quantized_first() -> None:
     kind = {op.output: op.kind for op in early.ops}
     assert not [op for op in early.ops if op.kind == "quantize" and kind.get(op.inputs[0]) == "reshape"]
     assert kinds(early).count("quantize") == kinds(program).count("quantize")
+
+
+def test_floats_between_codes_become_tables() -> None:
+    program = lowered("float tables")
+    done = tabulate_floats(program)
+    assert [op.attributes.get("axis") for op in done.ops if op.kind in ("table", "tables")] == [1, 1, 1, None]
+    assert {"mul", "div", "unary"} < set(kinds(program))
+    assert not {"mul", "div", "unary"} & set(kinds(done))
+
+
+def test_floats_that_are_read_elsewhere_stay() -> None:
+    program = lowered("float tables")
+    chain = next(op for op in program.ops if op.kind == "div")
+    extra = Op("unary", [chain.output], Tensor("extra", chain.output.shape), {"function": "exp"})
+    at = program.ops.index(chain) + 1
+    read = Program([*program.ops[:at], extra, *program.ops[at:]], program.image, extra.output, program.probabilities)
+    assert kinds(tabulate_floats(read)).count("tables") == kinds(tabulate_floats(program)).count("tables") - 1
 
 
 def test_a_product_turned_around_copies_the_smaller_matrix() -> None:

@@ -43,6 +43,7 @@
 
 #define QD_MAX_ROWS 16   /* rows of a window of floats, dilation included */
 #define QD_MAX_STAGES 16 /* operators of a stream */
+#define QD_MAX_TABLES 4  /* of one look-up, each for a channel */
 
 /* One convolution or matrix product on codes: windows of `segments` runs of 4 * steps bytes. */
 typedef struct {
@@ -134,6 +135,9 @@ typedef struct {
   void (*conv_f32)(const qd_conv_f32 *p, const float *in, float *out, void *scratch);
   void (*conv_row_f32)(const qd_conv_f32 *p, const float *const *rows, float *out);
   void (*table)(const uint8_t *table, const uint8_t *in, uint8_t *out, int32_t n);
+  /* a table for each of `channels` channels, of which each has `inner` values, `outer` times */
+  void (*tables)(const uint8_t *tables, const uint8_t *in, uint8_t *out, int32_t outer, int32_t channels,
+                 int32_t inner);
   void (*add_u8)(const qd_binary_u8 *p, const uint8_t *a, const uint8_t *b, uint8_t *out);
   void (*mul_u8)(const qd_binary_u8 *p, const uint8_t *a, const uint8_t *b, uint8_t *out);
   void (*matmul_u8)(const qd_matmul *p, const uint8_t *a, const uint8_t *b, uint8_t *out, void *scratch);

@@ -144,6 +144,23 @@ static void QD_(table)(const uint8_t *table, const uint8_t *in, uint8_t *out, in
 }
 #endif
 
+static void QD_(tables)(const uint8_t *tables, const uint8_t *in, uint8_t *out, int32_t outer, int32_t channels,
+                        int32_t inner) {
+  int32_t i, c;
+#ifdef QD_VNNI
+  if (inner == 1) {
+    qd_tables_mixed(tables, in, out, outer * channels, channels);
+    return;
+  }
+#endif
+  for (i = 0; i < outer; i++)
+    for (c = 0; c < channels; c++, in += inner, out += inner)
+      if (inner == 1)
+        out[0] = tables[256 * c + in[0]];
+      else
+        QD_(table)(tables + 256 * c, in, out, inner);
+}
+
 #ifndef QD_VNNI
 static void QD_(depthwise_u8)(const qd_depthwise_u8 *p, const uint8_t *in, uint8_t *out, void *scratch) {
   int32_t y, x, r, c, i, k;
@@ -396,27 +413,33 @@ static void QD_(mean_f32)(const qd_mean *p, const float *in, float *out) {
     }
 }
 
-#define QD_MAXPOOL(type)                                                                            \
-  int32_t y, x, c, r, k;                                                                            \
-  for (y = 0; y < p->out_height; y++)                                                               \
-    for (x = 0; x < p->out_width; x++, out += p->channels) {                                        \
-      int first = 1;                                                                                \
-      for (r = 0; r < p->rows; r++)                                                                 \
-        for (k = 0; k < p->columns; k++) {                                                          \
-          int32_t at_y = y * p->stride_y + r - p->top, at_x = x * p->stride_x + k - p->left;        \
-          const type *from;                                                                         \
-          if (at_y < 0 || at_x < 0 || at_y >= p->height || at_x >= p->width) continue;              \
-          from = in + ((size_t)at_y * p->width + at_x) * p->channels;                               \
-          if (first)                                                                                \
-            memcpy(out, from, (size_t)p->channels * sizeof *out);                                   \
-          else                                                                                      \
-            for (c = 0; c < p->channels; c++) out[c] = from[c] > out[c] ? from[c] : out[c];         \
-          first = 0;                                                                                \
-        }                                                                                           \
-    }
+#define QD_MAXPOOL(name, type)                                                                        \
+  static void QD_(name##_run)(const type *restrict from, type *restrict most, int32_t n) {            \
+    int32_t c;                                                                                        \
+    for (c = 0; c < n; c++) most[c] = from[c] > most[c] ? from[c] : most[c];                          \
+  }                                                                                                   \
+  static void QD_(name)(const qd_maxpool *p, const type *in, type *out) {                             \
+    int32_t y, x, r, k;                                                                               \
+    for (y = 0; y < p->out_height; y++)                                                               \
+      for (x = 0; x < p->out_width; x++, out += p->channels) {                                        \
+        int first = 1;                                                                                \
+        for (r = 0; r < p->rows; r++)                                                                 \
+          for (k = 0; k < p->columns; k++) {                                                          \
+            int32_t at_y = y * p->stride_y + r - p->top, at_x = x * p->stride_x + k - p->left;        \
+            const type *from;                                                                         \
+            if (at_y < 0 || at_x < 0 || at_y >= p->height || at_x >= p->width) continue;              \
+            from = in + ((size_t)at_y * p->width + at_x) * p->channels;                               \
+            if (first)                                                                                \
+              memcpy(out, from, (size_t)p->channels * sizeof *out);                                   \
+            else                                                                                      \
+              QD_(name##_run)(from, out, p->channels);                                                \
+            first = 0;                                                                                \
+          }                                                                                           \
+      }                                                                                               \
+  }
 
-static void QD_(maxpool_u8)(const qd_maxpool *p, const uint8_t *in, uint8_t *out) { QD_MAXPOOL(uint8_t) }
-static void QD_(maxpool_f32)(const qd_maxpool *p, const float *in, float *out) { QD_MAXPOOL(float) }
+QD_MAXPOOL(maxpool_u8, uint8_t)
+QD_MAXPOOL(maxpool_f32, float)
 #undef QD_MAXPOOL
 
 static void QD_(quantize)(const float *in, uint8_t *restrict out, int32_t n, float scale, int32_t zero) {
@@ -502,7 +525,7 @@ static void QD_(layernorm)(const float *in, float *restrict out, int32_t rows, i
 #define QD_TEXT_OF(x) QD_TEXT(x)
 static const qd_kernels QD_(kernels) = {
     QD_TEXT_OF(QD_TIER), QD_(conv_u8),     QD_(depthwise_u8), QD_(conv_f32),   QD_(conv_row_f32),
-    QD_(table),          QD_(add_u8),      QD_(mul_u8),       QD_(matmul_u8),  QD_(matmul_f32),
+    QD_(table),          QD_(tables), QD_(add_u8),      QD_(mul_u8),       QD_(matmul_u8),  QD_(matmul_f32),
     QD_(mean_u8),        QD_(mean_f32),    QD_(maxpool_u8),   QD_(maxpool_f32), QD_(quantize),
     QD_(dequantize),     QD_(binary_f32),  QD_(unary_f32),    QD_(softmax),    QD_(softmax_u8),
     QD_(layernorm)};

@@ -292,15 +292,61 @@ static void conv_u8_vnni(const qd_conv_u8 *p, const uint8_t *in, uint8_t *out, v
     }
 }
 
+/* A table of 256 bytes in four registers. */
+typedef struct {
+  __m512i quarters[4];
+} qd_entries;
+
+QD_INLINE qd_entries qd_entries_of(const uint8_t *table) {
+  qd_entries made;
+  int i;
+  QD_UNROLL(4)
+  for (i = 0; i < 4; i++) made.quarters[i] = _mm512_loadu_si512(table + 64 * i);
+  return made;
+}
+
+QD_INLINE __m512i qd_looked_up(const qd_entries *t, __m512i codes) {
+  __m512i low = _mm512_permutex2var_epi8(t->quarters[0], codes, t->quarters[1]);
+  __m512i high = _mm512_permutex2var_epi8(t->quarters[2], codes, t->quarters[3]);
+  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+}
+
 static void table_vnni(const uint8_t *table, const uint8_t *in, uint8_t *out, int32_t n) {
-  const __m512i t0 = _mm512_loadu_si512(table), t1 = _mm512_loadu_si512(table + 64);
-  const __m512i t2 = _mm512_loadu_si512(table + 128), t3 = _mm512_loadu_si512(table + 192);
+  const qd_entries entries = qd_entries_of(table);
   int32_t i;
   for (i = 0; i < n; i += 64) {
     __mmask64 mask = qd_bytes_mask(n - i);
-    __m512i codes = _mm512_maskz_loadu_epi8(mask, in + i);
-    __m512i low = _mm512_permutex2var_epi8(t0, codes, t1), high = _mm512_permutex2var_epi8(t2, codes, t3);
-    _mm512_mask_storeu_epi8(out + i, mask, _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high));
+    _mm512_mask_storeu_epi8(out + i, mask, qd_looked_up(&entries, _mm512_maskz_loadu_epi8(mask, in + i)));
   }
+}
+
+/* Neighbouring bytes are of different channels, each with its table. */
+QD_INLINE void qd_tables_of(const int channels, const uint8_t *tables, const uint8_t *in, uint8_t *out, int32_t n) {
+  qd_entries entries[QD_MAX_TABLES];
+  __mmask64 own = 0; /* the bytes of the channel that a vector begins with */
+  int32_t i, first = 0;
+  int c;
+  QD_UNROLL(4)
+  for (c = 0; c < channels; c++) entries[c] = qd_entries_of(tables + 256 * c);
+  for (i = 0; i < 64; i += channels) own |= (__mmask64)1 << i;
+  for (i = 0; i < n; i += 64, first = (first + 64) % channels) {
+    __mmask64 mask = qd_bytes_mask(n - i);
+    __m512i codes = _mm512_maskz_loadu_epi8(mask, in + i), made = _mm512_setzero_si512();
+    QD_UNROLL(4)
+    for (c = 0; c < channels; c++) {
+      const int32_t begin = (c + channels - first) % channels; /* where its bytes begin here */
+      made = _mm512_mask_mov_epi8(made, own << begin, qd_looked_up(&entries[c], codes));
+    }
+    _mm512_mask_storeu_epi8(out + i, mask, made);
+  }
+}
+
+static void qd_tables_mixed(const uint8_t *tables, const uint8_t *in, uint8_t *out, int32_t n, int32_t channels) {
+  if (channels == 2)
+    qd_tables_of(2, tables, in, out, n);
+  else if (channels == 3)
+    qd_tables_of(3, tables, in, out, n);
+  else
+    qd_tables_of(4, tables, in, out, n);
 }
 

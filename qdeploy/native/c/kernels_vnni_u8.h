@@ -266,6 +266,36 @@ QD_INLINE int32_t qd_most_code(__m512i codes) {
   return 255 - (_mm_extract_epi16(_mm_minpos_epu16(_mm_min_epu8(most, _mm_srli_epi16(most, 8))), 0) & 255);
 }
 
+/* In every lane of 16 bytes or four dwords: the largest byte, and the sum of the dwords. */
+QD_INLINE __m512i qd_most_of_lanes(__m512i codes) {
+  codes = _mm512_max_epu8(codes, _mm512_shuffle_epi32(codes, _MM_PERM_BADC));
+  codes = _mm512_max_epu8(codes, _mm512_shuffle_epi32(codes, _MM_PERM_CDAB));
+  codes = _mm512_max_epu8(codes, _mm512_rol_epi32(codes, 16));
+  codes = _mm512_max_epu8(codes, _mm512_rol_epi32(codes, 8));
+  return codes;
+}
+
+QD_INLINE __m512i qd_sums_of_lanes(__m512i x) {
+  x = _mm512_add_epi32(x, _mm512_shuffle_epi32(x, _MM_PERM_BADC));
+  return _mm512_add_epi32(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
+}
+
+/* Rows of 16 codes, four at a time: qd_interleave leaves each in its lane. */
+QD_INLINE void qd_softmax_16(__m512i (*planes)[4], const uint8_t *in, uint8_t *out, int32_t rows, float multiplier,
+                             int32_t zero) {
+  int32_t r;
+  for (r = 0; r < rows; r += 4, in += 64, out += 64) {
+    const __mmask64 mask = qd_bytes_mask(16 * (rows - r));
+    __m512i codes = _mm512_maskz_loadu_epi8(mask, in), powers[4], sums;
+    __m512 share, shares[4];
+    qd_powers_64(planes, _mm512_sub_epi8(qd_most_of_lanes(codes), codes), ~(__mmask64)0, powers);
+    sums = _mm512_add_epi32(_mm512_add_epi32(powers[0], powers[1]), _mm512_add_epi32(powers[2], powers[3]));
+    share = _mm512_div_ps(_mm512_set1_ps(multiplier), _mm512_cvtepi32_ps(qd_sums_of_lanes(sums)));
+    shares[0] = shares[1] = shares[2] = shares[3] = share;
+    _mm512_mask_storeu_epi8(out, mask, qd_packed_codes(powers, shares, 0, zero));
+  }
+}
+
 static void softmax_u8_vnni(const int32_t *powers, const uint8_t *in, uint8_t *out, int32_t rows, int32_t n,
                             float multiplier, int32_t zero) {
   __m512i planes[4][4];
@@ -279,6 +309,10 @@ static void softmax_u8_vnni(const int32_t *powers, const uint8_t *in, uint8_t *o
                          _mm512_cvtepi32_epi8(_mm512_srli_epi32(_mm512_loadu_si512(powers + 64 * j + i), 8 * b)));
       planes[b][j] = _mm512_loadu_si512(bytes);
     }
+  if (n == 16) {
+    qd_softmax_16(planes, in, out, rows, multiplier, zero);
+    return;
+  }
   for (r = 0; r < rows; r++, in += n, out += n) {
     __m512i most = _mm512_setzero_si512(), sums = _mm512_setzero_si512(), some[4];
     __m512 share, shares[4];
