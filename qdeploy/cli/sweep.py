@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qdeploy.study import SweepResult
     from qdeploy.study.judgement import Judgement
     from qdeploy.study.record import Step
-    from qdeploy.study.rows import Row
+    from qdeploy.study.row import Row
 
 
 def sweep_command(

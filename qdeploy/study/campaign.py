@@ -29,7 +29,8 @@ from qdeploy.study.process import LocalPool, Outcome, Pool
 from qdeploy.study.progress import Progress, Silent
 from qdeploy.study.record import Probe, Record, Rung, Step, folder_names, load_record, newest_sweep
 from qdeploy.study.results import RESULTS, Probed, Result, Trained
-from qdeploy.study.rows import Row, pareto_of, rows_of
+from qdeploy.study.row import Row
+from qdeploy.study.rows import pareto_of, rows_of
 from qdeploy.study.settings import DEFAULT_BUDGET_MINUTES, SweepConfig
 from qdeploy.study.trial import Spec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qdeploy.study.rows import Row
+from qdeploy.study.row import Row
 from qdeploy.study.settings import SweepConfig
 
 

@@ -15,7 +15,8 @@ from qdeploy.core.page_style import STYLE
 from qdeploy.core.progress import Note
 from qdeploy.study.pareto import Point, points
 from qdeploy.study.record import Record
-from qdeploy.study.rows import AT_CHANCE, Row, csv_of, noise_of, pareto_of, rows_of
+from qdeploy.study.row import Row
+from qdeploy.study.rows import AT_CHANCE, csv_of, noise_of, pareto_of, rows_of
 
 _UNITS = {"latency": ("ms", 1.0, 3), "size": ("kB", 1e-3, 0), "params": ("parameters", 1.0, 0)}
 _TITLES = {"latency": "latency of one image, ms", "size": "size of the file, kB", "params": "parameters"}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from qdeploy.study.rows import Row
+from qdeploy.study.row import Row
 
 COSTS = {"latency": "latency_{}_ms", "size": "size_{}_bytes", "params": "params"}
 """The axes of cost, and the column of a row that holds it for a precision."""

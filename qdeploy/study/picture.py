@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 from qdeploy.study.pareto import Point, front, points
-from qdeploy.study.rows import Row
+from qdeploy.study.row import Row
 from qdeploy.training.figure import Axes, Figure, FigureCanvasAgg, FuncFormatter, Line2D, LogLocator, NullFormatter
 
 AXES = {

@@ -24,7 +24,7 @@ from qdeploy.core.confidence import Reliability
 from qdeploy.core.metrics import MacroScores
 from qdeploy.models.registry import MODELS
 from qdeploy.study import SweepResult
-from qdeploy.study.rows import Row
+from qdeploy.study.row import Row
 
 WIDTH = 80
 LONG = "mobilevit-standard-separable-v3-of-a-night-in-november-with-[brackets]-and-no-end"

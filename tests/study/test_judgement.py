@@ -9,7 +9,8 @@ import pytest
 
 from qdeploy.core.errors import InputError
 from qdeploy.study.judgement import Judgement, judge
-from qdeploy.study.rows import Row, rows_of
+from qdeploy.study.row import Row
+from qdeploy.study.rows import rows_of
 from qdeploy.study.settings import SweepConfig
 from tests.study.sweeps import measured_sweep
 

@@ -5,7 +5,8 @@ from dataclasses import fields
 from typing import Any
 
 from qdeploy.study.pareto import Point, front, fronts, points
-from qdeploy.study.rows import Row, noise_of
+from qdeploy.study.row import Row
+from qdeploy.study.rows import noise_of
 
 
 def point(top1: float, cost: float, name: str = "m") -> Point:
