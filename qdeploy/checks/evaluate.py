@@ -118,7 +118,7 @@ class Against:
 
     def words(self) -> str:
         """Return the answer as a sentence."""
-        lost, margin, most = -self.difference.points, self.difference.margin95, self.budget.points
+        lost, margin, most = 0.0 - self.difference.points, self.difference.margin95, self.budget.points
         needed = self.budget.images_needed(self.difference) if self.shown is Shown.NOT_SHOWN else None
         more = f"; about {needed} images would show it" if needed else ""
         return (

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy.checks.origin import find_origin
 from qdeploy.core.artifact import CHECKSUM_KEY, ONNX_FILES, Artifact, model_files, read_artifact
 from qdeploy.core.card import Card
 from qdeploy.core.engine_file import is_engine
@@ -19,7 +20,6 @@ from qdeploy.core.files import read_json, sha256_of
 from qdeploy.core.image_formats import formats_of_run
 from qdeploy.core.progress import Progress
 from qdeploy.core.reliability import log_softmax
-from qdeploy.core.run_folder import RECORD, RUNS, read_run
 from qdeploy.core.signing import require_signature, trusted_keys
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
@@ -225,7 +225,8 @@ def _parent(artifact: Artifact, folder: Path) -> Check:
     if len(parent) != 64:
         return Check(name=name, ok=False, detail="the card does not name what it was made from")
     if artifact.engine is None and artifact.card.precision == "fp32":
-        return _weights(name, parent)
+        ok, detail = find_origin(artifact.card)
+        return Check(name=name, ok=ok, detail=detail)
     for file in sorted(folder.glob(ONNX_FILES)):
         if file.name != artifact.path.name and _made_from(artifact.card, parent, file):
             return Check(name=name, ok=True, detail=f"made from {file.name}")
@@ -241,19 +242,6 @@ def _made_from(card: Card, parent: str, file: Path) -> bool:
     except ArtifactError:  # of any tool, or damaged, which its own check tells
         return sha256_of(file.read_bytes()) == parent
     return other.sha256 == parent or (parent in other.known_as and other.card.model == card.model)
-
-
-def _weights(name: str, digest: str) -> Check:
-    for record in sorted(RUNS.glob(f"*/{RECORD}")):
-        try:
-            fields = read_json(record)
-            if not isinstance(fields, dict) or fields.get("weights_sha256") != digest:
-                continue
-            read_run(record.parent)
-        except InputError as error:
-            return Check(name=name, ok=False, detail=str(error))
-        return Check(name=name, ok=True, detail=f"exported from {record.parent}, whose weights have this hash")
-    return Check(name=name, ok=None, detail=f"the run with the weights {digest[:12]} is not below ./{RUNS}")
 
 
 def _goldens(artifact: Artifact) -> list[Check]:

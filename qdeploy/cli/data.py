@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from os.path import splitext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +12,7 @@ from qdeploy.cli.options import OUTPUT, Force, Formats, Json, split_names
 from qdeploy.cli.output import Bar, emit_json, extra_needed, note, say
 from qdeploy.cli.tables import show_table, table
 from qdeploy.core.errors import InputError
-from qdeploy.core.image_formats import NO_IMAGE, suffix_counts
+from qdeploy.core.image_formats import foreign_words, without_foreign
 
 if TYPE_CHECKING:
     from qdeploy.checks.suspects import Judged, Suspects
@@ -127,13 +125,12 @@ def _print_problems(problems: Sequence[str], every: bool) -> None:
     """Print what is wrong: the first ``SHOWN``, and of files that are no images only how many they are."""
     say(f"{len(problems)} problem(s)")
     every = every or len(problems) <= SHOWN
-    others = [p for p in problems if not p.endswith(NO_IMAGE)]
-    foreign = Counter(splitext(p.removesuffix(f": {NO_IMAGE}"))[1].lower() for p in problems if p.endswith(NO_IMAGE))
+    others, foreign = without_foreign(problems)
     shown = problems if every else others[:SHOWN]
     for problem in shown:
         say(f"  {problem}")
     if not every and foreign:
-        say(f"  {foreign.total():,} file(s) that are no images, left out: {suffix_counts(foreign)}")
+        say(f"  {foreign_words(foreign)}")
     if not every and len(others) > SHOWN:
         say(f"  ... and {len(others) - SHOWN:,} more; --all lists every one")
 

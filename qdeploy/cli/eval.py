@@ -35,7 +35,9 @@ def eval_command(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="DATA", help="What `qdeploy data` takes. Default: the embedded set.", show_default=False
+            metavar="DATA",
+            help="What `qdeploy data` takes. Default: what the model was made with, if it is found here.",
+            show_default=False,
         ),
     ] = None,
     split: Annotated[Split, typer.Option(help="As training cuts them; all: every image.")] = "test",
@@ -80,15 +82,16 @@ def eval_command(
     A single argument that is no model is DATA. With --against, the exit code is 1 if more is lost than --max-drop.
     """
     from qdeploy.checks.evaluate import EvalConfig, Scored, evaluate
+    from qdeploy.checks.own_data import own_data
+    from qdeploy.core.artifact import read_artifact
     from qdeploy.data.catalog import READERS
-    from qdeploy.data.embedded import NAME as EMBEDDED
     from qdeploy.runtime.classifier import find_artifact
 
     if artifact is not None and data is None and (artifact in READERS or _is_plain_folder(Path(artifact))):
         artifact, data = None, artifact
     path = find_artifact(Path(artifact) if artifact else None)
     config = EvalConfig(
-        data=data or EMBEDDED,
+        data=data or own_data(read_artifact(path).card),
         split=split,
         formats=split_names(formats),
         batch_size=batch_size,

@@ -47,6 +47,19 @@ def in_our_words(arguments: Sequence[str], program: Any, verb: str | None) -> li
     return list(_renamed(iter(arguments), renamed))
 
 
+def setting_hint(option: str, context: Any) -> str:
+    """Return how to set what is no option but a field of a training recipe; nothing for other words and other verbs."""
+    command = getattr(context, "command", None)
+    if not any("--set" in p.opts for p in getattr(command, "params", ())):
+        return ""
+    try:
+        from qdeploy.training.recipes import TrainConfig
+    except ImportError:  # it cannot train
+        return ""
+    name = option.removeprefix("--").replace("-", "_")
+    return f"say --set {name}=VALUE" if name in TrainConfig.__dataclass_fields__ else ""
+
+
 def _renamed(words: Iterator[str], renamed: dict[str, str]) -> Iterator[str]:
     for word in words:
         name, equals, value = word.partition("=")

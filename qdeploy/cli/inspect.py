@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qdeploy.cli.calibrate import lines as confidence_lines
 from qdeploy.cli.options import Json, ModelFile
-from qdeploy.cli.output import emit_json, note, say
-from qdeploy.core.only_with import ONLY_WITH, counts
+from qdeploy.cli.output import emit_json, field_value, note, say
+from qdeploy.core.only_with import switched_on
 
 if TYPE_CHECKING:
     from qdeploy.core.artifact import Artifact
@@ -96,15 +96,5 @@ def _as_c(found: Artifact) -> dict[str, int | str | None]:
 
 def _switched_on(training: Mapping[str, Any]) -> str:
     """Name what a training used; parts that were off are left out, ``--json`` has all."""
-    used = {k: v for k, v in training.items() if v not in (False, 0, "", "off", "none", None, {}, [])}
-    for parts, other, values in ONLY_WITH:
-        if other in training and not counts(training[other], values):
-            used = {k: v for k, v in used.items() if k not in parts}
-    words = [k.replace("_", " ") if v is True else f"{k.replace('_', ' ')} {_value(v)}" for k, v in used.items()]
-    return ", ".join(words)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{k}={v}" for k, v in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    used = switched_on(training).items()
+    return ", ".join(f"{k.replace('_', ' ')}{'' if v is True else f' {field_value(v)}'}" for k, v in used)

@@ -55,9 +55,10 @@ def _explained(error: BaseException) -> tuple[str, int]:
     from typer import TyperException
 
     if isinstance(error, TyperException):
-        from qdeploy.cli.familiar import HINTS
+        from qdeploy.cli.familiar import HINTS, setting_hint
 
-        hint = HINTS.get(getattr(error, "option_name", ""))
+        option = getattr(error, "option_name", "")
+        hint = HINTS.get(option) or setting_hint(option, getattr(error, "ctx", None))
         return f"{error.format_message()}{f'; {hint}' if hint else ''} (see `qdeploy --help`)", 2
     if isinstance(error, MemoryError):
         return "not enough memory; use a smaller model or batch", 2

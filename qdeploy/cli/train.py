@@ -1,11 +1,8 @@
-"""The command ``qdeploy train``: its options and its progress."""
+"""The command ``qdeploy train``: its options, its plan and its results."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdeploy.cli.options import GOING_ON, NEWEST, TRAINING, WHERE, Formats, Json, Settings, Threads
-from qdeploy.cli.output import Bar, emit_json, extra_needed, hint, say
+from qdeploy.cli.output import emit_json, extra_needed, field_value, hint, say
+from qdeploy.cli.watched import watched
 from qdeploy.core.errors import InputError
+from qdeploy.core.only_with import switched_on
 
 if TYPE_CHECKING:
-    from qdeploy.core.run_folder import RunRecord
+    from qdeploy.training import TrainConfig
 
 
 def train_command(
@@ -136,9 +135,8 @@ def train_command(
     Several GPUs: torchrun --nproc-per-node N -m qdeploy train ...
     """
     with extra_needed():
-        from qdeploy.training import recipes, start
-        from qdeploy.training.seeds import train_seeds as start_seeds
-        from qdeploy.training.weights import fields_of
+        from qdeploy.training import start
+        from qdeploy.training.seeds import train_seeds
 
     options = {
         "data": data,
@@ -160,40 +158,30 @@ def train_command(
     if resume is not None:
         if given.keys() - {"epochs"} or recipe or out or settings or dry_run or seeds is not None:
             raise InputError("--resume takes everything from the run; give only --epochs or --json with it, no data")
-        with _watched() as progress:
-            result = start.resume(None if resume == NEWEST else Path(resume), progress, epochs=epochs)
+        with watched() as progress:
+            found: Any = start.resume(None if resume == NEWEST else Path(resume), progress, epochs=epochs)
     else:
-        changes = recipes.parse_settings(tuple(settings or ()))
-        if twice := sorted(given.keys() & changes):
-            raise InputError(f"{twice[0]} is given twice, with --set and as an option of its own; give it once")
-        if weights and not {"model", "model_fields"} & {*given, *changes}:
-            changes = {**fields_of(weights), **changes}
-        config = recipes.config_from_recipe(recipe or "small", **given, **changes)
+        config = _configured(recipe, given, settings)
         if dry_run:
             _show_plan(config, json)
             return
-        with _watched() as progress:
-            if seeds is not None:
-                found = start_seeds(config, seeds, out, progress)
-                if os.environ.get("RANK", "0") == "0":
-                    _show_seeds(asdict(found), json)
-                return
-            result = start.train(config, out, progress)
+        with watched() as progress:
+            found = start.train(config, out, progress) if seeds is None else train_seeds(config, seeds, out, progress)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        _show_result(asdict(result), json)
+        (_show_result if seeds is None else _show_seeds)(asdict(found), json)
 
 
-@contextmanager
-def _watched() -> Iterator[_Progress]:
-    """Show a run, and after an interruption how it goes on."""
-    with Bar("reading images") as bar:
-        progress = _Progress(bar)
-        try:
-            yield progress
-        except KeyboardInterrupt:
-            if progress.folder:
-                bar.line(f"the run can be exported; `qdeploy train --resume {progress.folder}` goes on")
-            raise
+def _configured(recipe: str | None, given: dict[str, Any], settings: list[str] | None) -> TrainConfig:
+    """Return the configuration of a recipe, the options given and ``--set``; weights bring their model."""
+    from qdeploy.training import recipes
+    from qdeploy.training.weights import fields_of
+
+    changes = recipes.parse_settings(tuple(settings or ()))
+    if twice := sorted(given.keys() & changes):
+        raise InputError(f"{twice[0]} is given twice, with --set and as an option of its own; give it once")
+    if "weights" in given and not {"model", "model_fields"} & {*given, *changes}:
+        changes = {**fields_of(given["weights"]), **changes}
+    return recipes.config_from_recipe(recipe or "small", **given, **changes)
 
 
 def _show_plan(config: Any, json: bool) -> None:
@@ -204,8 +192,8 @@ def _show_plan(config: Any, json: bool) -> None:
     if json:
         emit_json({**asdict(found), "memory_bytes": found.memory_bytes, "fits": fits})
         return
-    for name, value in found.config.items():
-        say(f"{name:>22}  {value}")
+    for name, value in switched_on(found.config).items():
+        say(f"{name:>22}  {field_value(value)}")
     size = f"{found.macs / 1e6:.1f} M MACs at {found.input_size} pixels"
     say("")
     say(f"{found.model} for {found.classes} classes: {found.params:,} parameters, {size}")
@@ -223,7 +211,8 @@ def _data_words(found: Any, epochs: int) -> str:
     if found.images is None:
         return f"the data are not on this machine: {found.download} would be downloaded first"
     images = ", ".join(f"{n:,} {name}" for name, n in found.images.items())
-    text = f"{images} images, if all are usable; {found.steps_per_epoch:,} steps an epoch"
+    steps = "1 step" if found.steps_per_epoch == 1 else f"{found.steps_per_epoch:,} steps"
+    text = f"{images} images, if all are usable; {steps} an epoch"
     if found.epoch_s is None:
         return text
     whole_s = found.epoch_s * epochs
@@ -255,48 +244,3 @@ def _show_result(result: dict[str, Any], json: bool, last: bool = True) -> None:
     )
     if last:
         hint("next: qdeploy export --int8")
-
-
-class _Progress:
-    """Shows a run on the bar and one line an epoch."""
-
-    def __init__(self, bar: Bar) -> None:
-        self.bar, self.epochs, self.driven = bar, 0, False
-        self.folder: Path | None = None
-        self.began: tuple[float, int] | None = None
-
-    def reading(self, done: int, total: int) -> None:
-        self.bar.update(done, total)
-
-    def started(self, record: RunRecord, folder: Path) -> None:
-        model, data = record.model, record.dataset
-        self.epochs, self.folder, self.began = record.config["epochs"], folder, None
-        self.driven = record.config["schedule"] == "confidence"
-        images = ", ".join(f"{n} {name}" for name, n in data.images.items())
-        self.bar.line(
-            f"{model.name}: {model.params:,} parameters, {model.macs / 1e6:.1f} M MACs; "
-            f"recipe {record.config['recipe']}, amp {record.amp}"
-        )
-        self.bar.line(f"{data.name}: {len(record.labels)} classes, {images} images; run folder {folder}")
-        if data.problems:
-            self.bar.line(f"{data.problems} problem(s) with the data; `qdeploy data {data.source}` lists them")
-
-    def batch(self, epoch: int, done: int, total: int) -> None:
-        if self.began is None:
-            self.began = time.perf_counter(), epoch
-        self.bar.update(epoch * total + done, self.epochs * total, f"epoch {epoch + 1}/{self.epochs}")
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        left = 0.0
-        if self.began is not None:
-            begin, first = self.began
-            left = (time.perf_counter() - begin) / (row["epoch"] - first) * (self.epochs - row["epoch"])
-        confidence = f"conf {row['confidence']:.3f}  " if self.driven else ""
-        self.bar.line(
-            f"epoch {row['epoch']:3d}/{self.epochs}  loss {row['train_loss']:.3f}  train {row['train_top1']:5.2f} %  "
-            f"val {row['val_top1']:5.2f} % (EMA {row['ema_val_top1']:5.2f} %)  lr {row['lr']:.2e}  "
-            f"{confidence}{row['images_per_s']:.0f} img/s  ETA {left:.0f} s"
-        )
-
-    def note(self, text: str) -> None:
-        self.bar.line(text)

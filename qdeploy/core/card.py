@@ -32,6 +32,10 @@ LARGEST_GOLDENS = 64 << 20
 Fields = Mapping[str, Any]
 
 
+ONNX_FAMILY, MODULE_FAMILY = "onnx", "module"
+"""Families of models that no run made: of an ONNX file from elsewhere, and of a module of a user's program."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """Which model it is."""

@@ -124,6 +124,25 @@ def first_of(frames: int) -> str:
     return f"the first of {'several' if frames == 2 else f'{frames:,}'} {FIRST_TAKEN}"
 
 
+def without_foreign(problems: Iterable[str]) -> tuple[list[str], dict[str, int]]:
+    """Tell the problems that concern images from the files that are none, which are counted by their suffix."""
+    images: list[str] = []
+    foreign: dict[str, int] = {}
+    for problem in problems:
+        path = problem.removesuffix(f": {NO_IMAGE}")
+        if path == problem:
+            images.append(problem)
+        else:
+            suffix = os.path.splitext(path)[1].lower()
+            foreign[suffix] = foreign.get(suffix, 0) + 1
+    return images, foreign
+
+
+def foreign_words(foreign: dict[str, int]) -> str:
+    """Say how many files are no images, by their suffix."""
+    return f"{sum(foreign.values()):,} file(s) that are no images, left out: {suffix_counts(foreign)}"
+
+
 def suffix_counts(counts: dict[str, int]) -> str:
     """Return files counted by their suffix as a text: ``.txt 12, .ogg 3, no suffix 1``."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

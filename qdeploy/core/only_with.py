@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 CONTROLLER = (
@@ -23,3 +24,12 @@ by default and switched on with another value is a contradiction."""
 def counts(value: Any, values: tuple[str, ...]) -> bool:
     """Tell whether fields of ``ONLY_WITH`` count with this value of the other field."""
     return value in values if values else bool(value)
+
+
+def switched_on(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a configuration that do something: neither empty nor off, nor without effect."""
+    used = {k: v for k, v in training.items() if v not in (False, 0, "", "off", "none", None, {}, [])}
+    for parts, other, values in ONLY_WITH:
+        if other in training and not counts(training[other], values):
+            used = {k: v for k, v in used.items() if k not in parts}
+    return used

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qdeploy.core.image_formats import foreign_words, without_foreign
 from qdeploy.core.preprocessing import Preprocessing
 
 SPLITS = ("train", "val", "test")
@@ -61,9 +62,13 @@ class Dataset:
         count = len(self.problems)
         if not count:
             return ()
-        more = f"and {count - SHOWN_PROBLEMS:,} more; " if count > SHOWN_PROBLEMS else ""
-        first = "; ".join(self.problems[:SHOWN_PROBLEMS])
-        return (f"{count:,} problem(s) with the data: {first}; {more}`qdeploy data` lists them",)
+        images, foreign = without_foreign(self.problems)
+        said = images[:SHOWN_PROBLEMS]
+        if len(images) > SHOWN_PROBLEMS:
+            said.append(f"and {len(images) - SHOWN_PROBLEMS:,} more")
+        if foreign:
+            said.append(foreign_words(foreign))
+        return (f"{count:,} problem(s) with the data: {'; '.join(said)}; `qdeploy data` lists them",)
 
     @property
     def sha256(self) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.errors import DataError
 from qdeploy.data.dataset import SPLITS
-from qdeploy.data.source import Source
+from qdeploy.data.source import Record, Source
 
 Index = NDArray[np.int64]
 """Row numbers."""
@@ -31,7 +31,8 @@ def split_rows(
     Raises:
         DataError: If a class is left without training images or a split without images.
     """
-    kept = _without_repeats(given, labels, hashes, problems)
+    records = [r for part in source.records.values() for r in part]
+    kept = _without_repeats(given, labels, hashes, records, problems)
     for k, name in enumerate(source.classes):
         if not (labels[kept["train"]] == k).any():
             raise DataError(f"class '{name}' of {source.name} has no usable training image{_because(problems)}")
@@ -56,24 +57,28 @@ def expected_counts(source: Source) -> dict[str, int]:
 
 
 def _without_repeats(
-    given: dict[str, Index], labels: Index, hashes: list[str], problems: list[str]
+    given: dict[str, Index], labels: Index, hashes: list[str], records: list[Record], problems: list[str]
 ) -> dict[str, Index]:
     """Drop images seen before; test keeps its own, then val, then train, so that measurements stay honest."""
     seen: dict[str, tuple[str, int]] = {}
-    repeats: Counter[str] = Counter()
+    unnamed: Counter[str] = Counter()
     kept: dict[str, Index] = {}
     for name in [n for n in reversed(SPLITS) if n in given]:
         rows = []
         for row, label in zip(given[name].tolist(), labels[given[name]].tolist(), strict=True):
             if hashes[row] not in seen:
-                seen[hashes[row]] = (name, label)
+                seen[hashes[row]] = (name, row)
                 rows.append(row)
                 continue
-            first, first_label = seen[hashes[row]]
-            same = "" if first_label == label else " under another label"
-            repeats[f"of {name} repeat an image of {first}{same}"] += 1
+            first, first_row = seen[hashes[row]]
+            same = "" if labels[first_row] == label else " under another label"
+            source = records[row].source
+            if isinstance(source, np.ndarray):
+                unnamed[f"of {name} repeat an image of {first}{same}"] += 1
+            else:
+                problems.append(f"{source}: the same image as {records[first_row].source} of {first}{same}; left out")
         kept[name] = np.asarray(rows, np.int64)
-    problems += [f"{count} image(s) {what}; left out" for what, count in repeats.items()]
+    problems += [f"{count} image(s) {what}; left out" for what, count in unnamed.items()]
     return kept
 
 

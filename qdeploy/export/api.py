@@ -22,6 +22,7 @@ from qdeploy.export.sources.foreign import ForeignConfig
 from qdeploy.export.sources.generated import generated_dataset
 from qdeploy.export.sources.labels import matched, require_count
 from qdeploy.export.sources.module import module_source
+from qdeploy.export.sources.module_copy import class_name
 from qdeploy.export.sources.onnx_file import AS_IT_IS, onnx_source
 from qdeploy.export.sources.run import run_source
 from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeRunError
@@ -63,7 +64,7 @@ def export_module(
     data: str | Dataset,
     out: Path,
     *,
-    name: str = "module",
+    name: str | None = None,
     config: ExportConfig | None = None,
     note: Note = silent,
 ) -> ExportReport:
@@ -76,7 +77,7 @@ def export_module(
         data: A data set as ``qdeploy train`` takes it, or a loaded one: ranges come from its training split, parity
             from validation, accuracy from test.
         out: The export's folder.
-        name: Name of the model in the card.
+        name: Name of the model in the card; by default that of the module's class.
         config: What to make.
         note: Called with a line after each step.
 
@@ -89,7 +90,7 @@ def export_module(
         raise InputError("the data was loaded with another preprocessing than the module's; load it with that one")
     if tuple(labels) != dataset.classes:
         raise InputError(f"the labels are {', '.join(labels)}, the data's classes {', '.join(dataset.classes)}")
-    source = module_source(module, len(labels), preprocessing, name, note)
+    source = module_source(module, len(labels), preprocessing, name or class_name(module), note)
     return export_source(source, lambda: dataset, config or ExportConfig(), out, note)
 
 

@@ -18,6 +18,7 @@ from qdeploy.bench.launches import joined, time_launches
 from qdeploy.bench.rounds import Rounds
 from qdeploy.checks.explain import Explainer, common_scale, pictures
 from qdeploy.core.artifact import Artifact
+from qdeploy.core.card import ONNX_FAMILY
 from qdeploy.core.cautions import cautions
 from qdeploy.core.errors import QdeployError
 from qdeploy.core.files import sha256_of
@@ -70,11 +71,9 @@ def measure_and_judge(
         speed = compare("int8", "fp32", joined(mine), base, 1, openings) if item.report.native else None
         verdict = decide(item.report.loss, speed, item.report.budget, policy, item.report.stress)
         what = "INT8" if item.report.native else f"INT8 for {item.report.target}"
-        finetuned = item.report.qat_epochs > 0
+        final = item.report.qat_epochs > 0 or fp32.card.model.family == ONNX_FAMILY
         p50_ms = (_median(joined(mine)), _median(base)) if item.report.native else None
-        texts.append(
-            in_words(verdict, what, fp32.file, _against(item.made), policy, finetuned=finetuned, p50_ms=p50_ms)
-        )
+        texts.append(in_words(verdict, what, fp32.file, _against(item.made), policy, final=final, p50_ms=p50_ms))
         verdicts.append(verdict)
     judged = list(zip(int8, verdicts, strict=True))
     kept = [*floats, *(i.made for i, v in judged if v.keep)]

@@ -129,7 +129,7 @@ def in_words(
     test: PairedDifference,
     policy: Policy,
     *,
-    finetuned: bool = False,
+    final: bool = False,
     p50_ms: tuple[float, float] | None = None,
 ) -> str:
     """Return a verdict as one line.
@@ -140,7 +140,7 @@ def in_words(
         kept: Name of the file that is kept where this one is not.
         test: INT8 minus fp32 accuracy on the test split.
         policy: What the user allows.
-        finetuned: Whether its weights were fine-tuned for INT8 already.
+        final: Whether its weights were fine-tuned for INT8 already, or cannot be: they come from a file.
         p50_ms: Median latencies of one image of the file and of fp32, of the same launches as ``verdict.speed``.
     """
     speed = _speed_words(verdict.speed)
@@ -162,7 +162,7 @@ def in_words(
             f"{what} REJECTED: not faster on this device, {speed}{_slower_words(p50_ms)}; kept {kept}; keep INT8 with "
             "`allow_slower`"
         )
-    hint = "" if finetuned else "try `qat_epochs=2` when exporting a run, or "
+    hint = "" if final else "try `qat_epochs=2` when exporting a run, or "
     cost = (
         f"it costs {-loss.points:.2f} +- {loss.margin95:.2f} points of top-1 on {loss.n} validation images, at most "
         f"{verdict.budget.points:.3g} allowed"
@@ -201,6 +201,6 @@ def _not_shown_words(verdict: Verdict) -> str:
     more = f"; about {needed} labelled images would show it" if needed else ""
     other = f", {flips.flips} of {flips.n} predictions changed" if flips else ""
     return (
-        f"a loss of {-loss.points:.2f} +- {loss.margin95:.2f} points on {loss.n} validation images{other}: too few to "
-        f"tell whether it is within {verdict.budget.points:.3g}{more}"
+        f"a loss of {0.0 - loss.points:.2f} +- {loss.margin95:.2f} points on {loss.n} validation images{other}: too "
+        f"few to tell whether it is within {verdict.budget.points:.3g}{more}"
     )

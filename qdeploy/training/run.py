@@ -339,7 +339,8 @@ class Run:
         self.world.average_buffers(model)
         score = self.learner.evaluate(model, self.val)
         kept = self.best.offer(model, score, self.config.epochs, "swa")
-        self.progress.note(f"SWA of {self.swa.count} epochs: {score.top1:.2f} %{'' if kept else ', not kept'}")
+        epochs = "1 epoch" if self.swa.count == 1 else f"{self.swa.count} epochs"
+        self.progress.note(f"SWA of {epochs}: {score.top1:.2f} %{'' if kept else ', not kept'}")
 
     def close(self, interrupted: bool) -> TrainResult:
         """Leave the folder usable: weights, record, curves; checkpoints stay while there is something to resume."""

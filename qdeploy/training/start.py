@@ -102,6 +102,8 @@ def resume(folder: Path | None = None, progress: Progress | None = None, *, epoc
         run = build_run(config, dataset, record, folder, world, shown, begun=bool(checkpoint or config.continued))
         if checkpoint is not None:
             run.restore(checkpoint)
+            steps = run.batches.steps
+            shown.note(f"going on in epoch {run.epoch + 1} of {config.epochs}, after {run.step} of its {steps} steps")
         elif config.continued:
             weights = load_tensors(read_run(folder)[1])
             run.extend(weights, read_log(folder, config.continued))

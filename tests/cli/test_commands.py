@@ -14,6 +14,7 @@ import pytest
 
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED
+from qdeploy.data.catalog import load_dataset
 from qdeploy.export.report.record import ExportReport
 from qdeploy.training.learner import Learner
 from tests.conftest import MakeImages
@@ -65,6 +66,16 @@ def test_thousands_of_problems_are_counted_and_the_first_ten_shown(
     assert "60 file(s) that are no images, left out: .ogg 30, .txt 30" in capsys.readouterr().err
 
 
+def test_the_first_problems_that_are_told_are_those_of_images(image_folder: MakeImages) -> None:
+    root = image_folder()
+    for i in range(9):
+        (root / "cat" / f"{i:02}.ogg").write_bytes(b"OggS")
+    (root / "dog" / "broken.png").write_bytes(b"x")
+    (note,) = load_dataset(str(root)).problem_notes()
+    assert note.startswith(f"10 problem(s) with the data: {root / 'dog' / 'broken.png'}: not a readable")
+    assert note.endswith("; 9 file(s) that are no images, left out: .ogg 9; `qdeploy data` lists them")
+
+
 def test_train_and_export_by_json(
     image_folder: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +95,15 @@ def test_train_and_export_by_json(
     assert set(artifact) >= {"path", "precision", "engine", "size_bytes", "sha256", "parity", "accuracy", "latency_ms"}
     assert set(artifact["parity"]) >= {"max_abs", "mean_abs", "cosine", "sqnr_db", "top1_agreement", "flips", "n"}
     assert (tmp_path / artifact["path"]).is_file()
+    assert run(["eval", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert f"data: {root}, split: test" in err
+    assert json.loads(out)["top1"] == artifact["accuracy"]["top1"]
+    root.rename(tmp_path / "elsewhere")
+    assert run(["eval"]) == 2
+    assert (
+        "the data set 'images' that the model was made with is not found here; give --data" in capsys.readouterr().err
+    )
 
 
 def test_interrupted_training_is_resumed_by_a_word(
@@ -108,7 +128,12 @@ def test_interrupted_training_is_resumed_by_a_word(
     (command,) = (line.split("`")[1] for line in err.splitlines() if "--resume" in line)
     assert command.startswith("qdeploy train --resume runs/nano-ar-images-")
     assert run([*command.split()[1:], "--json"]) == 0
-    assert stdout_json(capsys)["epochs"] == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["epochs"] == 3
+    assert "going on in epoch 2 of 3, after 1 of its 2 steps" in err
+    first, *others = (line for line in err.splitlines() if line.startswith("epoch "))
+    assert "ETA" not in first  # none of its steps was seen
+    assert all("  ETA " in line for line in others)
 
 
 def test_dry_run_shows_the_recipe_and_trains_nothing(
@@ -131,7 +156,9 @@ def test_dry_run_shows_the_recipe_and_trains_nothing(
     assert "nano for 200 classes: 840,892 parameters, 27.0 M MACs at 64 pixels" in out
     lines = {line.split()[0]: line.split()[1] for line in out.splitlines() if len(line.split()) == 2}
     assert lines["augmentation"] == "mid"
-    assert lines["swa"] == "False"
+    assert lines["boosts"] == "on"
+    assert "swa" not in lines
+    assert "threads" not in lines
     assert lines["epochs"] == "70"
     assert run([*options, "--json"]) == 0
     plan = stdout_json(capsys)

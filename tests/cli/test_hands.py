@@ -114,6 +114,8 @@ def test_words_of_other_programs_are_taken_as_ours(capsys: Capture) -> None:
         (["sweep", "--weights", "x"], HINTS["--weights"]),
         (["predict", "--source", "x"], HINTS["--source"]),
         (["doctor", "--verbose"], HINTS["--verbose"]),
+        (["train", "--schedule", "cosine"], "say --set schedule=VALUE"),
+        (["sweep", "--label-smoothing=0.1"], "say --set label_smoothing=VALUE"),
         (["train", "--dry-run", "--model", "qonstraint-5.9"], "or its model --model qonstraint-5.9-gap"),
         (["train", "--dry-run", "--recipe", "micro"], "'micro' is a model, not a recipe; give --model micro"),
         (["sweep", "--models", "nano,mobilevit-thesis"], "'mobilevit-thesis' is a recipe, not a model"),

@@ -185,9 +185,10 @@ def test_repeated_images_never_cross_splits(image_folder: MakeImages) -> None:
     parts = [set(s.hashes) for s in dataset.splits.values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 40
     assert len(dataset.splits["test"]) == 20
+    same, cat = "the same image as", root / "test" / "cat"
     assert sorted(dataset.problems) == [
-        "1 image(s) of train repeat an image of test under another label; left out",
-        "1 image(s) of train repeat an image of test; left out",
+        f"{root}/train/cat/stolen.png: {same} {cat / '0.png'} of test; left out",
+        f"{root}/train/dog/mislabelled.png: {same} {cat / '1.png'} of test under another label; left out",
     ]
 
 
@@ -199,7 +200,7 @@ def test_a_class_may_be_called_train(image_folder: MakeImages) -> None:
 def test_a_split_emptied_by_repeats_is_refused(image_folder: MakeImages) -> None:
     image_folder(name="d/train")
     root = image_folder(name="d/test").parent  # the same seed: the same images
-    with pytest.raises(DataError, match="class 'cat' of d has no usable training image .1 problem"):
+    with pytest.raises(DataError, match="class 'cat' of d has no usable training image .16 problem"):
         load_dataset(str(root))
 
 

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from qdeploy.checks.evaluate import EvalConfig, evaluate
-from qdeploy.checks.verify import verify
+from qdeploy.checks.verify import Check, verify
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.errors import EngineError, InputError
@@ -537,6 +537,15 @@ def test_another_order_of_classes_is_said_and_labels_repair_it(tmp_path: Path) -
     assert "claims" not in notes
 
 
+def test_of_two_explanations_the_better_one_is_said(tmp_path: Path) -> None:
+    """With the labels the wrong way round a wrong normalisation, too, is right more often than none."""
+    data = toned(tmp_path / "data", NAMES, NAMED, count=40)
+    file = by_tone(tmp_path, [NAMED[n] for n in (*NAMES[1:], NAMES[0])])
+    notes = adopted(file, data, tmp_path / "out")[1]
+    assert notes.count("accuracy would be") == 1
+    assert "with its classes in another order accuracy would be 100.0 % instead of" in notes
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -729,3 +738,18 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         error = capsys.readouterr().err
         assert "has no qdeploy card" in error
         assert "`qdeploy adopt` or `qdeploy quantize`" in error
+
+
+def test_what_a_file_was_made_from_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ForeignConfig(labels=("ant", "bee", "cat"))
+    adopt_onnx(saved(tmp_path, Form()), Path("exports/theirs"), foreign=given)
+
+    def parent() -> Check:
+        return next(c for c in verify(Path("exports/theirs")).checks if c.name == "model.fp32.onnx: parent")
+
+    assert (parent().ok, parent().detail) == (True, "made from theirs.onnx, which has this hash")
+    Path("theirs.onnx").unlink()
+    assert parent().ok is None
+    assert parent().detail.startswith("no file in this folder or below ./exports has the hash of what it was made from")
+    assert "run" not in parent().detail

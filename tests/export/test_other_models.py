@@ -16,6 +16,7 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export import ExportConfig, export, export_module
+from qdeploy.export.sources.module_copy import class_name
 from qdeploy.models.registry import Changes, create_model
 from qdeploy.runtime.classifier import load
 from qdeploy.training import config_from_recipe, train
@@ -131,15 +132,21 @@ class Own(nn.Module):
         return self.last(self.layers(image))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_a_module_is_called_as_its_class() -> None:
+    assert class_name(torch.nn.DataParallel(Own())) == "Own"
+    assert class_name(torch.jit.script(Own())) == "Own"
+
+
 def test_a_user_s_module_gets_the_same_card_and_is_left_alone(small: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Own().train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    report = export_module(module, small.classes, RULES, small, tmp_path / "out", name="own", config=CONFIG)
+    report = export_module(module, small.classes, RULES, small, tmp_path / "out", config=CONFIG)
     assert module.training
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     classifier = load(Path(report.artifacts[1].path))
-    assert classifier.card.model.family == "module"
+    assert (classifier.card.model.family, classifier.card.model.name) == ("module", "Own")
     assert classifier.card.model.params == sum(p.numel() for p in module.parameters())
     assert classifier.card.labels == small.classes
     assert {u.unit for u in report.int8[0].units} == {"model.layers", "model.last"}

@@ -18,11 +18,11 @@ TEST = PairedDifference(points=-0.2, margin95=0.4, n=1000)
 
 
 def loss(points: float, margin: float, n: int = 1000, flips: Flips | None = None) -> Loss:
-    return Loss(difference=PairedDifference(points=-points, margin95=margin, n=n), flips=flips)
+    return Loss(difference=PairedDifference(points=0.0 - points, margin95=margin, n=n), flips=flips)
 
 
 WITHIN, OVER = loss(0.4, 0.3), loss(2.0, 0.5)
-UNSURE, DOUBTFUL = loss(0.4, 1.5), loss(1.6, 1.5)
+UNSURE, DOUBTFUL, UNSURE_OF_NONE = loss(0.4, 1.5), loss(1.6, 1.5), loss(0.0, 1.5)
 FEW_FLIPS = loss(0.4, 1.5, flips=Flips(flips=8, n=3000))
 
 
@@ -82,6 +82,7 @@ def test_what_passed_with_300_images_no_longer_does() -> None:
         (UNSURE, FASTER, Policy(), "about 6250 labelled images would show it"),
         (UNSURE, FASTER, Policy(strict=True), "INT8 REJECTED: a loss of 0.40 +- 1.50 points on 1000 validation"),
         (DOUBTFUL, FASTER, Policy(), "INT8 REJECTED: a loss of 1.60 +- 1.50 points"),
+        (UNSURE_OF_NONE, FASTER, Policy(), "; NOT SHOWN: a loss of 0.00 +- 1.50 points"),
     ],
 )
 def test_words(measured: Loss, speed: Comparison | None, policy: Policy, says: str) -> None:
@@ -91,7 +92,7 @@ def test_words(measured: Loss, speed: Comparison | None, policy: Policy, says: s
 def test_a_hint_is_given_once() -> None:
     verdict = decide(OVER, FASTER, ONE, Policy())
     assert "try `qat_epochs=2`" in words(verdict, Policy())
-    tuned = in_words(verdict, "INT8", "model.fp32.onnx", TEST, Policy(), finetuned=True)
+    tuned = in_words(verdict, "INT8", "model.fp32.onnx", TEST, Policy(), final=True)
     assert "qat_epochs" not in tuned
     assert tuned.endswith("kept model.fp32.onnx; keep INT8 with `allow_drop`")
 

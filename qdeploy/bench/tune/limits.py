@@ -39,7 +39,7 @@ class Limits:
         if candidate.difference and not self.budget.allows(candidate.difference):
             shown = self.budget.judge(candidate.difference)
             doubt = "" if shown is Shown.OVER else f", with {candidate.difference.n} images not shown to be within"
-            found = f"drops {-candidate.difference.points:.2f} points, over {self.max_drop:g}{doubt}"
+            found = f"drops {0.0 - candidate.difference.points:.2f} points, over {self.max_drop:g}{doubt}"
         return found
 
     def broken(self, candidate: Candidate) -> str | None:

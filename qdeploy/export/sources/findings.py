@@ -57,6 +57,15 @@ PRESETS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Better:
+    """Something else that the file may expect."""
+
+    share: float
+    """Share of the images that would be right, in [0, 1]."""
+    text: str
+
+
 def what_data_say(source: OnnxSource, dataset: Dataset) -> list[str]:
     """Return what is worth saying of a file, from its answers to labelled images that are not for calibration."""
     pixels, labels = _images(dataset)
@@ -66,9 +75,11 @@ def what_data_say(source: OnnxSource, dataset: Dataset) -> list[str]:
     n = int(min(len(pixels), max(FEWEST, SECONDS / (2 * len(PRESETS) * each_s))))
     more = file_predictions(source, pixels[FEWEST:n], source.entrance, source.rules) if n > FEWEST else first[:0]
     answers, labels = np.concatenate([first, more]), labels[:n]
-    texts = [*_claim(source.original, answers, labels), *_other_order(source, dataset.classes, answers, labels)]
+    better = [*_other_order(source, dataset.classes, answers, labels)]
     if source.entrance is not None and not source.entrance.raw:
-        texts += _other_input(source, source.entrance, pixels[:n], answers, labels)
+        better += _other_input(source, source.entrance, pixels[:n], answers, labels)
+    best = max(better, key=lambda found: found.share, default=None)  # one slip makes another look like one
+    texts = [*_claim(source.original, answers, labels), *([best.text] if best else [])]
     if not texts and _at_chance(answers, labels, len(dataset.classes)):
         texts.append(
             f"the file is right about {_percent(answers, labels)} of {n} images, no more than by chance: check "
@@ -86,12 +97,16 @@ def _images(dataset: Dataset) -> tuple[NDArray[np.uint8], Integers]:
     return np.stack([np.asarray(part.pixels[i]) for part, i in chosen]), labels
 
 
+def _share(answers: Integers, labels: Integers) -> float:
+    return float((answers == labels).mean())
+
+
 def _percent(answers: Integers, labels: Integers) -> str:
-    return f"{100 * float((answers == labels).mean()):.1f} %"
+    return f"{100 * _share(answers, labels):.1f} %"
 
 
 def _at_chance(answers: Integers, labels: Integers, classes: int) -> bool:
-    share = float((answers == labels).mean())
+    share = _share(answers, labels)
     return len(labels) >= FEWEST and wilson_interval(share, len(labels))[0] <= 1 / classes
 
 
@@ -102,7 +117,7 @@ def _clearly_better(new: Integers, old: Integers, labels: Integers) -> bool:
 
 def _other_input(
     source: OnnxSource, entrance: Entrance, pixels: NDArray[np.uint8], answers: Integers, labels: Integers
-) -> Iterator[str]:
+) -> Iterator[Better]:
     """Say which usual normalisation, and which order of colours, would be clearly better."""
     best, words = answers, ""
     for bgr in (False, True) if entrance.channels == 3 else (False,):
@@ -116,33 +131,36 @@ def _other_input(
                 )
                 best, words = found, " and ".join(parts)
     if words and _clearly_better(best, answers, labels):
-        yield (
-            f"with {words} accuracy would be {_percent(best, labels)} instead of {_percent(answers, labels)} on "
-            f"{len(labels)} images; nothing was changed"
+        yield Better(
+            share=_share(best, labels),
+            text=f"with {words} accuracy would be {_percent(best, labels)} instead of {_percent(answers, labels)} on "
+            f"{len(labels)} images; nothing was changed",
         )
 
 
-def _other_order(source: OnnxSource, classes: tuple[str, ...], answers: Integers, labels: Integers) -> Iterator[str]:
+def _other_order(source: OnnxSource, classes: tuple[str, ...], answers: Integers, labels: Integers) -> Iterator[Better]:
     """Say if the file seems to have its classes in another order than the data."""
     if source.labels is None and all(c.isascii() and c.isdigit() for c in classes):
         by_number = sorted(range(len(classes)), key=lambda k: int(classes[k]))
         counted = np.asarray(by_number, np.int64)[answers]
         if _clearly_better(counted, answers, labels):
-            yield (
-                f"with its classes in the order of numbers and not of text accuracy would be "
+            yield Better(
+                share=_share(counted, labels),
+                text=f"with its classes in the order of numbers and not of text accuracy would be "
                 f"{_percent(counted, labels)} instead of {_percent(answers, labels)} on {len(labels)} images: give "
-                "`labels` in that order; nothing was changed"
+                "`labels` in that order; nothing was changed",
             )
             return
     own, other = np.arange(len(labels)) % 2 == 0, np.arange(len(labels)) % 2 == 1
     order = _best_order(answers[own], labels[own], len(classes))
     if other.any() and _clearly_better(order[answers[other]], answers[other], labels[other]):
         moved = [f"'{classes[k]}' for '{classes[to]}'" for k, to in enumerate(order.tolist()) if k != to]
-        yield (
-            f"with its classes in another order accuracy would be {_percent(order[answers[other]], labels[other])} "
-            f"instead of {_percent(answers[other], labels[other])} on {int(other.sum())} images (it answers "
-            f"{', '.join(moved[:3])}{', ...' if len(moved) > 3 else ''}): give `labels` in the order of its outputs; "
-            "nothing was changed"
+        yield Better(
+            share=_share(order[answers[other]], labels[other]),
+            text=f"with its classes in another order accuracy would be "
+            f"{_percent(order[answers[other]], labels[other])} instead of {_percent(answers[other], labels[other])} on "
+            f"{int(other.sum())} images (it answers {', '.join(moved[:3])}{', ...' if len(moved) > 3 else ''}): give "
+            "`labels` in the order of its outputs; nothing was changed",
         )
 
 
@@ -169,7 +187,7 @@ def _best_order(answers: Integers, labels: Integers, classes: int) -> Integers:
 
 def _claim(model: onnx.ModelProto, answers: Integers, labels: Integers) -> Iterator[str]:
     """Say if a file is far below the accuracy that its metadata claim."""
-    share = float((answers == labels).mean())
+    share = _share(answers, labels)
     high = 100 * wilson_interval(share, len(labels))[1]
     for entry in model.metadata_props:
         if entry.key == CARD_KEY or not CLAIM.fullmatch(entry.key):

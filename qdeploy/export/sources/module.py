@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from qdeploy.core.card import ModelInfo
+from qdeploy.core.card import MODULE_FAMILY, ModelInfo
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of
 from qdeploy.core.git import git_commit
@@ -54,7 +54,7 @@ def module_source(
     return ModuleSource(
         model=ModelInfo(
             name=name,
-            family="module",
+            family=MODULE_FAMILY,
             params=sum(p.numel() for p in model.parameters()),
             macs=_macs(model, rules),
             input_size=rules.size,

@@ -34,6 +34,12 @@ def own_copy(module: nn.Module) -> nn.Module:
         raise refusal("the module cannot be copied", error, inside) from error
 
 
+def class_name(module: nn.Module) -> str:
+    """Return the name of the user's class, also of a compiled, data-parallel or scripted module."""
+    inside = _unwrapped(module)
+    return str(inside.original_name if isinstance(inside, torch.jit.ScriptModule) else type(inside).__name__)
+
+
 def _unwrapped(module: nn.Module) -> nn.Module:
     """Return the user's own module inside what torch.compile or data-parallel training puts around it."""
     while True:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from qdeploy.core.artifact import read_artifact
-from qdeploy.core.card import Card, ModelInfo
+from qdeploy.core.card import ONNX_FAMILY, Card, ModelInfo
 from qdeploy.core.errors import InputError, NoCardError, one_line
 from qdeploy.core.files import sha256_of
 from qdeploy.core.git import git_commit
@@ -131,7 +131,7 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
     source = OnnxSource(
         model=ModelInfo(
             name=file.stem,
-            family="onnx",
+            family=ONNX_FAMILY,
             params=_params(original),
             macs=0,  # of a graph they are not counted
             input_size=rules.size,
