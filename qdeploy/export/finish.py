@@ -116,7 +116,9 @@ def finish(
         confidence, diagram = _confidence(work, answers, Labelled(logits=test_logits, labels=test.labels))
         card = replace(card, confidence=confidence)
         deployed = with_temperature(model, confidence.temperature)
-        session = session if deployed is model else open_graph(deployed, card)
+        if deployed is not model:
+            session.close()  # the logits of both are the same
+            session = answers.session = open_graph(deployed, card)
     return Made(
         model=model,
         data=sealed_bytes(deployed, card),

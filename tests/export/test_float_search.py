@@ -22,6 +22,7 @@ from qdeploy.data.catalog import load_dataset
 from qdeploy.export.finish import open_graph
 from qdeploy.export.graph.parity import run_outputs, run_session
 from qdeploy.export.int8.calibrate import calibrate, choose_images
+from qdeploy.export.int8.choices import Choices
 from qdeploy.export.int8.clock import Clock, FloatNodes, Timing, real_clock, times_of, timing_of
 from qdeploy.export.int8.encodings import encoding_for
 from qdeploy.export.int8.float_choice import SearchConfig
@@ -51,15 +52,13 @@ def make(fp32_file: Path) -> MakeSearch:
 
     def search(model: onnx.ModelProto, **fields: Any) -> FloatSearch:
         calibration = calibrate(model, choose_images(dataset, 64, 0), 0)
+        encoding = fields.pop("encoding", X86)
+        ranges = calibration.ranges("minmax")
         return FloatSearch(
-            model=model,
-            card=card,
-            ranges=calibration.ranges("minmax"),
-            biases={},
+            choices=Choices(model=model, card=card, encoding=encoding, ranges=ranges, biases={}),
             images=val,
             before=run_session(open_graph(model, card), val.pixels),
             **{
-                "encoding": X86,
                 "budget": AccuracyBudget(points=1.0),
                 "clock": None,
                 "config": SearchConfig(runs=10),
@@ -76,7 +75,7 @@ def rules() -> FloatSearch:
     """Return a search whose rules are asked about times alone: nothing is opened."""
     nothing: Any = None
     return FloatSearch(
-        model=onnx.ModelProto(), card=nothing, encoding=X86, ranges={}, biases={}, images=nothing, before=nothing,
+        choices=nothing, images=nothing, before=nothing,
         budget=AccuracyBudget(points=1.0), clock=None, config=SearchConfig(), note=lambda _: None,
         progress=lambda done, total: None,
     )  # fmt: skip
@@ -449,9 +448,9 @@ def test_a_tie_counts_as_what_predict_answers_on_both_sides(fp32: onnx.ModelProt
     """Logits of few levels: many images have several classes whose logits are the largest."""
     search = make(fp32)
     last = next(n for n in reversed(fp32.graph.node) if n.op_type in ("Gemm", "MatMul", "Conv"))
-    search.ranges = {**search.ranges, last.output[0]: (-500.0, 500.0)}
+    search.choices.ranges = {**search.choices.ranges, last.output[0]: (-500.0, 500.0)}
     found = search.pinned(frozenset(), ())
-    logits, _ = run_outputs(open_graph(found.model, search.card), search.images.pixels)
+    logits, _ = run_outputs(open_graph(found.model, search.choices.card), search.images.pixels)
     ties = (logits == logits.max(1, keepdims=True)).sum(1) > 1
     assert ties.sum() > 20
     labels = tuple(map(str, range(10)))

@@ -36,7 +36,7 @@ class Choices:
     encoding: Encoding
     ranges: Mapping[str, Range]
     biases: Mapping[str, Floats]
-    """Corrected biases, by name."""
+    """Corrected biases of the layers whose bias expects rounded weights, by name."""
     _kept: dict[FloatNodes | None, bytes] = field(init=False, default_factory=dict)
     _lock: Lock = field(init=False, default_factory=Lock)
 

@@ -16,13 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
-import onnx
 
 from qdeploy.core.budget import AccuracyBudget
-from qdeploy.core.card import Card
 from qdeploy.core.machine import compute_threads
 from qdeploy.core.metrics import Floats, paired_difference, sqnr_db
 from qdeploy.core.progress import Progress
@@ -30,9 +27,7 @@ from qdeploy.data.dataset import Split
 from qdeploy.export.graph.parity import INT8_MIN_SQNR_DB, run_session
 from qdeploy.export.int8.choices import Choices
 from qdeploy.export.int8.clock import Clock, FloatNodes, Forecast, Timing, timing_of
-from qdeploy.export.int8.encodings import Encoding
 from qdeploy.export.int8.float_choice import Found, SearchConfig, Survey, Tried
-from qdeploy.export.int8.ranges import Range
 from qdeploy.export.int8.units import Unit, disjoint, nodes_of, quantizable, units_of
 from qdeploy.export.stress import StressSet
 from qdeploy.runtime.session import Session
@@ -72,14 +67,8 @@ TO_FLOAT = _Way(frozenset.union, lambda units: tuple(u.name for u in units))
 class FloatSearch:
     """The search for one encoding."""
 
-    model: onnx.ModelProto
-    """The float graph."""
-    card: Card
-    """Card with which the choices are opened."""
-    encoding: Encoding
-    ranges: Mapping[str, Range]
-    biases: Mapping[str, Floats]
-    """Corrected biases of the layers whose bias expects rounded weights, by name."""
+    choices: Choices
+    """The graphs to choose from."""
     images: Split
     """Validation images that the choice is made on."""
     before: Floats
@@ -104,10 +93,6 @@ class FloatSearch:
     def __post_init__(self) -> None:
         self._forecast = Forecast(limit_s=self.config.seconds, now=self.now)
         self._survey = Survey()
-
-    @cached_property
-    def _choices(self) -> Choices:
-        return Choices(model=self.model, card=self.card, encoding=self.encoding, ranges=self.ranges, biases=self.biases)
 
     def search(self, start: FloatNodes = frozenset()) -> Found:
         """Find what stays in float.
@@ -148,14 +133,14 @@ class FloatSearch:
         return Found(
             float_units=best.names,
             float_nodes=tuple(sorted(best.nodes)),
-            model=self._choices.model_of(best.nodes),
+            model=self.choices.model_of(best.nodes),
             units=self._survey.report(),
             choices=tuple(t.report(t is best) for t in self._tried.values() if t is best or math.isfinite(t.sqnr)),
         )
 
     def _measure_parts(self, start: FloatNodes) -> None:
         """Leave each part in float alone, and measure what that changes; at most half of the time is spent on it."""
-        every = units_of(self.model, self.encoding, self.config.modules, self.config.roles)
+        every = units_of(self.choices.model, self.choices.encoding, self.config.modules, self.config.roles)
         units = [u for u in every if u.nodes - start]
         timed = self.config.runs if self.clock else 0
         self._forecast.plan(len(units) + (STEP_OPENINGS if timed else 0), ERROR_IMAGES + timed)
@@ -220,7 +205,7 @@ class FloatSearch:
 
     def _from_float(self, start: FloatNodes) -> None:
         """Try in INT8 only what is faster than fp32 when all else is float, the most rewarding first."""
-        every = quantizable(self.model, self.encoding) | start
+        every = quantizable(self.choices.model, self.choices.encoding) | start
         self.note(
             f"float search: {self._best.speed or 0.0:.2f}x fp32 so far; trying the other end, everything in float"
         )
@@ -343,7 +328,7 @@ class FloatSearch:
         if self._tried and self._forecast.left_s() <= 0:
             raise _OutOfTimeError
         self.progress(round(self._forecast.passed_s()), round(self._forecast.total_s()))
-        with self._choices.opened(choices) as sessions:
+        with self.choices.opened(choices) as sessions:
             yield sessions
         self._forecast.opened(len(choices))
 
@@ -360,8 +345,8 @@ class FloatSearch:
 
     def _simplicity(self, nodes: FloatNodes) -> tuple[int, int, list[str]]:
         """Return what the simplest choice has least of: nodes in float, and bytes of their weights."""
-        read = {i for n in self.model.graph.node if n.name in nodes for i in n.input}
-        weights = sum(i.ByteSize() for i in self.model.graph.initializer if i.name in read)
+        read = {i for n in self.choices.model.graph.node if n.name in nodes for i in n.input}
+        weights = sum(i.ByteSize() for i in self.choices.model.graph.initializer if i.name in read)
         return len(nodes), weights, sorted(nodes)
 
 

@@ -22,6 +22,7 @@ from qdeploy.export.graph.parity import require_sound, run_session
 from qdeploy.export.graph.walk import all_nodes, is_standard
 from qdeploy.export.int8.bias_correction import biases_of, channel_means, correct_biases
 from qdeploy.export.int8.calibrate import Calibration, calibrate, choose_images, random_images
+from qdeploy.export.int8.choices import Choices
 from qdeploy.export.int8.clock import real_clock
 from qdeploy.export.int8.encodings import Encoding, encoding_for
 from qdeploy.export.int8.float_choice import FloatChoice, Found, UnitCost
@@ -196,11 +197,7 @@ def _one(
     budget = _budget(work, fp32)
     stress = StressSet.of(fp32.session, work.parity_pixels)
     search = FloatSearch(
-        model=graph,
-        card=card,
-        encoding=encoding,
-        ranges=way.ranges,
-        biases=way.biases,
+        choices=Choices(model=graph, card=card, encoding=encoding, ranges=way.ranges, biases=way.biases),
         images=judges.choosing,
         before=judges.choosing_logits,
         stress=stress,
