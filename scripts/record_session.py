@@ -1,11 +1,14 @@
 """Records the README's terminal session from what the commands print: docs/images/session.svg.
 
-Run it from the repository, in an environment with the extra ``train``: ``python scripts/record_session.py``. It takes
-minutes, of which training is most. Nothing is written by hand: another machine gives other figures.
+    python scripts/record_session.py
+
+It takes an environment with the extra ``train``, and two minutes on two idle cores, of which training is most. Nothing
+is written by hand: another machine gives other figures.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import selectors
@@ -31,6 +34,10 @@ PLAIN_FONT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.
 
 def main() -> None:
     """Run the commands in an empty folder and write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    picture = ROOT / "docs" / "images" / "session.svg"
+    parser.add_argument("--out", type=Path, default=picture, metavar="FILE", help="default: docs/images/session.svg")
+    out: Path = parser.parse_args().out
     console = Console(record=True, width=100, file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -42,7 +49,7 @@ def main() -> None:
                 console.print(Text(text, style="" if is_result else "bright_black"))
             console.print()
     svg = console.export_svg(title="qdeploy", code_format=PLAIN_FONT, unique_id="session")
-    (ROOT / "docs" / "images" / "session.svg").write_text("\n".join(s.rstrip() for s in svg.splitlines()) + "\n")
+    out.write_text("\n".join(s.rstrip() for s in svg.splitlines()) + "\n")
 
 
 def lines(command: str, folder: Path) -> Iterator[tuple[str, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,10 +64,14 @@ def tune_command(
 def show(report: TuneReport, verbose: bool) -> None:
     """Print the candidates, the choice, and where it was written."""
     title = "candidates, interleaved, the chosen and the fastest first"
-    show_table(table(_HEAD, map(_row, report.candidates), title=title, words=(0, 1, 6)))
+    timed = [c for c in report.candidates if c.n]
+    if timed:
+        show_table(table(_HEAD, map(_row, timed), title=title, words=(0, 1, 6)))
+    for line in _out(report.candidates):
+        say(line)
     if verbose:
         title = "time of a call against that of the chosen, with its 95 % interval"
-        show_table(table(_TIMES, map(_times, report.candidates), title=title, words=(0, 1)))
+        show_table(table(_TIMES, map(_times, timed), title=title, words=(0, 1)))
         title = "accuracy, points of it lost against fp32, and peak memory"
         show_table(table(_COSTS, map(_costs, report.candidates), title=title, words=(0, 1)))
     for engine, why in report.not_tried.items():
@@ -102,7 +107,17 @@ def _costs(c: CandidateReport) -> list[str]:
 
 
 def _what(c: CandidateReport) -> tuple[str, ...]:
-    return c.file, c.engine, str(c.threads), str(c.batch)
+    return c.file.removesuffix(".onnx"), c.engine, str(c.threads), str(c.batch)
+
+
+def _out(candidates: Sequence[CandidateReport]) -> Iterator[str]:
+    """Say which candidates were not timed, those with the same file and reason in one line."""
+    engines: dict[tuple[str, str], dict[str, None]] = {}
+    for c in candidates:
+        if not c.n:
+            engines.setdefault((c.file, c.result), {})[c.engine] = None
+    for (file, reason), names in engines.items():
+        yield f"not timed: {file} with {', '.join(names)}: {for_command_line(reason)}"
 
 
 def _number(value: float | None, digits: int) -> str:

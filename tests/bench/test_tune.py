@@ -111,7 +111,7 @@ def test_limits_are_kept_and_the_nearest_is_named() -> None:
     fast.difference = PairedDifference(points=-1.2, margin95=0.1, n=10_000)
     assert limits.broken_before_timing(fast) == "drops 1.20 points, over 1"
     fast.difference = PairedDifference(points=-1.2, margin95=0.5, n=300)
-    assert limits.broken_before_timing(fast) == "drops 1.20 points, over 1, with 300 images not shown to be within"
+    assert limits.broken_before_timing(fast) == "drops 1.20 points, over 1; 300 images are too few to tell"
     assert Limits(max_drop=2).broken(fast) is None
 
 

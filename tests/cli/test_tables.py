@@ -116,9 +116,27 @@ def test_tune(file: str, capsys: Capture) -> None:
     tune_verb.show(report, False)
     found = tables(capsys)
     check(found, 1, ["threads  batch", "p50 ms  ", "images/s  ", "result"])
-    assert whole(found[0], file)
+    assert whole(found[0], file.removesuffix(".onnx"))
     tune_verb.show(report, True)
     check(tables(capsys), 3, ["p95 ms", "95 %", "top-1 %", "lost", "MB"])
+
+
+def test_tune_says_once_why_several_candidates_were_not_timed(capsys: Capture) -> None:
+    out = dataclasses.replace(candidate("model.int8.onnx", "drops 1.20 points, over 1"), n=0)
+    others = (dataclasses.replace(out, threads=1), dataclasses.replace(out, engine="ort"))
+    report = TuneReport(
+        chosen=None,
+        reason="nothing is within the limits",
+        candidates=(candidate("model.fp32.onnx", "chosen"), out, *others),
+        not_tried={},
+        written=None,
+        limits=Limits(),
+        environment={},
+    )
+    tune_verb.show(report, False)
+    printed = capsys.readouterr().out
+    assert "not timed: model.int8.onnx with openvino-bf16, ort: drops 1.20 points, over 1" in printed.splitlines()
+    assert printed.count("drops") == 1
 
 
 def row(name: str, **known: Any) -> Row:

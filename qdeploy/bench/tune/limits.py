@@ -38,7 +38,7 @@ class Limits:
         found = self._memory(candidate)
         if candidate.difference and not self.budget.allows(candidate.difference):
             shown = self.budget.judge(candidate.difference)
-            doubt = "" if shown is Shown.OVER else f", with {candidate.difference.n} images not shown to be within"
+            doubt = "" if shown is Shown.OVER else f"; {candidate.difference.n} images are too few to tell"
             found = f"drops {0.0 - candidate.difference.points:.2f} points, over {self.max_drop:g}{doubt}"
         return found
 

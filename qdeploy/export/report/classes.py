@@ -32,7 +32,7 @@ def class_sections(confusion: Confusion | None) -> list[Markup]:
         tag("h2", "Class by class"),
         tag("p", words, class_="small"),
         table(head, [_row(confusion, last, int(i)) for i in order]),
-        *([tag("h3", f"Who is taken for whom by {name}"), *grid] if grid else []),
+        *([tag("h3", f"What {name} mistakes for what"), *grid] if grid else []),
     ]
 
 

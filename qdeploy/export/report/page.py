@@ -33,7 +33,7 @@ LOOKS = (
 
 
 def html_report(report: dict[str, Any], flips: Sequence[Flip] = (), confusion: Confusion | None = None) -> str:
-    """Return the page for ``report.json``, the images whose prediction INT8 changed, and who is taken for whom."""
+    """Return the page for ``report.json``, the images whose prediction INT8 changed, and what is mistaken for what."""
     elsewhere = {i["target"] for i in report["int8"] if not i["native"]}
     return page(
         report["name"],
