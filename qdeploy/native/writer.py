@@ -29,6 +29,8 @@ class Source:
     """Weights, tables and other constants."""
     places: dict[Tensor, tuple[int, Layout]] = field(repr=False, default_factory=dict)
     """Offset in the arena of every tensor that has one, for tests."""
+    operators: list[Op] = field(repr=False, default_factory=list)
+    """The operator of every call in the order of the calls, for profiles."""
 
 
 class Writer:
@@ -59,6 +61,7 @@ class Writer:
         self.constant_bytes = 0
         self._named: dict[Tensor, str] = {}
         self._elsewhere: dict[Tensor, str] = {}
+        self._operators: list[Op] = []
 
     def source(self) -> Source:
         """Return what was written."""
@@ -77,7 +80,7 @@ class Writer:
             if root in self.arena.offsets:
                 item = 1 if op.output.integer else 4
                 places[op.output] = (self.arena.offsets[root] + offset * item, self.layout)
-        return Source(text, self.arena.size_bytes, self.constant_bytes, places)
+        return Source(text, self.arena.size_bytes, self.constant_bytes, places, self._operators)
 
     def at(self, tensor: Tensor) -> str:
         """Return the address of a tensor's values."""
@@ -129,6 +132,7 @@ class Writer:
         self.call(op)
         self._elsewhere = {}
         made, self.calls = self.calls[before:], self.calls[:before]
+        del self._operators[before:]
         return "\n".join(made)
 
     def struct(self, kind: str, fields: Mapping[str, Any]) -> str:
@@ -142,6 +146,7 @@ class Writer:
         """Write one operator."""
         if op.kind != "view":
             self._calls[op.kind](self, op)
+            self._operators += [op] * (len(self.calls) - len(self._operators))
 
     def line(self, kernel: str, *arguments: object) -> None:
         """Add the call of a kernel of the tier."""

@@ -400,17 +400,21 @@ static void QD_(mean_u8)(const qd_mean *p, const uint8_t *in, uint8_t *out) {
 }
 
 static void QD_(mean_f32)(const qd_mean *p, const float *in, float *out) {
-  int32_t o, i, k;
-  for (o = 0; o < p->outer; o++)
-    for (i = 0; i < p->inner; i++) {
-      const float *from = in + (size_t)o * p->outer_stride + i;
-      float sum = 0.0f;
-      if (p->stride == 0) /* along the innermost axis */
-        sum = qd_lane_sum(in + (size_t)o * p->outer_stride, p->count);
-      else
-        for (k = 0; k < p->count; k++) sum += from[(size_t)k * p->stride];
-      out[o * p->inner + i] = qd_clamp(sum * p->multiplier, p->low, p->high);
+  int32_t o, i, k, l;
+  for (o = 0; o < p->outer; o++, in += p->outer_stride, out += p->inner) {
+    if (p->stride == 0) { /* along the innermost axis */
+      out[0] = qd_clamp(qd_lane_sum(in, p->count) * p->multiplier, p->low, p->high);
+      continue;
     }
+    for (i = 0; i < p->inner; i += 16) {
+      float sums[16] = {0};
+      const float *from = in + i;
+      const int32_t width = p->inner - i < 16 ? p->inner - i : 16;
+      for (k = 0; k < p->count; k++, from += p->stride)
+        for (l = 0; l < width; l++) sums[l] += from[l];
+      for (l = 0; l < width; l++) out[i + l] = qd_clamp(sums[l] * p->multiplier, p->low, p->high);
+    }
+  }
 }
 
 #define QD_MAXPOOL(name, type)                                                                        \

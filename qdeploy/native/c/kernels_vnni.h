@@ -58,6 +58,9 @@ QD_INLINE __m512i qd_limited(__m512i codes, int32_t low, int32_t high) {
   return _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8((int8_t)low)), _mm512_set1_epi8((int8_t)high));
 }
 
+/* Weights are asked for so many bytes before they are needed: those of a model are more than the nearest caches hold. */
+#define QD_AHEAD 2048
+
 /* `pixels` pixels by `many` blocks of 16 outputs: neighbours in a row, or `scattered`. */
 QD_INLINE void qd_tile_u8(const int pixels, const int many, const int scattered, const qd_conv_u8 *p,
                           const qd_span *span, size_t block, const qd_pixels *at) {
@@ -81,7 +84,10 @@ QD_INLINE void qd_tile_u8(const int pixels, const int many, const int scattered,
     for (q = 0; q < steps; q++, weights += 64) {
       __m512i w[4];
       QD_UNROLL(4)
-      for (j = 0; j < many; j++) w[j] = _mm512_loadu_si512(weights + j * block_bytes);
+      for (j = 0; j < many; j++) {
+        w[j] = _mm512_loadu_si512(weights + j * block_bytes);
+        _mm_prefetch((const char *)weights + j * block_bytes + QD_AHEAD, _MM_HINT_T0);
+      }
       QD_UNROLL(8)
       for (i = 0; i < pixels; i++) {
         __m512i four = qd_four(x[i] + 4 * q);
