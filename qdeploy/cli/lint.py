@@ -24,20 +24,27 @@ def lint_command(
     runtime: Annotated[Runtime | None, typer.Option("--for", help="Exit with 1 unless this runtime is ok.")] = None,
     json: Json = False,
 ) -> int:
-    """Tell which runtimes will take an ONNX file, which will run it slowly, and why.
+    """Tell which runtimes will take an ONNX file, which will run it slowly, why, and whether qdeploy takes it.
 
     x86, x86-avx2 and arm are ONNX Runtime on CPUs with VNNI, without, and on ARM.
     """
     with extra_needed():
         from qdeploy.export.lint.report import LARGER_THAN_2_GIB, lint_file
+        from qdeploy.export.lint.taken import refusal
 
     report = lint_file(file)
-    if any(f.rule == LARGER_THAN_2_GIB for f in report.findings):
+    large = any(f.rule == LARGER_THAN_2_GIB for f in report.findings)
+    if large:
         note(f"{file} takes more than 2 GiB: it was judged without its weights, and not opened")
+    not_taken = "it takes more than 2 GiB" if large else refusal(file)
     if json:
-        emit_json({"path": str(file), **report.to_dict()})
+        emit_json({"path": str(file), **report.to_dict(), "not_taken": not_taken})
     else:
         show(file, report)
+        if not_taken is None:
+            say("`qdeploy adopt` and `qdeploy quantize` take the file")
+        else:
+            say(f"`qdeploy adopt` and `qdeploy quantize` do not take it as it is: {for_command_line(not_taken)}")
     return int(runtime is not None and report.support[runtime] != "ok")
 
 

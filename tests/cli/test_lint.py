@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from qdeploy import export as room
 from qdeploy.cli.lint import RUNTIMES
 from qdeploy.cli.main import run
+from qdeploy.core.errors import for_command_line
+from tests.export.test_adopt import Form, saved
 
 SHIPPED = Path(__file__).parents[2] / "qdeploy" / "shipped"
 INT8 = str(SHIPPED / "model.int8.onnx")
@@ -30,9 +33,25 @@ def test_the_exit_code_is_the_verdict_asked_for(runtime: str, code: int, capsys:
     assert run(["lint", INT8, "--for", runtime, "--json"]) == code
     (line,) = capsys.readouterr().out.splitlines()
     report = json.loads(line)
-    assert set(report) == {"path", "opset", "nodes", "quantized", "support", "findings"}
+    assert set(report) == {"path", "opset", "nodes", "quantized", "support", "findings", "not_taken"}
     assert (report["support"][runtime] == "ok") == (code == 0)
     assert set(report["findings"][0]) == {"rule", "severity", "runtimes", "places", "first", "why", "fix"}
+
+
+def test_it_says_whether_quantize_takes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken, refused = saved(tmp_path, Form()), tmp_path / "sigmoids.onnx"
+    model = onnx.load(taken)
+    model.graph.node.append(onnx.helper.make_node("Sigmoid", ["y"], ["each"]))
+    model.graph.output[0].name = "each"
+    onnx.save(model, refused)
+    assert run(["lint", str(taken)]) == 0
+    assert capsys.readouterr().out.endswith("`qdeploy adopt` and `qdeploy quantize` take the file\n")
+    assert run(["lint", str(refused), "--json"]) == 0
+    reason = json.loads(capsys.readouterr().out)["not_taken"]
+    assert run(["quantize", str(refused), "--data", "fashion-mnist-mini"]) == 2
+    assert for_command_line(reason) in capsys.readouterr().err
+    assert run(["lint", INT8, "--json"]) == 0
+    assert "int8; give its fp32 file" in json.loads(capsys.readouterr().out)["not_taken"]
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,10 +17,10 @@ from qdeploy.export.graph.all_axes import name_all_axes
 from qdeploy.export.graph.fused import expand_fused
 from qdeploy.export.graph.gemms import normalise_gemms
 from qdeploy.export.graph.names import name_nodes_apart, name_tensors_apart
+from qdeploy.export.graph.opset import OPSET
 from qdeploy.export.graph.size import MAX_BYTES, needs_trial, outside_bytes
 from qdeploy.export.graph.walk import STANDARD, all_nodes, all_tensors, is_standard, with_bodies
 from qdeploy.export.sources.tidy import tidy
-from qdeploy.export.sources.trace import OPSET
 from qdeploy.runtime.engines.onnxruntime_binding import VERSION, open_binding
 from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
 from qdeploy.runtime.trial import require_bounded_file
