@@ -109,6 +109,16 @@ def test_a_graph_without_a_layer_is_not_quantized(graph: Foreign, tmp_path: Path
         require_layers(source.graph)
 
 
+def test_domains_that_no_node_is_of_are_left_out(tmp_path: Path) -> None:
+    """ONNX Runtime refuses versions that it does not know, also of what is not used."""
+    (graph,) = (g for g in TAKEN if g.name == "a graph without a name")
+    plain, _ = onnx_source(graph.write(tmp_path))
+    more = onnx.load(tmp_path / "theirs.onnx")
+    more.opset_import.extend(onnx.helper.make_opsetid(d, 99) for d in ("ai.onnx.ml", "com.microsoft", "org.example"))
+    onnx.save(more, tmp_path / "theirs.onnx")
+    assert onnx_source(tmp_path / "theirs.onnx")[0].graph == plain.graph
+
+
 def test_lint_judges_what_is_larger_than_one_file_by_its_structure(tmp_path: Path, capsys: Any) -> None:
     (graph,) = (g for g in REFUSED if g.name == "more than 2 GiB")
     file = graph.write(tmp_path)

@@ -56,7 +56,11 @@ def test_what_holds_no_labels_is_refused_only_if_it_was_asked_for(where: str, na
     else:
         path = written(tmp_path, UNUSABLE[name])
     if where != "given":
-        assert find_labels(model, None, tmp_path / "theirs.onnx") is None
+        notes: list[str] = []
+        assert find_labels(model, None, tmp_path / "theirs.onnx", notes.append) is None
+        assert len(notes) == 1
+        assert notes[0].startswith("no labels were taken from a place that should hold them: ")
+        assert ("metadata 'names'" if where == "metadata" else "labels.txt") in notes[0]
         return
     with pytest.raises(InputError, match=r"labels\.txt (must hold|holds)") as refused:
         find_labels(model, path, tmp_path / "theirs.onnx")

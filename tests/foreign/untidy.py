@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from tests.foreign.build import CLASSES, Foreign, Net, info, tensor
 
@@ -145,6 +145,79 @@ def _typed(kind: int) -> onnx.ModelProto:
     return model
 
 
+def _plain() -> Net:
+    net = Net(11)
+    net.head(net.stem())
+    return net
+
+
+def _damaged(change: Callable[[TensorProto], None], inside: bool) -> onnx.ModelProto:
+    """A constant whose data, type or shape is damaged: a weight, or one that nothing reads."""
+    model = _plain().model()
+    if inside:
+        node = helper.make_node("Constant", [], ["unread"], value=tensor(np.ones((2, 4))))
+        model.graph.node.insert(0, node)
+        change(model.graph.node[0].attribute[0].t)
+    else:
+        change(model.graph.initializer[0])
+    return model
+
+
+def _cut(found: TensorProto) -> None:
+    found.raw_data = found.raw_data[:-4]
+
+
+def _cut_in_a_value(found: TensorProto) -> None:
+    found.raw_data = found.raw_data[:-3]
+
+
+def _too_few(found: TensorProto) -> None:
+    found.ClearField("raw_data")
+    found.float_data.extend([1.0, 2.0])
+
+
+def _wide(found: TensorProto) -> None:
+    found.dims[0] = 2**62
+
+
+def _no_type(found: TensorProto) -> None:
+    found.data_type = 0
+
+
+def _unknown_type(found: TensorProto) -> None:
+    found.data_type = 99
+
+
+def _no_text(found: TensorProto) -> None:
+    found.ClearField("raw_data")
+    found.data_type = TensorProto.STRING
+    found.string_data.extend([b"\xff"] * 8)
+
+
+def _part(found: TensorProto) -> None:
+    found.segment.begin, found.segment.end = 1, 3
+
+
+DAMAGES = (_cut, _cut_in_a_value, _too_few, _wide, _no_type, _unknown_type, _no_text, _part)
+
+
+def _unnamed() -> onnx.ModelProto:
+    model = _plain().model()
+    model.graph.name = ""
+    return model
+
+
+def _own_function(domain: str, name: str, calls: str) -> onnx.ModelProto:
+    """A function that calls an operator, or itself."""
+    net = Net(2)
+    net.domains = {domain: 1} if domain else {}
+    net.head(net.node(name, net.stem(), domain=domain))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)][: 2 if domain else 1]
+    node = helper.make_node(calls, ["a"], ["b"], domain=domain if calls == name else "")
+    net.functions.append(helper.make_function(domain, name, ["a"], ["b"], [node], opsets))
+    return net.model(check=False)
+
+
 TAKEN: dict[str, Callable[[], onnx.ModelProto]] = {
     "nodes from last to first": _reversed,
     **{f"weight {i} twice": partial(_repeated, i, same=True) for i in (0, 1, 4)},
@@ -161,6 +234,7 @@ TAKEN: dict[str, Callable[[], onnx.ModelProto]] = {
         for shape, axes in (((0, 8, 25), (-2, -1)), ((0, 2, 4, 5, 5), (2, 3)), ((0, 2, 4, 5, 5), (-2, -1)))
     },
     **{f"GroupNormalization of {groups}": partial(_group_norm, groups) for groups in (1, 2, 8)},
+    "a graph without a name": _unnamed,
 }
 REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "BatchNormalization in training": (_training_batch_norm, "is in training mode; export it in evaluation mode"),
@@ -172,6 +246,19 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         "answers every image the same: -1, 2, -3",
     ),
     **{f"weight {i} twice, others": (partial(_repeated, i, same=False), "is there twice, with") for i in (0, 1)},
+    **{
+        f"a damaged {'constant' if inside else 'weight'}: {change.__name__[1:]}": (
+            partial(_damaged, change, inside),
+            "cannot be read: .*; the file is damaged",
+        )
+        for inside in (False, True)
+        for change in DAMAGES
+    },
+    "a function that calls itself": (partial(_own_function, "my", "F", "F"), "functions of .* cannot be written out"),
+    **{
+        f"a function called {name}": (partial(_own_function, "", name, "Neg"), f"is called {name}, as an operator of")
+        for name in ("Relu", "Abs", "HardSwish")
+    },
     "nodes in a circle": (_circle, "reads what is made of its own output"),
     **{
         f"image of {TensorProto.DataType.Name(kind)}": (partial(_typed, kind), "uint8, float16, float32 or float64")

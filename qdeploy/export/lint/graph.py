@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
+
+from qdeploy.export.graph.functions import without_functions
 
 STANDARD = ("", "ai.onnx")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -21,8 +22,7 @@ class Graph:
     """The nodes of a model, of its functions and of its inner graphs (If, Loop), in one list."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+        model = without_functions(model)
         self.model = model
         self.opset = max((o.version for o in model.opset_import if o.domain in STANDARD), default=0)
         self.nodes: list[NodeProto] = []

@@ -5,7 +5,7 @@ The proof: batches of 1, 3 and 7 give what the file gives image by image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from onnx import helper, numpy_helper
 from qdeploy.core.errors import InputError, one_line
 from qdeploy.core.reasons import onnxruntime_reason
 from qdeploy.export.graph.inner_outputs import open_with_outputs
-from qdeploy.export.graph.walk import all_nodes, is_standard, with_bodies
+from qdeploy.export.graph.walk import FreeNames, all_nodes, is_standard, with_bodies
+from qdeploy.export.sources.dropped_batch import with_batch_kept
 from qdeploy.export.sources.inputs import Entrance
 from qdeploy.export.sources.onnx_read import recent, simplified
 from qdeploy.runtime.engines.onnxruntime_binding import FAILURES
@@ -157,11 +158,13 @@ def _candidates(model: onnx.ModelProto, entrance: Entrance, file: Path) -> Itera
         folded = recent(simplified(model, file), file)  # shapes that were computed become constants
     except InputError:
         return
-    for everywhere in (False, True):
-        free = _copy(folded)
-        _free_dimensions(free.graph, entrance)
-        if _free_shapes(free.graph, batch, entrance.name, everywhere=everywhere):
-            yield free, ""
+    kept = with_batch_kept(folded, entrance.name) if entrance.batch == 1 else None
+    for form in [folded] if kept is None else [folded, kept]:
+        for everywhere in (False, True):
+            free = _copy(form)
+            _free_dimensions(free.graph, entrance)
+            if _free_shapes(free.graph, batch, entrance.name, everywhere=everywhere) or form is kept:
+                yield free, ""
     if entrance.batch == 1:
         said = "the file takes one image at a time, and so does what is made of it: batches gain nothing"
         yield one_by_one(folded, entrance), said
@@ -183,6 +186,8 @@ def _difference(
             found = session.run(list(names), {entrance.name: values[:size]})
             for name, tensor, expected in zip(names, found, alone, strict=True):
                 rows = np.asarray(tensor)
+                if size > 1 and rows.shape[:1] != (size,):
+                    return f"'{name}' is {list(rows.shape)} for {size} images"
                 if rows.size != expected[:size].size or not close(rows.reshape(size, -1), expected[:size]):
                     return f"'{name}' differs in batches of {size}"
     except OnnxRuntimeError as error:
@@ -246,7 +251,8 @@ def _free_shapes(graph: onnx.GraphProto, batch: int, image: str, *, everywhere: 
         value = _constant(node, constants)
         if value is not None:
             constants[node.output[0]] = value
-    changed, repeated, nodes = False, set(), []
+    changed, nodes, new = False, [], FreeNames(graph)
+    repeated: dict[int, str] = {}
     for i, node in enumerate(graph.node):
         free = (
             _free_shape(node, constants, None if everywhere else batch)
@@ -254,19 +260,20 @@ def _free_shapes(graph: onnx.GraphProto, batch: int, image: str, *, everywhere: 
             else None
         )
         if free is not None:
-            node.input[1] = f"{node.input[1]}_of_{i}"
+            node.input[1] = new(f"{node.input[1]}_of_{i}")
             graph.initializer.append(numpy_helper.from_array(free, node.input[1]))
             changed = True
         for k, name in enumerate(node.input if node.op_type == "Concat" and batch == 1 else ()):
             value = constants.get(name)
             if value is not None and value.ndim > 1 and value.shape[0] == 1 and _axis(node) % value.ndim:
-                repeated.add(value.ndim)
-                node.input[k] = f"{name}_of_{i}"
-                nodes.append(helper.make_node("Expand", [name, f"qd_repeats_{value.ndim}"], [node.input[k]]))
+                if value.ndim not in repeated:
+                    repeated[value.ndim] = new(f"qd_repeats_{value.ndim}")
+                node.input[k] = new(f"{name}_of_{i}")
+                nodes.append(helper.make_node("Expand", [name, repeated[value.ndim]], [node.input[k]]))
         nodes.append(node)
     if repeated:
         del graph.node[:]
-        graph.node.extend([*_repeats(graph, image, repeated), *nodes])
+        graph.node.extend([*_repeats(graph, image, repeated, new), *nodes])
     return changed or bool(repeated)
 
 
@@ -298,16 +305,15 @@ def _free_shape(
     return free
 
 
-def _repeats(graph: onnx.GraphProto, image: str, axes: Iterable[int]) -> list[onnx.NodeProto]:
-    """Return nodes that count the images: ``qd_repeats_3`` is ``[N, 1, 1]``, to repeat a class token, say."""
-    graph.initializer.append(numpy_helper.from_array(np.asarray([0], np.int64), "qd_first"))
-    nodes = [
-        helper.make_node("Shape", [image], ["qd_shape"]),
-        helper.make_node("Gather", ["qd_shape", "qd_first"], ["qd_count"]),
-    ]
-    for n in axes:
-        graph.initializer.append(numpy_helper.from_array(np.ones(n - 1, np.int64), f"qd_ones_{n}"))
-        nodes.append(helper.make_node("Concat", ["qd_count", f"qd_ones_{n}"], [f"qd_repeats_{n}"], axis=0))
+def _repeats(graph: onnx.GraphProto, image: str, axes: Mapping[int, str], new: FreeNames) -> list[onnx.NodeProto]:
+    """Return nodes that count the images: that of 3 axes is ``[N, 1, 1]``, to repeat a class token, say."""
+    first, shape, count = new("qd_first"), new("qd_shape"), new("qd_count")
+    graph.initializer.append(numpy_helper.from_array(np.asarray([0], np.int64), first))
+    nodes = [helper.make_node("Shape", [image], [shape]), helper.make_node("Gather", [shape, first], [count])]
+    for n, repeats in axes.items():
+        ones = new(f"qd_ones_{n}")
+        graph.initializer.append(numpy_helper.from_array(np.ones(n - 1, np.int64), ones))
+        nodes.append(helper.make_node("Concat", [count, ones], [repeats], axis=0))
     return nodes
 
 
@@ -320,25 +326,26 @@ def one_by_one(model: onnx.ModelProto, entrance: Entrance) -> onnx.ModelProto:
     graph = copy.graph
     names = [o.name for o in graph.output]
     kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
-    inner = {n: f"{n}_of_one" for n in (*names, entrance.name)}
+    new = FreeNames(graph)
+    inner = {n: new(f"{n}_of_one") for n in (*names, entrance.name)}
+    rows, one = {n: new(f"qd_row_{i}") for i, n in enumerate(names)}, new("qd_one")
+    flat, first = new("qd_flat"), new("qd_first")
     for node in (node for inside in with_bodies(graph) for node in inside.node):
         node.input[:] = [inner.get(n, n) for n in node.input]
         node.output[:] = [inner.get(n, n) for n in node.output]
-    flat = numpy_helper.from_array(np.asarray([-1], np.int64), "qd_flat")
-    first = numpy_helper.from_array(np.asarray([0], np.int64), "qd_first")
-    nodes = [helper.make_node("Unsqueeze", ["qd_one", "qd_first"], [inner[entrance.name]]), *graph.node]
-    nodes += [helper.make_node("Reshape", [inner[n], "qd_flat"], [f"qd_row_{i}"]) for i, n in enumerate(names)]
+    nodes = [helper.make_node("Unsqueeze", [one, first], [inner[entrance.name]]), *graph.node]
+    nodes += [helper.make_node("Reshape", [inner[n], flat], [rows[n]]) for n in names]
     shape = [d.dim_value for d in next(i for i in graph.input if i.name == entrance.name).type.tensor_type.shape.dim]
     body = helper.make_graph(
         nodes,
         "one image",
-        [helper.make_tensor_value_info("qd_one", entrance.dtype, shape[1:])],
-        [helper.make_tensor_value_info(f"qd_row_{i}", kinds[n], [None]) for i, n in enumerate(names)],
+        [helper.make_tensor_value_info(one, entrance.dtype, shape[1:])],
+        [helper.make_tensor_value_info(rows[n], kinds[n], [None]) for n in names],
     )
     scan = helper.make_node("Scan", [entrance.name], names, body=body, num_scan_inputs=1)
     del graph.node[:], graph.value_info[:], graph.output[:]
     graph.node.append(scan)
-    graph.initializer.extend([flat, first])
+    graph.initializer.extend(numpy_helper.from_array(np.asarray([v], np.int64), n) for n, v in ((flat, -1), (first, 0)))
     graph.output.extend(helper.make_tensor_value_info(n, kinds[n], ["batch", None]) for n in names)
     _free_dimensions(graph, entrance)
     return copy

@@ -8,6 +8,7 @@ Array names: P probe images, K classes.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ DEPTH, MOST = 12, 64
 FINE, COARSE = 1e-5, 4e-3
 """Differences of probabilities that are rounding, in float32 and in float16."""
 PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
+NUMPY = re.compile(r"tensor\((bool|u?int(8|16|32|64)|float16|float|double)\)")
+"""Types of ONNX Runtime that numpy has: not bfloat16, for one."""
 Values = Mapping[str, NDArray[Any]]
 Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -195,7 +198,7 @@ def _before(graph: onnx.GraphProto, name: str) -> list[str]:
 def _run(model: onnx.ModelProto, feed: dict[str, NDArray[Any]], names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Return the values of those tensors that are arrays."""
     session = open_with_outputs(model, names)
-    arrays = {o.name for o in session.get_outputs() if o.type.startswith("tensor(") and "string" not in o.type}
+    arrays = {o.name for o in session.get_outputs() if NUMPY.fullmatch(o.type)}
     wanted = [n for n in names if n in arrays]
     return dict(zip(wanted, session.run(wanted, feed), strict=True))
 

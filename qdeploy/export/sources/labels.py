@@ -6,8 +6,9 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 
 from qdeploy.core.errors import InputError, near_miss
+from qdeploy.core.progress import Note, silent
 from qdeploy.core.regular import TooLargeError, read_regular
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.graph.walk import all_nodes
@@ -96,8 +98,16 @@ def read_labels(value: Any, where: str, *, beside: bool = False) -> FoundLabels:
     return replace(found_labels(checked(names, where), where, beside=beside), written=tuple(lines))
 
 
-def find_labels(model: onnx.ModelProto, given: Labels | Path | None, file: Path) -> FoundLabels | None:
+def find_labels(
+    model: onnx.ModelProto, given: Labels | Path | None, file: Path, note: Note = silent
+) -> FoundLabels | None:
     """Find the labels: given, in the file's metadata, or in files beside it; None if there are none.
+
+    Args:
+        model: The file's graph.
+        given: What the user says.
+        file: Its name.
+        note: Told of places that should hold labels, and why theirs cannot be used.
 
     Raises:
         InputError: If given ones cannot be used.
@@ -106,53 +116,52 @@ def find_labels(model: onnx.ModelProto, given: Labels | Path | None, file: Path)
         return labels_from_file(given)
     if given is not None:
         return found_labels(checked(list(given), "`labels`"), "`labels`")
-    metadata = {p.key: p.value for p in model.metadata_props}
-    for key in KEYS:
-        if found := _usable(metadata.get(key), f"metadata '{key}' of {file.name}"):
-            return found
-    for node in all_nodes(model):
-        if node.op_type == "ZipMap" and (
-            found := _usable(_strings(node, "classlabels_strings"), f"the ZipMap of {file.name}")
-        ):
+    for where, value in _inside(model, file):
+        if found := _usable(partial(read_labels, value, where), note):
             return found
     for name in (f"{file.stem}.labels.txt", f"{file.stem}.txt", *BESIDE):
         beside = file.parent / name
-        if os.path.isfile(beside) and (found := _usable_file(beside)):  # unlike pathlib's it takes any length
+        if os.path.isfile(beside):  # unlike pathlib's it takes any length
+            found = _usable(partial(labels_from_file, beside, beside=True), note)
+            if found:
+                return found
+    for where, value in _in_config(file.parent / "config.json"):
+        if found := _usable(partial(read_labels, value, where, beside=True), note):
             return found
-    return _from_config(file.parent / "config.json")
+    return None
+
+
+def _inside(model: onnx.ModelProto, file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield where a file itself may say its labels, and what stands there."""
+    metadata = {p.key: p.value for p in model.metadata_props}
+    yield from ((f"metadata '{key}' of {file.name}", metadata[key]) for key in KEYS if metadata.get(key))
+    for node in all_nodes(model):
+        if node.op_type == "ZipMap" and (strings := _strings(node, "classlabels_strings")):
+            yield f"the ZipMap of {file.name}", strings
 
 
 def _strings(node: onnx.NodeProto, name: str) -> list[str]:
     return [s.decode(errors="replace") for a in node.attribute if a.name == name for s in a.strings]
 
 
-def _from_config(path: Path) -> FoundLabels | None:
+def _in_config(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         config = json.loads(read_regular(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError):
-        return None
+        return
     tables = [config, *(config.get(k) for k in INSIDE)] if isinstance(config, dict) else []
     for table in (t for t in tables if isinstance(t, dict)):
-        for key in KEYS:
-            if found := _usable(table.get(key), f"'{key}' of {path}", beside=True):
-                return found
-    return None
+        yield from ((f"'{key}' of {path}", table[key]) for key in KEYS if table.get(key))
 
 
-def _usable_file(path: Path) -> FoundLabels | None:
+def _usable(read: Callable[[], FoundLabels], note: Note) -> FoundLabels | None:
+    """Return labels that are names; None for placeholders such as LABEL_0, and for others that cannot be used."""
     try:
-        return labels_from_file(path, beside=True)
-    except InputError:
+        found = read()
+    except InputError as error:
+        note(f"no labels were taken from a place that should hold them: {error}")
         return None
-
-
-def _usable(value: Any, where: str, *, beside: bool = False) -> FoundLabels | None:
-    """Return labels that are names; None for none, and for placeholders such as LABEL_0."""
-    try:
-        found = read_labels(value, where, beside=beside) if value else None
-    except InputError:
-        return None
-    if found and all(label.lower().replace("_", "") == f"label{i}" for i, label in enumerate(found.labels)):
+    if all(label.lower().replace("_", "") == f"label{i}" for i, label in enumerate(found.labels)):
         return None
     return found
 

@@ -113,7 +113,8 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
     came, other = original, other_floats(original)
     if other:
         original = in_float32(original)
-    labels = find_labels(original, foreign.labels, file)
+    notes: list[str] = []
+    labels = find_labels(original, foreign.labels, file, notes.append)
     entrance = read_entrance(original, foreign, file)
     rules = rules_for(entrance, foreign, file)
     graph, head, said = _adopted(
@@ -121,7 +122,7 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
     )
     if other in HALVES.values():
         _require_same(came, original, foreign, rules, head, file)
-    notes = [f"the file computes in {other}, at least in parts, and what is made of it in float32"] if other else []
+    notes += [f"the file computes in {other}, at least in parts, and what is made of it in float32"] if other else []
     notes += [*entrance.said(), *([said] if said else []), head.said()]
     if entrance.channels == 3 and not entrance.raw and (hint := other_normalisation(original, rules, file)):
         notes.append(hint)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper, version_converter
 
 from qdeploy.core.errors import InputError, one_line
 from qdeploy.export.graph.all_axes import name_all_axes
+from qdeploy.export.graph.functions import without_functions
 from qdeploy.export.graph.fused import expand_fused
 from qdeploy.export.graph.gemms import normalise_gemms
 from qdeploy.export.graph.names import name_nodes_apart, name_tensors_apart
@@ -66,9 +66,10 @@ def read_onnx(file: Path) -> onnx.ModelProto:
                 f"{file} was optimized by ONNX Runtime for one kind of CPU ({node.domain}.{node.op_type})",
                 fix="give the file it was made from, or save it with the optimization level `ORT_ENABLE_EXTENDED`",
             )
+    _require_values(model, file)
     if needs_trial(model):
         require_bounded_file(file, model.ByteSize())
-    model = _inlined(model, file)
+    model = without_functions(model, str(file))
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     del model.graph.input[:]
@@ -122,6 +123,18 @@ def _loaded(file: Path) -> onnx.ModelProto:
     return model
 
 
+def _require_values(model: onnx.ModelProto, file: Path) -> None:
+    """Refuse constants whose data are not as long as their shape says, or have no type."""
+    for tensor in all_tensors(model):
+        try:
+            numpy_helper.to_array(tensor)
+        except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
+            raise InputError(
+                f"the weights '{tensor.name}' of {file} cannot be read: {one_line(error)}",
+                fix="the file is damaged: copy or export it again",
+            ) from error
+
+
 def _short(error: Exception) -> str:
     return one_line(error) if not isinstance(error, OSError) else str(error.strerror or error)
 
@@ -133,23 +146,18 @@ def _too_large(file: Path, found: int) -> InputError:
     )
 
 
-def _inlined(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    """Return a model without functions of its own."""
-    if not model.functions:
-        return model
-    try:
-        return onnx.inliner.inline_local_functions(model)
-    except Exception as error:  # whatever onnx's inliner raises from C++
-        raise InputError(f"the functions of {file} cannot be written out: {one_line(error)}") from error
-
-
 def _write_plainly(model: onnx.ModelProto) -> None:
-    """Leave one way to write the standard domain and a constant: without ``ai.onnx``, and dense."""
+    """Leave one way to write the standard domain and a constant: without ``ai.onnx``, and dense.
+
+    Domains that no node is of go: ONNX Runtime refuses a version of them that it does not know.
+    """
     for node in all_nodes(model):
         if node.domain in STANDARD:
             node.ClearField("domain")  # an empty one that is written is another file
+    model.graph.name = model.graph.name or "graph"  # onnx's checker wants one
     newest = max(o.version for o in model.opset_import if o.domain in STANDARD)
-    others = [o for o in model.opset_import if o.domain not in STANDARD]
+    read = {node.domain for node in all_nodes(model)}
+    others = [o for o in model.opset_import if o.domain not in STANDARD and o.domain in read]
     del model.opset_import[:]
     model.opset_import.extend([onnx.helper.make_opsetid("", newest), *others])
     for graph in with_bodies(model.graph):
