@@ -5,6 +5,7 @@ It includes ``kernels.KERNEL_FILES`` and is compiled with ``kernels.FLAGS``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ OWN_BYTES = 512
 """Stack of a program around a run."""
 
 _HEAD = """/* {name}, compiled by qdeploy from a model file with SHA-256 {sha256}. */
+#define QD_USED(use) {used}
 #include "kernels.h"
 #include "qdeploy_native.h"
 
@@ -153,4 +155,5 @@ def framed(made: Source, name: str, sha256: str, size: int, classes: int) -> str
     """Put the functions of ``qdeploy_native.h`` around the C of a program."""
     safe = name.replace("*/", "")
     tail = _TAIL.format(arena=made.arena_bytes, size=size, classes=classes)
-    return _HEAD.format(name=safe, sha256=sha256) + made.text + tail
+    used = " ".join(f"use({kernel})" for kernel in sorted(set(re.findall(r"k->(\w+)\(", made.text))))
+    return _HEAD.format(name=safe, sha256=sha256, used=used) + made.text + tail

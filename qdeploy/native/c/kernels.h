@@ -158,6 +158,18 @@ typedef struct {
                     float epsilon);
 } qd_kernels;
 
+/* What a model calls: whoever includes this file may say it in its own words, and the compiler leaves out the rest. */
+#ifndef QD_USED
+#define QD_USED(use)                                                                                              \
+  use(conv_u8) use(depthwise_u8) use(conv_f32) use(conv_row_f32) use(table) use(tables) use(add_u8) use(mul_u8)   \
+      use(matmul_u8) use(matmul_f32) use(mean_u8) use(mean_f32) use(maxpool_u8) use(maxpool_f32) use(quantize)    \
+          use(dequantize) use(binary_f32) use(unary_f32) use(softmax) use(softmax_u8) use(layernorm)
+#endif
+#if defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+
 /* One operator of a stream, which makes its result row by row from `window` rows of its source; of the results of all
  * but the last only as many rows are kept as the next one needs. */
 typedef struct {
@@ -411,6 +423,10 @@ static const qd_kernels *const qd_tiers[] = {&kernels_c99, &kernels_neon};
 #else
 static int qd_best_tier(void) { return 0; }
 static const qd_kernels *const qd_tiers[] = {&kernels_c99};
+#endif
+
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
 #endif
 
 #endif

@@ -267,41 +267,38 @@ static void QD_(conv_f32)(const qd_conv_f32 *p, const float *in, float *out, voi
   }
 }
 
+/* Runs are along the innermost axis, or a run is one value where the first input's neighbours are apart. */
 #define QD_LOOPS(p, a, b, A, B, O, body)                                                                   \
   {                                                                                                        \
     const int32_t *n = (p)->sides, *sa = (p)->a, *sb = (p)->b;                                             \
-    int32_t i0, i1, i2, i;                                                                                 \
+    const int32_t run = sa[3] == 1 && (sb[3] == 0 || sb[3] == 1) ? n[3] : 1;                               \
+    int32_t i0, i1, i2, i3, i;                                                                             \
     for (i0 = 0; i0 < n[0]; i0++)                                                                          \
       for (i1 = 0; i1 < n[1]; i1++)                                                                        \
-        for (i2 = 0; i2 < n[2]; i2++) {                                                                    \
-          A = a + (size_t)i0 * sa[0] + (size_t)i1 * sa[1] + (size_t)i2 * sa[2];                            \
-          B = b + (size_t)i0 * sb[0] + (size_t)i1 * sb[1] + (size_t)i2 * sb[2];                            \
-          if (sa[3] == 1 && sb[3] == 1)                                                                    \
-            for (i = 0; i < n[3]; i++) body(A[i], B[i], O[i]);                                             \
-          else if (sa[3] == 1 && sb[3] == 0)                                                               \
-            for (i = 0; i < n[3]; i++) body(A[i], B[0], O[i]);                                             \
-          else                                                                                             \
-            for (i = 0; i < n[3]; i++) body(A[(size_t)i * sa[3]], B[(size_t)i * sb[3]], O[i]);             \
-          O += n[3];                                                                                       \
-        }                                                                                                  \
+        for (i2 = 0; i2 < n[2]; i2++)                                                                      \
+          for (i3 = 0; i3 < n[3]; i3 += run, O += run) {                                                   \
+            A = a + (size_t)i0 * sa[0] + (size_t)i1 * sa[1] + (size_t)i2 * sa[2] + (size_t)i3 * sa[3];     \
+            B = b + (size_t)i0 * sb[0] + (size_t)i1 * sb[1] + (size_t)i2 * sb[2] + (size_t)i3 * sb[3];     \
+            if (sb[3] == 0)                                                                                \
+              for (i = 0; i < run; i++) body(A[i], B[0], O[i]);                                            \
+            else                                                                                           \
+              for (i = 0; i < run; i++) body(A[i], B[i], O[i]);                                            \
+          }                                                                                                \
   }
 
 #if defined(QD_VNNI) || defined(QD_AVX2)
-#define QD_RUNS(name, run)                                                                                     \
-  static void name(const qd_binary_u8 *p, const uint8_t *a, const uint8_t *b, uint8_t *out) {                  \
-    const int32_t *n = p->loops.sides, *sa = p->loops.a, *sb = p->loops.b;                                     \
-    int32_t i0, i1, i2, i;                                                                                     \
-    for (i0 = 0; i0 < n[0]; i0++)                                                                              \
-      for (i1 = 0; i1 < n[1]; i1++)                                                                            \
-        for (i2 = 0; i2 < n[2]; i2++) {                                                                        \
-          const uint8_t *x = a + (size_t)i0 * sa[0] + (size_t)i1 * sa[1] + (size_t)i2 * sa[2];                 \
-          const uint8_t *y = b + (size_t)i0 * sb[0] + (size_t)i1 * sb[1] + (size_t)i2 * sb[2];                 \
-          if (sa[3] <= 1 && sb[3] <= 1)                                                                        \
-            run(p, x, y, out, n[3], sa[3], sb[3]);                                                             \
-          else                                                                                                 \
-            for (i = 0; i < n[3]; i++) run(p, x + (size_t)i * sa[3], y + (size_t)i * sb[3], out + i, 1, 1, 1); \
-          out += n[3];                                                                                         \
-        }                                                                                                      \
+#define QD_RUNS(name, made)                                                                                 \
+  static void name(const qd_binary_u8 *p, const uint8_t *a, const uint8_t *b, uint8_t *out) {               \
+    const int32_t *n = p->loops.sides, *sa = p->loops.a, *sb = p->loops.b;                                  \
+    const int32_t run = sa[3] <= 1 && sb[3] <= 1 ? n[3] : 1;                                                \
+    int32_t i0, i1, i2, i3;                                                                                 \
+    for (i0 = 0; i0 < n[0]; i0++)                                                                           \
+      for (i1 = 0; i1 < n[1]; i1++)                                                                         \
+        for (i2 = 0; i2 < n[2]; i2++)                                                                       \
+          for (i3 = 0; i3 < n[3]; i3 += run, out += run)                                                    \
+            made(p, a + (size_t)i0 * sa[0] + (size_t)i1 * sa[1] + (size_t)i2 * sa[2] + (size_t)i3 * sa[3],  \
+                 b + (size_t)i0 * sb[0] + (size_t)i1 * sb[1] + (size_t)i2 * sb[2] + (size_t)i3 * sb[3], out, \
+                 run, sa[3], sb[3]);                                                                        \
   }
 QD_RUNS(QD_(add_u8), qd_add_run)
 QD_RUNS(QD_(mul_u8), qd_mul_run)
@@ -527,12 +524,9 @@ static void QD_(layernorm)(const float *in, float *restrict out, int32_t rows, i
 
 #define QD_TEXT(x) #x
 #define QD_TEXT_OF(x) QD_TEXT(x)
-static const qd_kernels QD_(kernels) = {
-    QD_TEXT_OF(QD_TIER), QD_(conv_u8),     QD_(depthwise_u8), QD_(conv_f32),   QD_(conv_row_f32),
-    QD_(table),          QD_(tables), QD_(add_u8),      QD_(mul_u8),       QD_(matmul_u8),  QD_(matmul_f32),
-    QD_(mean_u8),        QD_(mean_f32),    QD_(maxpool_u8),   QD_(maxpool_f32), QD_(quantize),
-    QD_(dequantize),     QD_(binary_f32),  QD_(unary_f32),    QD_(softmax),    QD_(softmax_u8),
-    QD_(layernorm)};
+#define QD_ENTRY(kernel) .kernel = QD_(kernel),
+static const qd_kernels QD_(kernels) = {.name = QD_TEXT_OF(QD_TIER), QD_USED(QD_ENTRY)};
+#undef QD_ENTRY
 #undef QD_TEXT
 #undef QD_TEXT_OF
 #undef qd_exp
