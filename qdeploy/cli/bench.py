@@ -238,5 +238,7 @@ def _energy(energy: Any) -> str:
 
 
 def _machine(e: dict[str, Any]) -> str:
+    from qdeploy.core.machine import cpu_words
+
     versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
-    return f"{e['cpu']}, {e['cores']} cores ({', '.join(e['flags'])}), load {e['load_1min']}; {versions}"
+    return f"{cpu_words(e)}, load {e['load_1min']}; {versions}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -192,6 +192,12 @@ def versions(*packages: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cpu_words(found: Mapping[str, Any]) -> str:
+    """Return the processor of an ``environment`` in words: its name, usable cores and instructions."""
+    cores = found["cores"]
+    return f"{found['cpu']}, {cores} core{'s' * (cores != 1)} ({', '.join(found['flags'])})"
 
 
 def environment(*packages: str) -> dict[str, Any]:

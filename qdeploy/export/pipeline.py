@@ -37,7 +37,7 @@ from qdeploy.export.int8.pinned import int8_artifact
 from qdeploy.export.int8.step import Int8Made, int8_step
 from qdeploy.export.kits.table import is_own_kit, require_kits, write_kits
 from qdeploy.export.libraries import library_lines, write_libraries
-from qdeploy.export.measure import measure_and_judge, with_memory
+from qdeploy.export.measure import Judged, measure_and_judge, with_memory
 from qdeploy.export.report.page import html_report
 from qdeploy.export.report.record import ExportReport, Step
 from qdeploy.export.sources.source import Source
@@ -79,6 +79,24 @@ def export_source(
         UnsupportedError: If libraries are asked for, and the model holds what has no kernel.
         EngineError: If a compiler fails; the export is there without its libraries.
     """
+    _require_possible(config, out, note)
+    with folder_made_whole(out) as folder, computing_with(config.threads), ExitStack() as stack:
+        work = _begun(source, read(), config, note, progress)
+        stack.callback(gc.unfreeze)
+        gc.freeze()  # else what tracing has left is looked through again and again
+        floats, steps = _float_files(work, source)
+        int8: list[Int8Made] = []
+        if config.int8:
+            int8, calibration = _int8(work, source, floats[0])
+            write_json(folder / "calibration.json", _calibration_record(calibration, int8))
+        report = _write(work, measure_and_judge(work, floats, int8, steps, out), folder, out)
+    if config.native_library is not None:
+        _write_libraries(out, config.native_library, note)
+    return report
+
+
+def _require_possible(config: ExportConfig, out: Path, note: Note) -> None:
+    """Refuse what cannot come to an end, before the data are read."""
     _require_own(out)
     if (out / DEVICE_FILE).exists():
         note(f"{out / DEVICE_FILE} tells of the files that are replaced, and goes with them: run `qdeploy tune` again")
@@ -87,42 +105,48 @@ def export_source(
     for builder in config.builders:
         require_builder(builder)
     require_kits(config.kits)
-    with folder_made_whole(out) as folder, computing_with(config.threads), ExitStack() as stack:
-        dataset = read()
-        for text in (*dataset.notes, *dataset.problem_notes()):
-            note(text)
-        if config.coverage is not None and dataset.generated:
-            raise InputError("`coverage` takes labelled images, and there are none", fix="give `data`")
-        require_threshold_images(confidence_images(dataset.splits["val"]).labels, dataset.classes, config.coverage)
-        name = f"{re.sub('[/:]', '-', source.model.name)}-{dataset.name}"
-        pixels = _parity_pixels(source.graph, dataset, note)
-        work = Work(dataset=dataset, name=name, config=config, note=note, progress=progress, parity_pixels=pixels)
-        stack.callback(gc.unfreeze)
-        gc.freeze()  # else what tracing has left is looked through again and again
-        fp32, steps = _float_step(work, source)
-        if config.native_library is not None:  # an operator without a kernel is refused before the long part
-            program_from(fp32.data, dataset.preprocessing.size)
-        if broken := not_finite(fp32.session, work.parity_pixels):
-            note(
-                f"the float model itself gives no number for {', '.join(broken)}: `qdeploy predict` refuses such images"
-            )
-        half = [_half_step(work, fp32)] if config.fp16 else []
-        int8: list[Int8Made] = []
-        if config.int8:
-            int8, calibration = _int8(work, source, fp32)
-            write_json(folder / "calibration.json", _calibration_record(calibration, int8))
-        judged = measure_and_judge(work, [fp32, *half], int8, steps, out)
-        for item in judged.kept:
-            write_bytes(folder / item.file, item.data)
-            remember(Artifact(out / item.file, item.data, item.card))
-        report = with_memory(judged.report, folder, note)
-        report = replace(report, engines=build_engines(work, judged.kept, folder, out))
-        write_json(folder / "report.json", report.to_dict())
-        page = partial(html_report, flips=judged.flips, confusion=judged.confusion)
-        write_rendered(folder / "report.html", lambda: page(report.to_dict()).encode(), note)
-        write_kits(folder, config.kits)
-    if config.native_library is not None:
-        _write_libraries(out, config.native_library, note)
+
+
+def _begun(source: Source, dataset: Dataset, config: ExportConfig, note: Note, progress: StepProgress) -> Work:
+    """Return what every step needs, once the data are known to suffice."""
+    for text in (*dataset.notes, *dataset.problem_notes()):
+        note(text)
+    if config.coverage is not None and dataset.generated:
+        raise InputError("`coverage` takes labelled images, and there are none", fix="give `data`")
+    require_threshold_images(confidence_images(dataset.splits["val"]).labels, dataset.classes, config.coverage)
+    return Work(
+        dataset=dataset,
+        name=f"{re.sub('[/:]', '-', source.model.name)}-{dataset.name}",
+        config=config,
+        note=note,
+        progress=progress,
+        parity_pixels=_parity_pixels(source.graph, dataset, note),
+    )
+
+
+def _float_files(work: Work, source: Source) -> tuple[list[Made], list[Step]]:
+    """Make the fp32 file and, if it is asked for, the fp16 file."""
+    fp32, steps = _float_step(work, source)
+    if work.config.native_library is not None:  # an operator without a kernel is refused before the long part
+        program_from(fp32.data, work.dataset.preprocessing.size)
+    if broken := not_finite(fp32.session, work.parity_pixels):
+        work.note(
+            f"the float model itself gives no number for {', '.join(broken)}: `qdeploy predict` refuses such images"
+        )
+    return [fp32, *([_half_step(work, fp32)] if work.config.fp16 else [])], steps
+
+
+def _write(work: Work, judged: Judged, folder: Path, out: Path) -> ExportReport:
+    """Write what is kept: model files, engines, the report as JSON and as a page, and kits."""
+    for item in judged.kept:
+        write_bytes(folder / item.file, item.data)
+        remember(Artifact(out / item.file, item.data, item.card))
+    report = with_memory(judged.report, folder, work.note)
+    report = replace(report, engines=build_engines(work, judged.kept, folder, out))
+    write_json(folder / "report.json", report.to_dict())
+    page = partial(html_report, flips=judged.flips, confusion=judged.confusion)
+    write_rendered(folder / "report.html", lambda: page(report.to_dict()).encode(), work.note)
+    write_kits(folder, work.config.kits)
     return report
 
 

@@ -106,7 +106,7 @@ class ServeConfig:
         cores = usable_cores()
         if self.workers * (self.threads or 1) > cores:
             raise InputError(
-                f"`workers` times `threads` must not exceed the {cores} cores that this process may use",
+                f"`workers` times `threads` must not exceed the cores that this process may use, {cores}",
                 found=self.workers * (self.threads or 1),
                 fix="more only make requests wait for each other",
             )

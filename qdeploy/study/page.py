@@ -11,6 +11,7 @@ from qdeploy.core.figures import Bar, Dot, quantities, scatter, verdict
 from qdeploy.core.files import write_bytes, write_rendered
 from qdeploy.core.html import Markup, page, table, tag
 from qdeploy.core.intervals import wilson_interval
+from qdeploy.core.machine import cpu_words
 from qdeploy.core.page_style import STYLE
 from qdeploy.core.progress import Note
 from qdeploy.study.pareto import Point, points
@@ -225,4 +226,4 @@ def _sorted(rows: Sequence[Row]) -> list[Row]:
 
 def _machine(environment: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
-    return f"{environment['cpu']}, {environment['cores']} cores ({', '.join(environment['flags'])}); {versions}"
+    return f"{cpu_words(environment)}; {versions}"

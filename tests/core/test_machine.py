@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qdeploy.core import machine
-from qdeploy.core.machine import cpu_quota, usable_cores
+from qdeploy.core.machine import cpu_quota, cpu_words, usable_cores
 
 
 def written(root: Path, files: dict[str, str]) -> Path:
@@ -72,3 +72,8 @@ def test_a_pinned_process_has_one_core() -> None:
     code += "from qdeploy.core.machine import usable_cores; print(usable_cores())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize(("cores", "words"), [(1, "EPYC, 1 core (avx, fma)"), (2, "EPYC, 2 cores (avx, fma)")])
+def test_a_processor_in_words(cores: int, words: str) -> None:
+    assert cpu_words({"cpu": "EPYC", "cores": cores, "flags": ["avx", "fma"]}) == words

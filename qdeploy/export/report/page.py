@@ -12,6 +12,7 @@ from PIL import Image
 
 from qdeploy.core.figures import Bar, Kind, quantities, raw, verdict
 from qdeploy.core.html import Markup, page, table, tag
+from qdeploy.core.machine import cpu_words
 from qdeploy.core.page_style import STYLE
 from qdeploy.export.report.classes import class_sections
 from qdeploy.export.report.confidence import confidence_section
@@ -147,4 +148,4 @@ def _origin(report: dict[str, Any]) -> dict[str, Any]:
 
 def _machine(environment: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
-    return f"{environment['cpu']}, {environment['cores']} cores ({', '.join(environment['flags'])}); {versions}"
+    return f"{cpu_words(environment)}; {versions}"

@@ -96,19 +96,7 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
     if card is not None:
         if foreign.given:
             raise InputError(f"{file} is a file of qdeploy and says itself what `{foreign.given[0]}` would say")
-        source = OnnxSource(
-            model=card.model,
-            training=card.origin.training,
-            created=card.origin.created,
-            git=card.origin.git,
-            sha256=digest,
-            file=file.name,
-            original=original,
-            adopted=_streamlined(original),
-            rules=card.preprocessing,
-            labels=FoundLabels(labels=card.labels, where=f"the card of {file.name}"),
-        )
-        return source, source.rules
+        return _own_source(file, card, original, digest), card.preprocessing
     free_unknown_batch(original.graph)
     came, other = original, other_floats(original)
     if other:
@@ -152,6 +140,22 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
         head=head,
     )
     return source, rules
+
+
+def _own_source(file: Path, card: Card, original: onnx.ModelProto, digest: str) -> OnnxSource:
+    """Return a float file of qdeploy as a source."""
+    return OnnxSource(
+        model=card.model,
+        training=card.origin.training,
+        created=card.origin.created,
+        git=card.origin.git,
+        sha256=digest,
+        file=file.name,
+        original=original,
+        adopted=_streamlined(original),
+        rules=card.preprocessing,
+        labels=FoundLabels(labels=card.labels, where=f"the card of {file.name}"),
+    )
 
 
 def _require_same(
