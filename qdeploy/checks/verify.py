@@ -260,7 +260,8 @@ def _goldens(artifact: Artifact) -> list[Check]:
             continue
         except (ArtifactError, EngineError) as error:
             return [Check(name=name, ok=False, detail=str(error))]
-        detail = f"{found:.1f} dB on {len(goldens.rows)} images with {what}, at least {goldens.min_sqnr_db:.0f} needed"
+        exact = "the same numbers" if np.isinf(found) else f"{found:.1f} dB"
+        detail = f"{exact} on {len(goldens.rows)} images with {what}, at least {goldens.min_sqnr_db:.0f} dB needed"
         good = Check(name=name, ok=found >= goldens.min_sqnr_db, detail=detail)
         return [good, _temperature(artifact, rows, probabilities)]
     return [Check(name=name, ok=None, detail=reasons[0] if reasons else "no engine of this version opens it")]

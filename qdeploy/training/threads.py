@@ -33,6 +33,8 @@ CHANGED = 1.4
 """Ratio of the present speed to that after the last choice from which it is made anew."""
 COLLAPSED = 3.0
 """The same ratio where the last two steps alone suffice."""
+STUCK = 8.0
+"""The same ratio where the last step alone suffices: the next may take a minute again."""
 SHARE, URGENT_SHARE = 0.05, 0.15
 """Largest share of the time that measuring may take: out of curiosity, and when training became slower."""
 LEAST_STEPS = 20
@@ -154,7 +156,9 @@ class Threads:
             return None
         last = list(self._recent)
         ratio = statistics.median(last) / self._reference
-        sudden = min(last[-2:]) / self._reference
+        sudden, latest = min(last[-2:]) / self._reference, last[-1] / self._reference
+        if latest > STUCK:
+            return latest
         return max(ratio, sudden) if ratio > CHANGED or sudden > COLLAPSED else None
 
     def _curious(self) -> bool:

@@ -749,6 +749,7 @@ def test_what_a_file_was_made_from_is_a_file(tmp_path: Path, monkeypatch: pytest
         return next(c for c in verify(Path("exports/theirs")).checks if c.name == "model.fp32.onnx: parent")
 
     assert (parent().ok, parent().detail) == (True, "made from theirs.onnx, which has this hash")
+    assert not any("inf dB" in c.detail for c in verify(Path("exports/theirs")).checks)
     Path("theirs.onnx").unlink()
     assert parent().ok is None
     assert parent().detail.startswith("no file in this folder or below ./exports has the hash of what it was made from")

@@ -106,6 +106,22 @@ def test_a_change_is_noticed_and_said(seconds: Seconds, path: list[int]) -> None
     assert machine.train(1000) > 0.8 / max(best_s, min(seconds(1, 1e9), seconds(2, 1e9)))
 
 
+def test_one_step_that_takes_many_times_as_long_is_enough() -> None:
+    machine = Simulated(arrives, 2)
+    machine.train(100)
+    slow = 0
+    for _ in range(400):
+        machine.threads.before_step(10**6)
+        took = machine.step()
+        machine.threads.step_took(took)
+        slow += took == crowded(2, 0)
+    assert slow == 1
+    hiccup = Simulated(lambda n, now: 9.0 if 60 < now < 61 else quiet(n, now), 2)
+    hiccup.train(400)
+    assert hiccup.threads.count == 2
+    assert not hiccup.notes
+
+
 def test_a_small_gain_changes_nothing_so_that_runs_repeat() -> None:
     machine = Simulated(lambda n, _: 0.3 if n == 2 else 0.27, 2)
     machine.train(500)
