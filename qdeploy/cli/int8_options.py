@@ -27,8 +27,8 @@ class Int8Options:
     target: Annotated[
         str,
         typer.Option(
-            help="INT8 encodings, between commas: x86, x86-avx2, arm, tensorrt, openvino, portable. Default: this "
-            "CPU's.",
+            help="INT8 encodings, between commas: x86, x86-avx2, cortex-m, arm, tensorrt, openvino, portable. "
+            "Default: this CPU's.",
             show_default=False,
         ),
     ] = "auto"

@@ -16,8 +16,8 @@ DEFAULT_BUDGET_MINUTES = 60.0
 OWN_OPTIONS = ("model", "model_fields", "data", "recipe", "epochs", "seed", "device", "tensorboard", "threads")
 """Fields of a recipe that ``settings`` may not change: the sweep has an option for them, or they mean nothing here."""
 
-DEVICE_TARGET = "arm"
-"""Encoding of the INT8 files of sweeps for microcontrollers: weights of 8 bits, whatever CPU the sweep runs on."""
+DEVICE_TARGET = "cortex-m"
+"""Encoding of the INT8 files of sweeps for microcontrollers, whatever CPU the sweep runs on."""
 LATER = {"max_params", "max_flash", "max_ram", "baseline", "max_drop", "threads"}
 """Fields that older sweeps do not have; they are written where they are given."""
 

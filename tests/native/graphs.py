@@ -238,6 +238,12 @@ def short_rows_on_codes(graph: Graph) -> str:
     return graph.node("Transpose", [shares], perm=[0, 3, 1, 2])
 
 
+def short_rows_of_floats(graph: Graph) -> str:
+    x = graph.node("Transpose", [graph.spread(graph.entrance(), 32)], perm=[0, 2, 3, 1])
+    x = graph.node("Mul", [graph.node("Softmax", [x], axis=-1), x])
+    return graph.pair(graph.node("Transpose", [x], perm=[0, 3, 1, 2]), -20, 20)
+
+
 def matrix_of_weights(graph: Graph) -> str:
     x = graph.node("Reshape", [graph.spread(graph.entrance(), 5), graph.constant([-1, 5, 9, 9], "int64")])
     weight, _ = graph.weight((9, 7), None)

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of pico after one epoch on the embedded images, nothing in float, with its kit."""
     place = tmp_path_factory.mktemp("pico")
     train(config_from_recipe("small", model="pico", epochs=1), place / "run")
-    config = ExportConfig(int8=True, float_layers=("none",), allow_drop=True, allow_slower=True)
+    config = ExportConfig(int8=True, float_layers=("none",), target="cortex-m", allow_drop=True, allow_slower=True)
     export(place / "run", config, place / "export")
     write_kits(place / "export", ["native"], place)
     return place
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact(folder: Path) -> Artifact:
-    return read_artifact(folder / "export" / "model.int8.onnx")
+    return read_artifact(folder / "export" / "model.int8.cortex-m.onnx")
 
 
 def test_every_layer_is_on_integers(artifact: Artifact) -> None:

@@ -22,7 +22,16 @@ from qdeploy.native.onnx_graph import read_graph
 from qdeploy.native.passes import PASSES
 from qdeploy.native.simulate import run_op, simulate
 from tests.native.compiled import Compiled, needs_compiler
-from tests.native.graphs import CASES, ON_CODES, SIZE, Graph, case_of, image_of, short_rows_on_codes
+from tests.native.graphs import (
+    CASES,
+    ON_CODES,
+    SIZE,
+    Graph,
+    case_of,
+    image_of,
+    short_rows_of_floats,
+    short_rows_on_codes,
+)
 
 IMAGES = 3
 ROW = "(const float *)rows[0]"
@@ -75,16 +84,18 @@ def test_the_simulator_gives_what_onnxruntime_gives(name: str) -> None:
         assert np.allclose(found["probabilities"], expected["probabilities"], atol=0.03)
 
 
-OTHERS = ("beyond 31 bits", "sums that wrap around", "short rows")
+OTHERS = ("beyond 31 bits", "sums that wrap around", "short rows", "short rows of floats")
 
 
 def all_programs() -> dict[str, Program]:
-    """Return the programs of all cases, of two with numbers that no export writes, and of one kernel's own shape."""
+    """Return the programs of all cases, and of others: numbers that no export writes, shapes with own kernels."""
     programs = {name: program_of(case_of(name)[0]) for name in CASES}
     programs["beyond 31 bits"] = program_of(case_of("conv")[0])
     programs["sums that wrap around"] = program_of(case_of("few channels")[0])
     graph = Graph(0)
     programs["short rows"] = program_of(graph.model(short_rows_on_codes(graph), 16))
+    graph = Graph(1)
+    programs["short rows of floats"] = program_of(graph.model(short_rows_of_floats(graph), 32))
     for op in programs["beyond 31 bits"].ops:
         if op.kind == "conv":
             op.attributes["multiplier"] = op.attributes["multiplier"] * np.float32(1e8)

@@ -114,7 +114,7 @@ def test_under_limits_int8_is_made_for_a_microcontroller(
     exported = outcome(spec("export", tmp_path, data, on_integers=True))
     found = exported["artifacts"]["int8"]
     artifact = read_artifact(tmp_path / "export" / found["file"])
-    assert (artifact.card.target, artifact.card.float_layers) == ("arm", ())
+    assert (artifact.card.target, artifact.card.float_layers) == ("cortex-m", ())
     needed = memory_of(artifact)
     assert (found["flash_bytes"], found["ram_bytes"]) == (needed["whole_flash_bytes"], needed["whole_ram_bytes"])
     (tmp_path / "export-0.json").write_text(json.dumps(exported))

@@ -60,6 +60,7 @@ ENCODINGS = {
         _u8("x86"),
         _u8("x86-avx2", seven_bit_weights=True),
         _u8("openvino", integer_gelu=False),
+        _u8("cortex-m"),
         _symmetric("arm", signed=True),
         _symmetric("tensorrt", signed=True),
         _symmetric("portable", signed=False),

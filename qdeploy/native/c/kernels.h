@@ -61,6 +61,34 @@ typedef struct {
   const float *multiplier; /* [group][block * 16] */
 } qd_conv_u8;
 
+/* The segments that row y of the results needs: from `first` to before `end`; the others lie wholly above or below the
+ * image, and add no more than a constant each. */
+static inline void qd_inside(const qd_conv_u8 *p, int32_t y, int32_t *first, int32_t *end) {
+  int32_t s;
+  *first = 0;
+  *end = p->segments;
+  for (s = 0; s < p->segments; s++) {
+    int32_t at = y * p->stride_y + s * p->dilation_y - p->top;
+    if (at < 0)
+      *first = s + 1;
+    else if (at >= p->height && s < *end)
+      *end = s;
+  }
+}
+
+/* Sums of `many` results from the `block`-th block of 16 on, before those segments are added. */
+static inline void qd_first_sums(const qd_conv_u8 *p, int32_t first, int32_t end, size_t block, int32_t many,
+                                 int32_t *sums) {
+  int32_t s, i;
+  memcpy(sums, p->bias + block * 16, (size_t)many * sizeof *sums);
+  for (s = 0; s < p->segments; s++) {
+    const int32_t *border;
+    if (s >= first && s < end) continue;
+    border = p->border + ((size_t)s * p->groups * p->blocks + block) * 16;
+    for (i = 0; i < many; i++) sums[i] = (int32_t)((uint32_t)sums[i] + (uint32_t)border[i]);
+  }
+}
+
 /* One depthwise convolution on codes or floats. */
 typedef struct {
   int32_t height, width, channels, top, left, padded_height, padded_width;

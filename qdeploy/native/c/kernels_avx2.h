@@ -22,8 +22,8 @@ QD_INLINE void qd_store_eight(__m256i first, __m256i second, const float *multip
 
 /* Four pixels, whose windows lie widened to 16 bits, by 8 outputs of a block; nothing saturates. */
 static __attribute__((noinline)) void qd_tile_u8(const qd_conv_u8 *p, const int16_t *wide, int32_t steps,
-                                                 const int8_t *weights, size_t first, uint8_t *const *to,
-                                                 int32_t many) {
+                                                 const int8_t *weights, const int32_t *bias, size_t first,
+                                                 uint8_t *const *to, int32_t many) {
   const int16_t *x0 = wide, *x1 = x0 + 4 * steps, *x2 = x1 + 4 * steps, *x3 = x2 + 4 * steps;
   __m256i sums[QD_PIXELS][2];
   int32_t q;
@@ -32,7 +32,7 @@ static __attribute__((noinline)) void qd_tile_u8(const qd_conv_u8 *p, const int1
   for (i = 0; i < QD_PIXELS; i++)
     QD_UNROLL(2)
     for (j = 0; j < 2; j++) /* the bias goes into the first half of each result */
-      sums[i][j] = _mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i *)(const void *)(p->bias + first + 4 * j)));
+      sums[i][j] = _mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i *)(const void *)(bias + 4 * j)));
   for (q = 0; q < steps; q++, weights += 64, x0 += 4, x1 += 4, x2 += 4, x3 += 4) {
     int64_t four[QD_PIXELS];
     memcpy(&four[0], x0, 8);
@@ -51,11 +51,11 @@ static __attribute__((noinline)) void qd_tile_u8(const qd_conv_u8 *p, const int1
   for (i = 0; i < QD_PIXELS; i++) qd_store_eight(sums[i][0], sums[i][1], p->multiplier + first, p, to[i], many);
 }
 
-/* Widen the window of one pixel. */
-static void qd_widen(const qd_conv_u8 *p, const uint8_t *from, int16_t *to) {
+/* Widen some segments of the window of one pixel. */
+static void qd_widen(const qd_conv_u8 *p, int32_t first, int32_t end, const uint8_t *from, int16_t *to) {
   const int32_t run = 4 * p->steps;
   int32_t s, k;
-  for (s = 0; s < p->segments; s++, to += run) {
+  for (s = first; s < end; s++, to += run) {
     const uint8_t *x = from + p->offsets[s];
     for (k = 0; k + 16 <= run; k += 16)
       _mm256_storeu_si256((__m256i *)(void *)(to + k),
@@ -65,22 +65,27 @@ static void qd_widen(const qd_conv_u8 *p, const uint8_t *from, int16_t *to) {
 }
 
 static void conv_u8_avx2(const qd_conv_u8 *p, const uint8_t *in, uint8_t *out, void *scratch) {
-  const int32_t steps = p->segments * p->steps, pixels = p->out_height * p->out_width;
+  const int32_t all = p->segments * p->steps, pixels = p->out_height * p->out_width;
+  const int by_row = p->border && p->out_width % QD_PIXELS == 0; /* whether four pixels are always of one row */
   const uint8_t *image = in;
   int16_t *wide = (int16_t *)scratch;
-  int32_t g, b, at, i, half;
+  int32_t g, b, at, i, half, bias[16];
   if (p->padded_height != p->height || p->padded_width != p->width) {
-    image = (const uint8_t *)(wide + QD_PIXELS * 4 * (size_t)steps);
-    qd_padded(in, (uint8_t *)(wide + QD_PIXELS * 4 * (size_t)steps), p->height, p->width, p->channels, p->top, p->left,
+    image = (const uint8_t *)(wide + QD_PIXELS * 4 * (size_t)all);
+    qd_padded(in, (uint8_t *)(wide + QD_PIXELS * 4 * (size_t)all), p->height, p->width, p->channels, p->top, p->left,
               p->padded_height, p->padded_width, p->zero_in);
   }
   for (g = 0; g < p->groups; g++) {
-    int32_t y = 0, x = 0;
+    int32_t y = 0, x = 0, first = 0, end = p->segments;
     for (at = 0; at < pixels; at += QD_PIXELS) {
       uint8_t *start[QD_PIXELS], *to[QD_PIXELS];
+      int32_t steps;
+      if (by_row) qd_inside(p, y, &first, &end);
+      steps = (end - first) * p->steps;
       for (i = 0; i < QD_PIXELS; i++) {
-        qd_widen(p, image + g * p->inputs +
-                        ((size_t)y * p->stride_y * p->padded_width + (size_t)x * p->stride_x) * p->channels,
+        qd_widen(p, first, end,
+                 image + g * p->inputs +
+                     ((size_t)y * p->stride_y * p->padded_width + (size_t)x * p->stride_x) * p->channels,
                  wide + i * 4 * (size_t)steps);
         start[i] = out + ((size_t)y * p->out_width + x) * p->out_channels + g * p->outputs;
         if (at + i + 1 < pixels && ++x == p->out_width) { /* beyond the end the last pixel is made again */
@@ -88,13 +93,20 @@ static void conv_u8_avx2(const qd_conv_u8 *p, const uint8_t *in, uint8_t *out, v
           y++;
         }
       }
-      for (b = 0; b < p->blocks; b++)
-        for (half = 0; half < 16 && half < p->outputs - 16 * b; half += 8) {
-          size_t block = (size_t)g * p->blocks + b;
-          const int8_t *weights = (const int8_t *)p->weights + block * steps * 64 + 4 * half;
-          for (i = 0; i < QD_PIXELS; i++) to[i] = start[i] + 16 * b + half;
-          qd_tile_u8(p, wide, steps, weights, block * 16 + half, to, p->outputs - 16 * b - half);
+      for (b = 0; b < p->blocks; b++) {
+        const size_t block = (size_t)g * p->blocks + b;
+        const int8_t *weights = (const int8_t *)p->weights + (block * all + (size_t)first * p->steps) * 64;
+        const int32_t *sums = p->bias + block * 16;
+        if (end - first < p->segments) {
+          qd_first_sums(p, first, end, block, 16, bias);
+          sums = bias;
         }
+        for (half = 0; half < 16 && half < p->outputs - 16 * b; half += 8) {
+          for (i = 0; i < QD_PIXELS; i++) to[i] = start[i] + 16 * b + half;
+          qd_tile_u8(p, wide, steps, weights + 4 * half, sums + half, block * 16 + half, to,
+                     p->outputs - 16 * b - half);
+        }
+      }
     }
   }
 }
@@ -251,6 +263,56 @@ static void matmul_f32_avx2(const qd_matmul *p, const float *a, const float *b, 
         }
       }
     }
+}
+
+/* qd_exp of 8 numbers of which none is above 0. */
+QD_INLINE __m256 qd_exp_8(__m256 x) {
+  const __m256 rounder = _mm256_set1_ps(12582912.0f);
+  __m256 steps, rest, value;
+  x = _mm256_max_ps(x, _mm256_set1_ps(-87.0f));
+  steps = _mm256_sub_ps(_mm256_fmadd_ps(x, _mm256_set1_ps(1.44269504088896341f), rounder), rounder);
+  rest = _mm256_fmadd_ps(steps, _mm256_set1_ps(2.12194440e-4f),
+                         _mm256_fmadd_ps(steps, _mm256_set1_ps(-0.693359375f), x));
+  value = _mm256_set1_ps(1.9875691500e-4f);
+  value = _mm256_fmadd_ps(value, rest, _mm256_set1_ps(1.3981999507e-3f));
+  value = _mm256_fmadd_ps(value, rest, _mm256_set1_ps(8.3334519073e-3f));
+  value = _mm256_fmadd_ps(value, rest, _mm256_set1_ps(4.1665795894e-2f));
+  value = _mm256_fmadd_ps(value, rest, _mm256_set1_ps(1.6666665459e-1f));
+  value = _mm256_fmadd_ps(value, rest, _mm256_set1_ps(0.5f));
+  value = _mm256_add_ps(_mm256_fmadd_ps(value, _mm256_mul_ps(rest, rest), rest), _mm256_set1_ps(1.0f));
+  return _mm256_mul_ps(value, _mm256_castsi256_ps(_mm256_slli_epi32(
+                                  _mm256_add_epi32(_mm256_cvtps_epi32(steps), _mm256_set1_epi32(127)), 23)));
+}
+
+/* The sum of 16 lanes in pairs, as qd_lane_sum does it. */
+QD_INLINE float qd_halves_sum(__m256 first, __m256 second) {
+  __m256 eight = _mm256_add_ps(first, second);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+/* Rows of multiples of 16 numbers; in place if need be. */
+static void qd_softmax_whole(const float *in, float *out, int32_t rows, int32_t n) {
+  int32_t r, i;
+  for (r = 0; r < rows; r++, in += n, out += n) {
+    __m256 most = _mm256_loadu_ps(in), low = _mm256_setzero_ps(), high = _mm256_setzero_ps(), sum;
+    __m128 four;
+    for (i = 8; i < n; i += 8) most = _mm256_max_ps(_mm256_loadu_ps(in + i), most);
+    four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    most = _mm256_broadcastss_ps(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    for (i = 0; i < n; i += 16) {
+      __m256 x = qd_exp_8(_mm256_sub_ps(_mm256_loadu_ps(in + i), most));
+      __m256 y = qd_exp_8(_mm256_sub_ps(_mm256_loadu_ps(in + i + 8), most));
+      low = _mm256_add_ps(low, x);
+      high = _mm256_add_ps(high, y);
+      _mm256_storeu_ps(out + i, x);
+      _mm256_storeu_ps(out + i + 8, y);
+    }
+    sum = _mm256_set1_ps(qd_halves_sum(low, high));
+    for (i = 0; i < n; i += 8) _mm256_storeu_ps(out + i, _mm256_div_ps(_mm256_loadu_ps(out + i), sum));
+  }
 }
 
 QD_INLINE __m256 qd_eight_codes(const uint8_t *from, int32_t step) {

@@ -492,6 +492,12 @@ static void QD_(softmax_u8)(const int32_t *powers, const uint8_t *in, uint8_t *o
 
 static void QD_(softmax)(const float *in, float *out, int32_t rows, int32_t n) {
   int32_t r, i;
+#ifdef QD_AVX2
+  if (n % 16 == 0) {
+    qd_softmax_whole(in, out, rows, n);
+    return;
+  }
+#endif
   for (r = 0; r < rows; r++, in += n, out += n) {
     float sum, most = qd_lane_max(in, n);
     if (out != in) memcpy(out, in, (size_t)n * sizeof *out); /* one array alone: compilers make vectors of its loop */

@@ -139,23 +139,12 @@ QD_TILE(1, 4)
 QD_TILE(1, 1)
 #undef QD_TILE
 
-/* The segments that a row of results needs: those wholly above or below the image add no more than a constant. */
+/* What the tiles of a row of results need; of row -1, whatever row could need. */
 static void qd_span_of(const qd_conv_u8 *p, int32_t y, size_t block, int many, qd_span *span) {
-  int32_t s, i;
-  memcpy(span->bias, p->bias + block * 16, (size_t)many * 64);
   span->first = 0;
   span->end = p->segments;
-  if (!p->border || y < 0) return;
-  for (s = 0; s < p->segments; s++) {
-    int32_t at = y * p->stride_y + s * p->dilation_y - p->top;
-    const int32_t *border = p->border + ((size_t)s * p->groups * p->blocks + block) * 16;
-    if (at >= 0 && at < p->height) continue;
-    if (at < 0)
-      span->first = s + 1;
-    else if (span->end == p->segments)
-      span->end = s;
-    for (i = 0; i < 16 * many; i++) span->bias[i] = (int32_t)((uint32_t)span->bias[i] + (uint32_t)border[i]);
-  }
+  if (p->border && y >= 0) qd_inside(p, y, &span->first, &span->end);
+  qd_first_sums(p, span->first, span->end, block, 16 * many, span->bias);
 }
 
 /* Few outputs of pixels with few channels: here the lanes are 16 neighbouring pixels, whose windows lie in 128 bytes,
