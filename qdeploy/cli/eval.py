@@ -135,7 +135,10 @@ def show(result: Evaluation) -> None:
     say(f"mean over the classes: precision {m.precision:.1%}, recall {m.recall:.1%}, F1 {m.f1:.1%}")
     card = result.card_accuracy
     if "top1" in card:
-        say(f"the card says {card['top1']} % top-1 on {card['n']} {card['split']} images of the data it was made with")
+        say(
+            f"the card says {card['top1']:.2f} % top-1 on {card['n']} {card['split']} images of the data it was made "
+            "with"
+        )
     for line in _trust(result.trust):
         say(line)
     if result.against:

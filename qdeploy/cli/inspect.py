@@ -58,7 +58,7 @@ def _lines(found: Artifact) -> dict[str, str]:
     if accuracy:
         low, high = accuracy.ci95
         n = f"{accuracy.n} {accuracy.split} images"
-        lines["accuracy"] = f"{accuracy.top1} % top-1 ({low} to {high}) on {n}"
+        lines["accuracy"] = f"{accuracy.top1:.2f} % top-1 ({low:.2f} to {high:.2f}) on {n}"
     if card.confidence:
         lines["confidence"] = "; ".join(confidence_lines(card.confidence))
     if calibration:

@@ -198,7 +198,8 @@ def _show_plan(config: Any, json: bool) -> None:
     say("")
     say(f"{found.model} for {found.classes} classes: {found.params:,} parameters, {size}")
     say(
-        f"device {found.device}, amp {found.amp}; memory about {found.memory_bytes / 1e9:.2f} GB: "
+        f"device {found.device}, amp {found.amp.removeprefix('torch.')}; "
+        f"memory about {found.memory_bytes / 1e9:.2f} GB: "
         f"{found.state_bytes / 1e9:.2f} GB weights, gradients, optimizer and average, "
         f"{found.activation_bytes / 1e9:.2f} GB for {config.batch_size} images"
     )

@@ -48,7 +48,7 @@ class TrainingShown:
         images = ", ".join(f"{n} {name}" for name, n in data.images.items())
         self.bar.line(
             f"{model.name}: {model.params:,} parameters, {model.macs / 1e6:.1f} M MACs; "
-            f"recipe {record.config['recipe']}, amp {record.amp}"
+            f"recipe {record.config['recipe']}, amp {record.amp.removeprefix('torch.')}"
         )
         self.bar.line(f"{data.name}: {len(record.labels)} classes, {images} images; run folder {folder}")
         if data.problems:

@@ -139,9 +139,10 @@ def _extension(folder: Path, config: TrainConfig, record: RunRecord) -> str:
     if config.schedule == "confidence":
         schedule = f"the controller, scaled to them, from a learning rate of {config.lr:g}"
     best = record.results.best_epoch if record.results else 0
+    added = f"{more} more epoch{'s' * (more != 1)} after {config.continued}"
     return (
-        f"{folder}: {more} more epochs after {config.continued}, from the best weights (epoch {best}) with a new "
-        f"optimizer; the schedule runs anew over them: {schedule}"
+        f"{folder}: {added}, from the best weights (epoch {best}) with a new optimizer; the schedule runs anew over "
+        f"them: {schedule}"
     )
 
 

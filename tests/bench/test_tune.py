@@ -66,6 +66,13 @@ def test_a_tie_goes_to_the_simpler() -> None:
     assert tuning.choose(candidates, Limits()) is candidates[2]
 
 
+def test_the_chosen_comes_first_though_another_is_faster_by_noise() -> None:
+    simple, other = candidate(FP32, 0.800), candidate(FP32, 0.796, threads=2)
+    report = report_of([other, simple], simple, {}, Limits())
+    assert [c.threads for c in report.candidates] == [1, 2]
+    assert report.candidates[0] is report.chosen
+
+
 def test_a_vague_measurement_does_not_beat_a_simpler_and_faster_one() -> None:
     vague = candidate(INT8, 1.15, threads=2, noise=0.9)
     candidates = [candidate(INT8, 0.9, "openvino", noise=0.001), vague, candidate(INT8, 1.0, noise=0.001)]

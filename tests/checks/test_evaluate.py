@@ -68,6 +68,14 @@ def test_every_number_follows_from_the_single_answers() -> None:
         assert getattr(found.macro, name) == pytest.approx(sum(getattr(s, name) for s in found.classes) / 10)
 
 
+def test_accuracies_are_printed_to_two_places(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    third = reseal(INT8, tmp_path / "m.onnx", lambda card: card["accuracy"].update(top1=200 / 3))
+    assert run(["inspect", str(third)]) == 0
+    assert "66.67 % top-1 (" in capsys.readouterr().out
+    assert run(["eval", str(third)]) == 0
+    assert "the card says 66.67 % top-1 on" in capsys.readouterr().out
+
+
 def test_classes_are_matched_by_name(boots: Path) -> None:
     rows: list[Scored] = []
     found = evaluate(FP32, EvalConfig(data=str(boots), split="all"), each=rows.append)

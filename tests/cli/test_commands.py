@@ -159,6 +159,7 @@ def test_dry_run_shows_the_recipe_and_trains_nothing(
     assert lines["boosts"] == "on"
     assert "swa" not in lines
     assert "threads" not in lines
+    assert "torch." not in out
     assert lines["epochs"] == "70"
     assert run([*options, "--json"]) == 0
     plan = stdout_json(capsys)

@@ -72,7 +72,10 @@ def report_of(
 ) -> TuneReport:
     """Put the figures and the reasons together."""
     made = {id(t): _candidate(t, chosen, limits) for t in candidates}
-    order = sorted(made.values(), key=lambda c: (not c.n, c.ratio or 0.0, c.latency_ms.get("p50") or 0.0))
+    first = made[id(chosen)] if chosen else None
+    order = sorted(
+        made.values(), key=lambda c: (c is not first, not c.n, c.ratio or 0.0, c.latency_ms.get("p50") or 0.0)
+    )
     return TuneReport(
         chosen=made[id(chosen)] if chosen else None,
         reason=_reason(candidates, chosen, made) if chosen else _nothing(candidates, limits, made),
