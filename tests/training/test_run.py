@@ -98,7 +98,7 @@ def test_swa_is_offered_at_the_end_and_kept_if_it_validates_best(
     scripted(monkeypatch, [50.0, 40.0, 30.0, 40.0, 40.0, 40.0, 40.0])
     progress = Notes()
     result = train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "run", progress)
-    assert "SWA of 1 epochs: 1.00 %, not kept" in progress.notes
+    assert "SWA of 1 epoch: 1.00 %, not kept" in progress.notes
     assert result.best_weights == "raw"
     monkeypatch.setattr(Learner, "evaluate", lambda self, model, split: Score(loss=0.0, top1=99.0, top5=100.0))
     result = train(config_from_recipe("qonstraint-5.9", **quick), tmp_path / "swa")
