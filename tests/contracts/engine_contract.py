@@ -56,6 +56,14 @@ class EngineContract:
         assert together.shape == (batch, 10)
         assert np.allclose(together, alone, atol=self.atol)
 
+    def test_arrays_that_may_not_be_written_or_lie_apart_are_taken(self, session: Session) -> None:
+        images = sample_images(Preprocessing())[:6].copy()
+        expected, _ = session.infer(images)
+        apart = np.ascontiguousarray(np.repeat(images, 2, axis=0))[::2]
+        images.setflags(write=False)
+        for given in (images, apart, images[::-1][::-1]):
+            assert np.allclose(session.infer(given)[0], expected, atol=self.atol)
+
     @pytest.mark.parametrize("batch", [0, 1, 9])
     def test_bytes_give_what_arrays_give(self, session: Session, batch: int) -> None:
         images = sample_images(Preprocessing())[:batch]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import POINTER, byref, c_char, c_char_p, c_float, c_int, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import EngineError
 from qdeploy.native.library import load_library
+from qdeploy.runtime.engines.addresses import placed
 from qdeploy.runtime.session import Rows, Session
 
 if TYPE_CHECKING:
@@ -79,14 +80,9 @@ class NativeSession(Session):
         super().__init__(artifact, model, f"native C, {model.tier} kernels", model.note)
 
     def _infer(self, opened: Model, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        import numpy as np
-
-        count = len(images_BSSC)
-        images = images_BSSC if images_BSSC.flags.writeable else images_BSSC.copy()
-        both = np.empty((2, count, self.classes), np.float32)
-        made = _address(both)
-        self._run(opened, count, _address(images), made, made + both.nbytes // 2)
-        return both[0], both[1]
+        images, answers, places = placed(images_BSSC, self.classes)
+        self._run(opened, len(images), *places)
+        return answers[0], answers[1]
 
     def _infer_bytes(self, opened: Model, images: bytes, count: int) -> tuple[Rows, Rows]:
         k = self.classes
@@ -113,8 +109,3 @@ class NativeSession(Session):
             ]
             for job in jobs:
                 job.result()
-
-
-def _address(values: Any) -> int:
-    """Return where an array's values are, which may be written: numpy's own word for it costs microseconds."""
-    return ctypes.addressof(c_char.from_buffer(values))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qdeploy.core.artifact import Artifact
 from qdeploy.core.errors import ArtifactError, one_line
+from qdeploy.runtime.engines.addresses import placed
 from qdeploy.runtime.engines.onnxruntime_library import VERSION, Model
 from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError, OnnxRuntimeRunError, cpu_engine, cpu_note
 from qdeploy.runtime.session import Rows, Session
@@ -33,13 +34,9 @@ class OnnxRuntimeSession(Session):
         super().__init__(artifact, opened, cpu_engine(VERSION, "library", target), cpu_note(artifact.path, target))
 
     def _infer(self, opened: Model, images_BSSC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        import numpy as np
-
-        logits = np.empty((len(images_BSSC), self.classes), np.float32)
-        probabilities = np.empty_like(logits)
-        places = (a.__array_interface__["data"][0] for a in (images_BSSC, logits, probabilities))
-        self._run(opened, len(images_BSSC), *places)
-        return logits, probabilities
+        images, answers, places = placed(images_BSSC, self.classes)
+        self._run(opened, len(images), *places)
+        return answers[0], answers[1]
 
     def _infer_bytes(self, opened: Model, images: bytes, count: int) -> tuple[Rows, Rows]:
         k = self.classes
