@@ -10,8 +10,8 @@ came, quantized with minmax ranges of generated images, and compared again. `fp3
 adopted graph's logits from torch's own, relative to the largest logit; `INT8` is the signal-to-noise ratio to fp32 in
 decibels. A row without file is a model that torch itself does not export, or does not run at 64x64.
 
-With `--rows`, a model's rows are added to a file of JSON lines as soon as it is done, and models that are in it are not
-done again.
+The table of docs/real_exports.md is written anew at the end, unless there is `--only` or `--out`. With `--rows`, a
+model's rows are added to a file of JSON lines as soon as it is done, and models that are in it are not done again.
 
 Needs torchvision and, for its rows, timm (`pip install timm`); without it they are left out. One process for each
 model, one thread.
@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from multiprocessing.connection import Connection
@@ -42,6 +41,8 @@ import torchvision
 from machine import keep
 from numpy.typing import NDArray
 from PIL import Image
+from real_exports import EXPORTERS, exports_table
+from real_exports import write as write_page
 from torch import nn
 
 from qdeploy.core.errors import QdeployError
@@ -56,7 +57,6 @@ from qdeploy.export.int8.step import int8_step
 from qdeploy.export.sources.onnx_file import onnx_source
 
 SIZE, CLASSES = 64, 10
-EXPORTERS = ("dynamo", "legacy")
 OPSETS = {"dynamo": 20, "legacy": 17}
 TORCHVISION: dict[str, dict[str, Any]] = {
     "squeezenet1_1": {},
@@ -148,7 +148,9 @@ def main() -> None:
         "counts": counts(rows),
     }
     keep(arguments.out, rows, **facts)
-    print(table(rows))
+    print(exports_table(rows), whys(rows), sep="\n\n")
+    if arguments.out == "foreign_exports" and not arguments.only:
+        write_page()
 
 
 def done(file: Path) -> list[dict[str, Any]]:
@@ -332,22 +334,11 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return {e: {k: sum(r["exporter"] == e and r["result"] == k for r in rows) for k in kinds} for e in EXPORTERS}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of the docs: a row for each model."""
-    lines = [
-        "| model | dynamo: fp32 | INT8 dB | legacy: fp32 | INT8 dB |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    by_model: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_model.setdefault(row["model"], []).append(row)
-    cell: Callable[[dict[str, Any]], str] = lambda r: (  # noqa: E731
-        f"{r['fp32_relative']:.0e} | {r['int8_db']:.1f}" if r["result"] == "taken" else f"{r['result']} | "
+def whys(rows: list[dict[str, Any]]) -> str:
+    """Return why rows were not taken."""
+    return "\n".join(
+        f"{r['model']}, {r['exporter']}: {r['result']}: {r['why']}" for r in rows if r["result"] != "taken"
     )
-    for model, (dynamo, legacy) in by_model.items():
-        lines.append(f"| {model} | {cell(dynamo)} | {cell(legacy)} |")
-    whys = [f"- {r['model']}, {r['exporter']}: {r['result']}: {r['why']}" for r in rows if r["result"] != "taken"]
-    return "\n".join([*lines, "", *whys])
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ The corpora are those of the tests, made from a seed: ``tests/foreign``, ``tests
 - exit code 2 and one line that begins with ``qdeploy: ``; no export is left behind.
 
 Anything else is a fault: another exit code (1, a negative verdict, is for graphs that are made to be rejected; 70 is a
-defect), a traceback, a signal, other answers. The script ends with exit code 1 if there is a fault. With `--rows`, rows
-are added to a file of JSON lines as soon as they are done, and inputs that are in it are not judged again.
+defect), a traceback, a signal, other answers. The script ends with exit code 1 if there is a fault, and writes the
+counts into docs/real_exports.md. With `--rows`, rows are added to a file of JSON lines as soon as they are done, and
+inputs that are in it are not judged again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import onnxruntime as ort
+import real_exports
 import torch
 from machine import keep
 from numpy.typing import NDArray
@@ -86,14 +88,19 @@ def judged_graph(graph: Foreign, folder: Path) -> dict[str, Any]:
         faults += answers_of_export(file, folder, max(RELATIVE, graph.rounding))
     elif outcome == "refused" and (folder / "export").exists():
         faults.append("refused, and an export is there")
-    then = [("lint", file.name), ("inspect", file.name), ("predict", "--model", file.name, "../images/apple/0.png")]
+    adopted = command(folder, "adopt", file.name, "--data", "../images", "--out", "adopted")
+    faults.append(f"adopt: {adopted.fault}" if adopted.fault else "")
+    if (adopted.code == 0) != (taken or rejected or not graph.layers):
+        faults.append(f"adopt: exit code {adopted.code}, quantize: {quantized.code}: {adopted.refusal}")
+    then = [("lint", file.name), ("eval", file.name, "../images"), ("diff", file.name, file.name)]
+    then += [("inspect", file.name), ("predict", "--model", file.name, "../images/apple/0.png")]
     if taken:
         files = ["export/model.fp32.onnx", "export/model.int8.onnx"]
         then += [("inspect", files[1]), ("eval", files[1], "../images"), ("diff", *files)]
     for words in then:
         ended = command(folder, *words)
         faults += [f"{words[0]}: {ended.fault}" if ended.fault else ""]
-        has_card = words[-1].startswith("export/") or words[0] == "eval"
+        has_card = any(word.startswith("export/") for word in words)
         if words[0] != "lint" and ended.code != (0 if has_card else 2):
             faults.append(f"{words[0]}: exit code {ended.code} {ended.refusal}")
     return row("graph", f"{graph.kind}: {graph.name}", quantized, faults)
@@ -275,6 +282,7 @@ def main() -> int:
     if given.every == 1 and not given.corpora:
         refusals, seconds = dict(reasons.most_common()), round(time.monotonic() - begin)
         keep("foreign_files", rows, counts=counts, refusals=refusals, seconds=seconds)
+        real_exports.write()
     return int(any(r["faults"] for r in rows))
 
 
