@@ -97,7 +97,7 @@ def _built(config: OwnConfig) -> nn.Module:
     by_name = takes_all or "num_classes" in known
     try:
         network = target(num_classes=config.num_classes, **given) if by_name else target(config.num_classes, **given)
-    except Exception as error:  # of the user's code
+    except (Exception, SystemExit) as error:  # of the user's code, which may be a program
         raise InputError(
             f"{config.path} could not be built: {_reason(error)}",
             fix="it is called with num_classes, or with the number of classes alone",
@@ -118,7 +118,7 @@ def _found(path: str) -> Callable[..., Any]:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # of the user's code
+    except (Exception, SystemExit) as error:  # of the user's code, which may be a program
         raise InputError(f"the module {module_name} cannot be imported: {_reason(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -140,7 +140,7 @@ def _require_logits(network: nn.Module, config: OwnConfig) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = network.eval()(torch.zeros(2, 3, size, size, device=device))
-    except Exception as error:  # of the user's code
+    except (Exception, SystemExit) as error:  # of the user's code, which may be a program
         raise InputError(f"{config.path} cannot take {size}x{size} images: {_reason(error)}") from error
     finally:
         network.train(training)
@@ -149,8 +149,21 @@ def _require_logits(network: nn.Module, config: OwnConfig) -> None:
         raise InputError(
             f"{config.path} does not give one logit per class: 2 images, {config.num_classes} classes", found=found
         )
+    if are_probabilities(logits):
+        raise InputError(
+            f"{config.path} gives probabilities, which sum to 1 for each image, and training needs logits",
+            fix="leave out its softmax",
+        )
 
 
-def _reason(error: Exception) -> str:
+def are_probabilities(answers: Tensor) -> bool:
+    """Tell whether rows ``[B, K]`` of at least two classes are at least 0 and sum to 1."""
+    sums = answers.double().sum(1)
+    return bool(answers.shape[1] > 1 and answers.min() >= 0 and (sums - 1).abs().max() <= 1e-3)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return 'it ends the program, as a script does; keep what it runs behind `if __name__ == "__main__":`'
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -193,3 +193,27 @@ def test_a_source_says_where_it_comes_from() -> None:
     assert isinstance(source, ModuleSource)
     assert (source.model.family, source.model.name, source.known) == ("module", "tokens", False)
     assert len(source.sha256) == 64
+
+
+SHARES = {
+    "softmax": lambda logits: logits.softmax(1),
+    "softmax of a temperature": lambda logits: (logits / 3).softmax(-1),
+    "powers by their sum": lambda logits: logits.exp() / logits.exp().sum(1, keepdim=True),
+    "mean of two": lambda logits: (logits.softmax(1) + logits.square().softmax(1)) / 2,
+    "beside the features": lambda logits: (logits.softmax(1), logits[:, :2]),
+    "by name": lambda logits: {"logits": logits.softmax(1), "x": logits[:, :1]},
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_probabilities_of_a_module_are_taken_as_such(name: str) -> None:
+    torch.manual_seed(3)
+    module, notes = Net(end=SHARES[name]), list[str]()
+    nn.init.normal_(module.head.weight, std=4.0)
+    graph = module_source(module, CLASSES, RULES, name, notes.append).graph
+    assert "the module gives probabilities; logits are their logarithm" in notes
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    pixels = some_pixels(7)
+    found = session.run(["probabilities"], {"image": pixels})[0]
+    assert np.abs(found - answers_of(module, pixels)).max() < 1e-6
+    assert np.ptp(found, axis=0).max() > 1e-3

@@ -52,6 +52,20 @@ def nothing(num_classes):
 def text(num_classes):
     return "a network"
 
+class Shares(Small):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+def ends_in_softmax(num_classes):
+    return nn.Sequential(Small(num_classes), nn.Softmax(dim=-1))
+
+def leaves(num_classes):
+    raise SystemExit(3)
+
+class Leaves(Small):
+    def forward(self, x):
+        exit()
+
 NUMBER = 3
 """
 Here = Callable[[str], str]
@@ -89,7 +103,14 @@ def test_it_is_built_counted_and_rebuilt_from_its_record(own: Here) -> None:
         ("Smal", "has no class or function 'Smal' (did you mean 'Small'?)"),
         ("NUMBER", "has no class or function 'NUMBER'"),
         ("Headless", "does not give one logit per class: 2 images, 4 classes, found (2, 2, 62, 62)"),
+        (
+            "Shares",
+            "gives probabilities, which sum to 1 for each image, and training needs logits; leave out its softmax",
+        ),
+        ("ends_in_softmax", "gives probabilities, which sum to 1"),
         ("big_only", "cannot take 64x64 images: RuntimeError: "),
+        ("leaves", "could not be built: it ends the program, as a script does"),
+        ("Leaves", "cannot take 64x64 images: it ends the program, as a script does"),
         ("nothing", "has no parameters to train"),
         ("text", "gives no torch.nn.Module, found str"),
     ],
@@ -118,6 +139,16 @@ def test_a_wrong_place_or_argument(own: Here, path: str, changes: tuple[tuple[st
     with pytest.raises(InputError) as caught:
         model_config(path if ":" in path else own(path), 4, 0, changes).build()
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["import sys; sys.exit()", "import argparse; argparse.ArgumentParser().parse_args()"])
+def test_a_script_is_no_module_to_import(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["qdeploy", "--never-known"])
+    name = f"script{next(NUMBERS)}"
+    (tmp_path / f"{name}.py").write_text(line)
+    with pytest.raises(InputError, match=f"the module {name} cannot be imported: it ends the program"):
+        create_model(f"{name}:Net", 4)
 
 
 def test_a_sweep_takes_it(own: Here, image_folder: MakeImages) -> None:

@@ -16,6 +16,7 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Note
 from qdeploy.export.sources.torch_reason import agree, first_difference, first_not_finite, named, refusal
+from qdeploy.models.own import are_probabilities
 
 SAME = 1e-6
 """Largest difference of two runs on the same images, relative to the largest logit: none but that of threads."""
@@ -37,7 +38,7 @@ def normalised(pixels_NSSC: NDArray[np.uint8], rules: Preprocessing) -> torch.Te
 
 
 def tried(model: nn.Module, rules: Preprocessing, classes: int, note: Note) -> nn.Module:
-    """Run a module on two images, and return what gives their logits: it, or it with its answer picked out.
+    """Run a module on two images, and return what gives their logits: it, one of its answers, or its logarithm.
 
     Raises:
         InputError: If it does not take them, gives no logits ``[2, K]`` or none that are finite, or answers differently
@@ -52,6 +53,10 @@ def tried(model: nn.Module, rules: Preprocessing, classes: int, note: Note) -> n
             found = first_not_finite(model, images)
             place = f", first in {named(*found)}" if found else ""
             raise InputError(f"the module gives values that are not finite for an image of noise{place}")
+        if are_probabilities(logits):
+            note("the module gives probabilities; logits are their logarithm")
+            model = Logarithm(model).eval()
+            logits = _logits(model, images, classes)
         _require_same_again(model, images, logits, classes)
         _require_same_alone(model, images, logits, classes)
     if seen.autocast:
@@ -118,6 +123,19 @@ class Picked(nn.Module):
         answer: Any = self.model(image)
         picked: torch.Tensor = answer[self.key] if hasattr(answer, "__getitem__") else vars(answer)[self.key]
         return picked
+
+
+class Logarithm(nn.Module):
+    """A module that gives probabilities, with logits in their place: their softmax would be other probabilities."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits whose softmax is what the module gives."""
+        answer: torch.Tensor = self.model(image)
+        return answer.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def _parts(answer: object) -> dict[str | int, object]:
