@@ -18,6 +18,7 @@ from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.export import ExportConfig, export_module
 from qdeploy.export.sources.module import ModuleSource, module_source
+from qdeploy.export.sources.torch_reason import named
 from qdeploy.runtime.classifier import load
 from tests.conftest import SHORT, MakeImages
 from tests.export.foreign_modules import CLASSES, MODULES, SIZE, Net, Pixels, made
@@ -193,6 +194,14 @@ def test_a_source_says_where_it_comes_from() -> None:
     assert isinstance(source, ModuleSource)
     assert (source.model.family, source.model.name, source.known) == ("module", "tokens", False)
     assert len(source.sha256) == 64
+
+
+def test_the_path_of_a_deep_part_is_shortened() -> None:
+    assert named("stem.conv", nn.Conv2d(1, 1, 1)) == "Conv2d 'stem.conv'"
+    deep = named(".".join(map(str, range(900))), nn.ReLU())
+    assert len(deep) < 100
+    assert deep.startswith("ReLU '0.1.2.")
+    assert deep.endswith(".898.899'")
 
 
 SHARES = {

@@ -62,9 +62,15 @@ def place_of(error: BaseException, model: nn.Module) -> str:
     return ""
 
 
+SHOWN = 40
+"""Characters at either end of a part's path."""
+
+
 def named(path: str, part: nn.Module) -> str:
-    """Return how a part of a module is called in a message."""
+    """Return how a part of a module is called in a message; of a long path the beginning and the end."""
     kind = getattr(part, "original_name", type(part).__name__)  # of TorchScript
+    if len(path) > 2 * SHOWN:
+        path = f"{path[:SHOWN]}...{path[-SHOWN:]}"
     return f"{kind} '{path}'" if path else str(kind)
 
 
