@@ -167,3 +167,20 @@ def test_mutated_files_give_labels_or_one_line(tmp_path: Path) -> None:
     assert labels > 40
     assert len(refusals) > 40
     assert not any("\n" in text for text in refusals)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- cat\n- ant\n- bee\n",
+        "- 'cat'\n- \"ant\"  # the second\n- bee\n",
+        '{"cat": "0", "bee": "2", "ant": "1"}',
+        '{"cat": 0, "bee": 2.0, "ant": 1}',
+    ],
+)
+def test_lists_of_yaml_and_tables_by_name_give_names(text: str, tmp_path: Path) -> None:
+    assert labels_from_file(written(tmp_path, text)).labels == ("cat", "ant", "bee")
+
+
+def test_a_dash_before_one_name_is_part_of_it(tmp_path: Path) -> None:
+    assert labels_from_file(written(tmp_path, "cat\n- ant\nbee\n")).labels == ("cat", "- ant", "bee")

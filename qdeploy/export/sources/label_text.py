@@ -57,7 +57,9 @@ def _table_in(table: Mapping[Any, Any]) -> Any:
 
 def lines_of(text: str) -> list[str]:
     """Return the lines that are not empty, without quotes; of a single line what stands between its commas."""
-    lines = [_unquoted(line) for line in text.splitlines() if line.strip()]
+    full = [line.strip() for line in text.splitlines() if line.strip()]
+    listed = len(full) > 1 and all(line.startswith("- ") for line in full)  # a list in YAML
+    lines = [_without_comment(line[2:].strip()) if listed else _unquoted(line) for line in full]
     return _parts(lines[0]) if len(lines) == 1 and "," in lines[0] else lines
 
 
@@ -140,7 +142,8 @@ def _ordered(table: Mapping[Any, Any]) -> list[Any]:
     Nothing is returned where those are no whole numbers, or one is there twice.
     """
     rows = list(table.items())
-    if all(isinstance(v, int) for v in table.values()):
+    by_name = all(_whole(v) is not None for v in table.values()) and any(_whole(k) is None for k in table)
+    if by_name or all(isinstance(v, int) for v in table.values()):
         rows = [(number, name) for name, number in rows]
     by_number = {_whole(number): name for number, name in rows}
     numbers = [number for number in by_number if number is not None]
