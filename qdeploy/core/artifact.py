@@ -15,6 +15,7 @@ from qdeploy.core.card import Card
 from qdeploy.core.encryption import Key, decrypted, is_encrypted
 from qdeploy.core.engine_file import EngineHeader, is_engine, unpack
 from qdeploy.core.errors import ArtifactError, NoCardError
+from qdeploy.core.file_kind import kind_of
 from qdeploy.core.files import newest, sha256_of
 from qdeploy.core.json_text import parse_json
 from qdeploy.core.onnx_bytes import Entry, has_external_data, metadata_entries
@@ -126,6 +127,8 @@ def _onnx_artifact(path: Path, data: bytes) -> Artifact:
         entries = {e.key: e for e in metadata_entries(data)}
         external = has_external_data(data)
     except (IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
+        if kind := kind_of(data):
+            raise ArtifactError(f"{path} is {kind[0]}; {kind[1]}") from error
         raise ArtifactError(f"{path} is not an ONNX file or engine, or is damaged; export it again") from error
     if CARD_KEY not in entries or CHECKSUM_KEY not in entries:
         raise NoCardError(

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qdeploy.core.artifact import Artifact
-from qdeploy.core.errors import InputError, QdeployError
+from qdeploy.core.errors import InputError, QdeployError, VerdictError
 from qdeploy.core.files import sha256_of, write_bytes, write_json, write_rendered
 from qdeploy.core.machine import computing_with
 from qdeploy.core.metrics import measure
@@ -202,7 +202,10 @@ def _float_step(work: Work, source: Source) -> tuple[Made, list[Step]]:
         steps.append(Step(step=f"{first.form} to {other.form}", parity=parity))
     card = first_card(work, source)
     made = finish(work, source.graph, card, first.values, "model.fp32.onnx", FLOAT_GOLDEN_DB, output=first.output)
-    require_equal(f"{first.form} to fp32", made.parity, source.rounding * largest)
+    try:
+        require_equal(f"{first.form} to fp32", made.parity, source.rounding * largest)
+    except VerdictError as error:
+        raise source.refusal(error) from error
     work.note(f"fp32: {first.output} within {made.parity.max_abs:.1e} of {first.form} on {made.parity.n} images")
     return made, [*steps, Step(step=f"{first.form} to fp32", parity=made.parity)]
 

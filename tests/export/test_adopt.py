@@ -29,6 +29,7 @@ from qdeploy.core.files import sha256_of
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from qdeploy.export import ExportConfig, ForeignConfig, adopt_onnx, export_onnx
 from qdeploy.export.sources.labels import labels_from_file
+from qdeploy.export.sources.onnx_file import OnnxSource
 from qdeploy.runtime.classifier import load
 from qdeploy.runtime.engines.onnxruntime_providers import BindingSession
 from qdeploy.runtime.engines.onnxruntime_session import OnnxRuntimeSession
@@ -738,6 +739,20 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         error = capsys.readouterr().err
         assert "has no qdeploy card" in error
         assert "`qdeploy adopt` or `qdeploy quantize`" in error
+
+
+def test_a_file_that_qdeploy_s_form_does_not_repeat_is_refused_and_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, Form())
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
+    monkeypatch.setattr(OnnxSource, "rounding", property(lambda _: -1.0))  # so that no difference is small enough
+    assert run(["adopt", "theirs.onnx", "--labels", "names.txt"]) == 2
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("qdeploy: "))
+    assert "does not answer as the file does: parity failed" in line
+    assert "say with --output which" in line
+    assert not Path("exports/theirs").exists()
 
 
 def test_what_a_file_was_made_from_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

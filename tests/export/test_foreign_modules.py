@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import Preprocessing
@@ -150,6 +153,20 @@ def test_what_cannot_be_counted_is_exported_all_the_same() -> None:
     assert model.macs == 0
     assert model.macs_shown == "MACs not counted"
     assert replace(model, macs=27_000_000).macs_shown == "27.0 M MACs"
+
+
+@pytest.mark.parametrize("end", [torch.sigmoid, lambda y: F.hardsigmoid(y).unsqueeze(2).squeeze(2)])
+def test_a_sigmoid_for_each_class_is_refused(end: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(InputError, match="3 independent probabilities .*return what goes into the sigmoid"):
+        _ = module_source(Net(end=end), CLASSES, RULES, "net").graph
+
+
+def test_a_module_that_ends_the_program_is_refused() -> None:
+    def leave(image: Tensor) -> Tensor:
+        sys.exit("usage: model.py FILE")
+
+    with pytest.raises(InputError, match="the module ends the program when it runs"):
+        module_source(Net(enter=leave), CLASSES, RULES, "net")
 
 
 def sources_dataset(image_folder: MakeImages) -> Dataset:

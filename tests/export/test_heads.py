@@ -179,6 +179,20 @@ def test_probabilities_without_logits_before_them_are_exact_too(tmp_path: Path) 
     assert np.abs(logits - np.log(theirs(file))).max() < 1e-4
 
 
+def test_rows_of_which_only_some_are_probabilities_are_refused(tmp_path: Path) -> None:
+    nodes, tensors = body(K)
+    tenths = [
+        SOFT,
+        make("Mul", ["s", "ten"], ["m"]),
+        make("Round", ["m"], ["whole"]),
+        make("Div", ["whole", "ten"], ["y"]),
+    ]
+    tensors = {**tensors, "ten": np.asarray(10, np.float32)}
+    file = saved(tmp_path, [*nodes, *tenths], tensors, {"y": (FLOAT, ["N", K])})
+    with pytest.raises(InputError, match=r"sum to 1 for \d of 7 images, and not for the others; say with `output`"):
+        onnx_source(file)
+
+
 @pytest.mark.parametrize("keep", [0, 1])
 @pytest.mark.parametrize("after", ["raw", "s"])
 def test_numbers_of_classes_lead_to_what_their_argmax_reads(keep: int, after: str, tmp_path: Path) -> None:

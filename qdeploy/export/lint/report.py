@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
 from qdeploy.core.errors import InputError, one_line
+from qdeploy.core.file_kind import kind_of
 from qdeploy.export.graph.size import MAX_BYTES, needs_trial, outside_bytes
 from qdeploy.export.lint.find import CONTRIB_Q_OPERATORS, DYNAMIC, Q_OPERATORS
 from qdeploy.export.lint.graph import DEQUANTIZE, QUANTIZE, Graph
@@ -210,9 +211,12 @@ def _read(path: Path) -> onnx.ModelProto:
             f"{path} holds {path.stat().st_size / 2**30:.1f} GiB, and one ONNX file can hold 2 GiB",
             fix="export it with its weights in a second file",
         )
+    data = path.read_bytes()
     try:
-        model = onnx.load_model_from_string(path.read_bytes())
+        model = onnx.load_model_from_string(data)
     except DecodeError as error:
+        if kind := kind_of(data):
+            raise InputError(f"{path} is {kind[0]}", fix=kind[1]) from error
         raise InputError(f"{path} is no ONNX file; give an exported .onnx file") from error
     if not model.opset_import:
         raise InputError(f"{path} is no ONNX file: it names no opset; give an exported .onnx file")

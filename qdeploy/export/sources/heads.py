@@ -251,6 +251,13 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
             "logits nor probabilities",
             fix="say with `output` which tensor before it holds either",
         )
+    ones = np.abs(sums - 1) <= 1e-3
+    if head.classes > 1 and table.min() >= 0 and ones.mean() >= 0.5:
+        raise InputError(
+            f"output '{answer.output}' of {file} gives values that are at least 0 and sum to 1 for {ones.sum()} of "
+            f"{len(ones)} images, and not for the others",
+            fix="say with `output` which tensor before it holds logits or probabilities",
+        )
     if head.classes == 1:
         raise InputError(
             f"output '{answer.output}' of {file} gives one number for an image, which is no choice of a class",

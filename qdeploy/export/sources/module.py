@@ -22,6 +22,7 @@ from qdeploy.core.progress import Note, silent
 from qdeploy.core.reasons import onnxruntime_reason
 from qdeploy.export.graph.parity import FP32_TOLERANCE, HALF_TOLERANCE
 from qdeploy.export.sources.float32 import HALVES, in_float32, other_floats
+from qdeploy.export.sources.heads import PASSING
 from qdeploy.export.sources.module_copy import own_copy
 from qdeploy.export.sources.module_run import noise_pixels, normalised, plain, tried
 from qdeploy.export.sources.source import Reference
@@ -78,6 +79,7 @@ class ModuleSource(TorchSource):
         """The module, traced; in float32, whatever parts of it cast to."""
         graph = in_float32(self._traced) if other_floats(self._traced) else self._traced
         self._require_same(graph)
+        self._require_no_sigmoids(graph)
         return graph
 
     @property
@@ -103,6 +105,19 @@ class ModuleSource(TorchSource):
         """The module in the form that is traced."""
         inside: nn.Module = getattr(self._deployed, "model", self._deployed)
         return inside
+
+    def _require_no_sigmoids(self, graph: onnx.ModelProto) -> None:
+        """Refuse a module that gives an independent probability for each class: its softmax would be others."""
+        makers = {name: node for node in graph.graph.node for name in node.output}
+        last = makers["logits"]
+        while last.op_type in PASSING and last.input[0] in makers:
+            last = makers[last.input[0]]
+        if last.op_type in ("Sigmoid", "HardSigmoid"):
+            raise InputError(
+                f"the module gives {self.model.num_classes} independent probabilities (a sigmoid for each class), of "
+                "which several may be high",
+                fix="if only one class is right for an image, return what goes into the sigmoid",
+            )
 
     def _require_same(self, graph: onnx.ModelProto) -> None:
         """Refuse a graph that holds what the module did for other images, as the size of their batch."""

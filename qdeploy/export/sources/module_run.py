@@ -96,6 +96,8 @@ def _first_answer(model: nn.Module, images: torch.Tensor, note: Note) -> object:
     """Run a module, in float32 if it takes no float32 images as it is."""
     try:
         return model(images.clone())
+    except SystemExit as error:
+        raise InputError("the module ends the program when it runs", fix="take the call of exit out of it") from error
     except Exception as error:  # whatever a user's module raises
         shape = list(images.shape)
         found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from qdeploy.core.artifact import read_artifact
 from qdeploy.core.card import ONNX_FAMILY, Card, ModelInfo
-from qdeploy.core.errors import InputError, NoCardError, one_line
+from qdeploy.core.errors import InputError, NoCardError, QdeployError, VerdictError, one_line
 from qdeploy.core.files import sha256_of
 from qdeploy.core.git import git_commit
 from qdeploy.core.metrics import Floats
@@ -78,6 +78,13 @@ class OnnxSource(Source):
             values = answers(self.original, self.entrance, self.head, feed)
             output = "logits" if self.head.gives == "logits" else "probabilities"
         return [Reference(form=self.file, output=output, values=values)]
+
+    def refusal(self, error: VerdictError) -> QdeployError:
+        """Return a refusal of the file: what was taken for its logits does not give its answers."""
+        return InputError(
+            f"what is made of {self.file} does not answer as the file does: {error}",
+            fix="say with `output` which of its tensors holds logits or probabilities",
+        )
 
 
 def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSource, Preprocessing]:

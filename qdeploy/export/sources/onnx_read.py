@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper, version_converter
 
 from qdeploy.core.errors import InputError, one_line
+from qdeploy.core.file_kind import kind_of
 from qdeploy.export.graph.all_axes import name_all_axes
 from qdeploy.export.graph.functions import without_functions
 from qdeploy.export.graph.fused import expand_fused
@@ -119,8 +120,18 @@ def _loaded(file: Path) -> onnx.ModelProto:
             f"{file} keeps weights in another file that cannot be read: {_short(error)}", fix="put both side by side"
         ) from error
     except (OSError, DecodeError, ValueError, UnicodeDecodeError) as error:
+        if kind := _kind_of(file):
+            raise InputError(f"{file} is {kind[0]}", fix=kind[1]) from error
         raise InputError(f"{file} cannot be read as ONNX: {_short(error)}") from error
     return model
+
+
+def _kind_of(file: Path) -> tuple[str, str] | None:
+    try:
+        with file.open("rb") as stream:
+            return kind_of(stream.read(64))
+    except OSError:
+        return None
 
 
 def _require_values(model: onnx.ModelProto, file: Path) -> None:

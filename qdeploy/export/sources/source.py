@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qdeploy.core.card import DatasetInfo, ModelInfo, Origin
+from qdeploy.core.errors import QdeployError, VerdictError
 from qdeploy.core.machine import versions
 from qdeploy.core.metrics import Floats
 from qdeploy.core.progress import Note
@@ -52,6 +53,10 @@ class Source(ABC):
     def rounding(self) -> float:
         """Largest difference between a reference and the graph, relative to the largest answer."""
         return FP32_TOLERANCE
+
+    def refusal(self, error: VerdictError) -> QdeployError:
+        """Return what is raised where the graph does not give what the model gave."""
+        return error
 
     @abstractmethod
     def references(self, pixels_NSSC: NDArray[np.uint8]) -> list[Reference]:
