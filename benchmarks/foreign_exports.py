@@ -171,7 +171,7 @@ def names_here() -> list[str]:
 
 
 def made(name: str) -> nn.Module:
-    """Make a model with random weights, and let its BatchNorms see noise."""
+    """Make a model with random weights, and let its BatchNorms see noise; a head of zeros would tell nothing apart."""
     library, _, short = name.partition("/")
     torch.manual_seed(0)
     if short == "maxvit_t":
@@ -182,6 +182,9 @@ def made(name: str) -> nn.Module:
         import timm
 
         model = timm.create_model(short, num_classes=CLASSES, **TIMM[short])
+    for weight in model.parameters():
+        if weight.dim() > 1 and not weight.any():
+            nn.init.normal_(weight, std=0.02)
     model.train()
     with torch.no_grad():
         for _ in range(3):
