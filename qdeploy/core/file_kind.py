@@ -9,7 +9,7 @@ KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"<html", "a web page", "download the file itself"),
     (4, b"TFL3", "a TensorFlow Lite model", "give the ONNX file it was made from"),
     (4, b"ORTM", "ONNX Runtime's own format (.ort)", "give the ONNX file it was made from"),
-    (0, b"ftrt", "a TensorRT engine without a card", "build it with `qdeploy export --build`"),
+    (0, b"ftrt", "a TensorRT engine without a card", "give the ONNX file, or an engine that qdeploy built"),
     (0, b"\x80\x02", "a pickle of Python, as torch.save wrote it once", "export the model to ONNX"),
     (0, b"\x89HDF", "an HDF5 file, as Keras writes it", "export the model to ONNX"),
     (0, b"<?xml", "an XML file, such as OpenVINO's", "give the ONNX file it was made from"),
