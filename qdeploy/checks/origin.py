@@ -18,9 +18,7 @@ def find_origin(card: Card) -> tuple[bool | None, str]:
         Whether it is as it was, None if it is not here; and what was found.
     """
     digest = card.origin.parent_sha256
-    if card.model.family == MODULE_FAMILY:
-        return None, f"made of a module in a program, whose weights had the hash {digest[:12]}"
-    trained_here = card.model.family != ONNX_FAMILY
+    trained_here = card.model.family not in (ONNX_FAMILY, MODULE_FAMILY)
     for record in sorted(RUNS.glob(f"*/{RECORD}")) if trained_here else ():
         try:
             fields = read_json(record)
@@ -31,7 +29,16 @@ def find_origin(card: Card) -> tuple[bool | None, str]:
             return False, str(error)
         return True, f"exported from {record.parent}, whose weights have this hash"
     for file in [*sorted(Path().glob("*.onnx")), *sorted(EXPORTS.glob(f"*/{ONNX_FILES}"))]:
-        if file.is_file() and sha256_of(file.read_bytes()) == digest:
+        if _has_hash(file, digest):
             return True, f"made from {file}, which has this hash"
+    if card.model.family == MODULE_FAMILY:
+        return None, f"made of a module in a program, whose weights had the hash {digest[:12]}"
     what = f"neither a run below ./{RUNS} nor a file" if trained_here else "no file"
     return None, f"{what} in this folder or below ./{EXPORTS} has the hash of what it was made from, {digest[:12]}"
+
+
+def _has_hash(file: Path, digest: str) -> bool:
+    try:
+        return file.is_file() and sha256_of(file.read_bytes()) == digest
+    except OSError:  # another's file
+        return False

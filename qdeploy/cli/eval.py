@@ -85,6 +85,7 @@ def eval_command(
     from qdeploy.checks.own_data import own_data
     from qdeploy.core.artifact import read_artifact
     from qdeploy.data.catalog import READERS
+    from qdeploy.data.splits import REPEATED
     from qdeploy.runtime.classifier import find_artifact
 
     if artifact is not None and data is None and (artifact in READERS or _is_plain_folder(Path(artifact))):
@@ -106,8 +107,10 @@ def eval_command(
     note(f"model: {path}, data: {config.data}, split: {split}")
     with Bar("evaluating") as bar, csv_rows(csv_file, force, Scored) as each:
         result = evaluate(path, config, bar.update, each)
-    for problem in result.problems:
+    for problem in (p for p in result.problems if REPEATED not in p):
         note(f"left out: {problem}")
+    if repeats := sum(REPEATED in p for p in result.problems):
+        note(f"left out: {repeats:,} image(s) that are there twice; `qdeploy data` names them")
     if json:
         emit_json(result.to_dict())
     else:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from qdeploy.core.image_formats import foreign_words, without_foreign
 from qdeploy.core.preprocessing import Preprocessing
 
+GENERATED = "generated"
+"""Name of the data set of a model that was made without data."""
 SPLITS = ("train", "val", "test")
 SHOWN_PROBLEMS = 3
 

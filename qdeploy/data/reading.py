@@ -110,14 +110,15 @@ def _decoder(
     several: dict[int, str],
 ) -> Decode:
     """Return what decodes a record; ``several`` receives what is said of files of several frames or pages."""
-    said = {place: what for place, _, what in (p.rpartition(": ") for p in known.problems)} if known else {}
+    frames_said = [p for p in known.problems if p.endswith(FIRST_TAKEN)] if known else []
+    said = {place: what for place, _, what in (p.rpartition(": ") for p in frames_said)}
     old_rows = {k.decode(): i for i, k in enumerate(known.keys.tolist()) if k} if known else {}
 
     def decode(i: int) -> str:
         old = old_rows.get(keys[i])
         if known is not None and old is not None:
             pixels[i] = known.pixels[old]
-            if (what := said.get(str(records[i].source))) and what.endswith(FIRST_TAKEN):
+            if what := said.get(str(records[i].source)):
                 several[i] = what
             return str(known.hashes[old].decode())
         image = preprocessing.open(records[i].image())

@@ -11,6 +11,8 @@ from qdeploy.core.errors import DataError
 from qdeploy.data.dataset import SPLITS
 from qdeploy.data.source import Record, Source
 
+REPEATED = "the same image as"
+"""Words of the problems that name an image which is there twice."""
 Index = NDArray[np.int64]
 """Row numbers."""
 
@@ -76,7 +78,7 @@ def _without_repeats(
             if isinstance(source, np.ndarray):
                 unnamed[f"of {name} repeat an image of {first}{same}"] += 1
             else:
-                problems.append(f"{source}: the same image as {records[first_row].source} of {first}{same}; left out")
+                problems.append(f"{source}: {REPEATED} {records[first_row].source} of {first}{same}; left out")
         kept[name] = np.asarray(rows, np.int64)
     problems += [f"{count} image(s) {what}; left out" for what, count in unnamed.items()]
     return kept

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from qdeploy.core.artifact import Artifact
@@ -20,6 +21,8 @@ from qdeploy.native.prebuilt import DIGITS, architecture_here, kernels_sha256, l
 COMPILERS = ("cc", "gcc", "clang")
 FOLDER = "native"
 """In the cache."""
+COMPILED_IN = ".compile"
+"""Suffix of the folder in which a library is compiled."""
 TIMEOUT_S = 600
 _LOADED: dict[bytes, ctypes.CDLL] = {}
 """By checksum; a library is never unloaded."""
@@ -124,6 +127,7 @@ def library_of(artifact: Artifact, tool: Path | None = None) -> Path:
     folder = cache_folder() / FOLDER
     file = folder / f"{_key(artifact, tool)}.so"
     if file.is_file():
+        _clear(file)
         return file
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +138,14 @@ def library_of(artifact: Artifact, tool: Path | None = None) -> Path:
         fix = "free some space, or set QDEPLOY_CACHE to a folder that can be written"
         raise InputError(f"{folder} cannot hold the compiled model: {error.strerror}", fix=fix) from error
     return file
+
+
+def _clear(file: Path) -> None:
+    """Remove what a process left that was killed once its library was in its place."""
+    work = file.with_suffix(COMPILED_IN)
+    if work.exists():
+        with suppress(OSError), locked(file.with_suffix(".lock"), wait=True):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _key(artifact: Artifact, tool: Path) -> str:
@@ -152,7 +164,7 @@ def _compile(artifact: Artifact, tool: Path, file: Path) -> None:
 
     artifact.require_plain("the native engine")
     source = model_source(artifact)
-    work = file.with_suffix(".compile")
+    work = file.with_suffix(COMPILED_IN)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:

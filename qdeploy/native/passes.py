@@ -126,19 +126,26 @@ def _tabulated(op: Op, makers: dict[Tensor, Op], readers: Counter[Tensor]) -> Op
     if len(axes) > 1 or side > MOST_TABLES or source.shape != shape:
         return None
     tables = _entries(chain, side)
+    if tables is None:
+        return None
     if side == 1:
         return Op("table", [source], op.output, {"table": tables[0]})
     return Op("tables", [source], op.output, {"tables": tables, "axis": axes.pop()})
 
 
-def _entries(chain: list[Op], side: int) -> np.ndarray:
-    """Return what a chain makes of all codes at each of ``side`` places: ``[side, 256]``."""
+def _entries(chain: list[Op], side: int) -> np.ndarray | None:
+    """Return what a chain makes of all codes at each of ``side`` places: ``[side, 256]``.
+
+    Of values that are not finite C and numpy make other codes: then there is no table.
+    """
     values = np.broadcast_to(ALL_CODES[:, None], (256, side))
     for op in chain:
         given = [values if t.data is None else _essential(t.data).reshape(-1) for t in op.inputs]
         flat = [Tensor(t.name, x.shape, t.scale, t.zero) for t, x in zip(op.inputs, given, strict=True)]
         output = Tensor(op.output.name, (256, side), op.output.scale, op.output.zero)
         values = run_op(Op(op.kind, flat, output, op.attributes), given)
+        if not np.isfinite(values).all():
+            return None
     return np.ascontiguousarray(values.T)
 
 

@@ -59,8 +59,9 @@ def architecture_here() -> str | None:
 
 
 def kernels_sha256() -> str:
-    """Return the hash of this version's kernels, which a library is made of beside the model."""
-    return sha256_of("".join(sha256_of((KERNELS / name).read_bytes()) for name in KERNEL_FILES).encode())
+    """Return the hash of what a library is made of beside the model: the kernels, and what writes their calls."""
+    files = [*(KERNELS / name for name in KERNEL_FILES), *sorted(Path(__file__).parent.glob("*.py"))]
+    return sha256_of("".join(sha256_of(file.read_bytes()) for file in files).encode())
 
 
 def sealed_library(library: bytes, artifact: Artifact) -> bytes:

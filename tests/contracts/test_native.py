@@ -48,6 +48,11 @@ def test_a_model_is_compiled_once(artifact: Artifact, monkeypatch: pytest.Monkey
     used = first.stat().st_mtime_ns
     monkeypatch.setattr(library, "_compile", lambda *_: pytest.fail("compiled again"))
     assert library_of(artifact) == first
+    left = first.with_suffix(".compile")  # as by a process that was killed at its last step
+    left.mkdir()
+    (left / "model.c").write_text("int x;")
+    assert library_of(artifact) == first
+    assert not left.exists()
     assert first.stat().st_mtime_ns == used
 
 

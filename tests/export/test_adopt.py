@@ -29,12 +29,13 @@ from qdeploy.core.files import sha256_of
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from qdeploy.export import ExportConfig, ForeignConfig, adopt_onnx, export_onnx
 from qdeploy.export.sources.labels import labels_from_file
-from qdeploy.export.sources.onnx_file import OnnxSource
+from qdeploy.export.sources.onnx_file import OnnxSource, onnx_source
 from qdeploy.runtime.classifier import load
 from qdeploy.runtime.engines.onnxruntime_providers import BindingSession
 from qdeploy.runtime.engines.onnxruntime_session import OnnxRuntimeSession
 from qdeploy.runtime.session import Session
 from tests.conftest import SHORT, MakeImages
+from tests.foreign.build import Net
 from tests.ort_session import plain_session
 
 LABELS = ("ant", "bee", "cat")
@@ -753,6 +754,42 @@ def test_a_file_that_qdeploy_s_form_does_not_repeat_is_refused_and_no_verdict(
     assert "does not answer as the file does: parity failed" in line
     assert "say with --output which" in line
     assert not Path("exports/theirs").exists()
+
+
+def test_layers_in_bfloat16_are_taken_though_nothing_here_runs_them(tmp_path: Path, capsys: Any) -> None:
+    net = Net(3)
+    wide = helper.make_tensor("bf", TensorProto.BFLOAT16, [8, 8, 1, 1], net.rng.normal(0, 0.3, 64).tolist())
+    net.constants.append(wide)
+    narrow = net.node("Cast", net.stem(), to=TensorProto.BFLOAT16)
+    net.head(net.node("Cast", net.node("Conv", narrow, "bf"), to=TensorProto.FLOAT))
+    file = tmp_path / "theirs.onnx"
+    file.write_bytes(net.model().SerializeToString())
+    source, _ = onnx_source(file)
+    assert any("ONNX Runtime does not run bfloat16 here" in note for note in source.notes)
+    assert not any(i.data_type == TensorProto.BFLOAT16 for i in source.graph.graph.initializer)
+    assert run(["lint", str(file)]) in (0, 1)
+    assert "defect" not in capsys.readouterr().err
+
+
+def test_a_state_beside_the_answer_is_no_obstacle(tmp_path: Path) -> None:
+    net = Net(4)
+    answer = net.head(net.stem())
+    state = net.node("Unsqueeze", net.pooled(net.nodes[1].output[0]), net.integers(0), end="state")
+    model = net.model(end=answer)
+    model.graph.output.append(helper.make_tensor_value_info(state, TensorProto.FLOAT, [1, "N", 8]))
+    file = tmp_path / "theirs.onnx"
+    file.write_bytes(model.SerializeToString())
+    assert onnx_source(file)[0].model.num_classes == 3
+
+
+def test_a_function_may_be_called_as_a_later_operator(tmp_path: Path) -> None:
+    net = Net(5)
+    body = [helper.make_node("Tanh", ["a"], ["b"])]
+    net.functions.append(helper.make_function("", "Gelu", ["a"], ["b"], body, [helper.make_opsetid("", net.opset)]))
+    net.head(net.node("Gelu", net.stem()))
+    file = tmp_path / "theirs.onnx"
+    file.write_bytes(net.model(check=False).SerializeToString())
+    assert onnx_source(file)[0].model.num_classes == 3
 
 
 def test_what_a_file_was_made_from_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

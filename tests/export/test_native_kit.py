@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 import qdeploy
@@ -14,6 +16,7 @@ from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.card import Goldens
 from qdeploy.core.errors import ArtifactError
 from qdeploy.export import write_kits
+from qdeploy.export.graph.seal import sealed_bytes
 from qdeploy.export.kits.native import native_goldens, photos_of
 from qdeploy.native.photos import ppm
 from qdeploy.native.source import model_source
@@ -35,6 +38,16 @@ def built(kit: Path) -> Path:
     made = subprocess.run(["make", "CFLAGS=-O1 -Werror"], cwd=copy, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[:2000]
     return copy
+
+
+def test_the_file_for_microcontrollers_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    shutil.copytree(SHIPPED, export)
+    shipped = read_artifact(SHIPPED / "model.int8.onnx")
+    other = sealed_bytes(onnx.load_from_string(shipped.data), replace(shipped.card, target="cortex-m"))
+    (export / "model.int8.cortex-m.onnx").write_bytes(other)
+    kit = write_kits(export, ["native"], tmp_path)["native"]
+    assert json.loads((kit / "model.card.json").read_text())["target"] == "cortex-m"
 
 
 def classify(built: Path, *words: str | Path, tier: str = "") -> tuple[int, str, str]:

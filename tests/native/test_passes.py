@@ -100,6 +100,21 @@ def test_floats_that_are_read_elsewhere_stay() -> None:
     assert kinds(tabulate_floats(read)).count("tables") == kinds(tabulate_floats(program)).count("tables") - 1
 
 
+def test_what_is_not_finite_is_computed_and_no_table() -> None:
+    """C takes the root of -1 for -1, and numpy for no number."""
+    out = Tensor("out", (1, 4), 0.1, 3)
+    floats, roots = Tensor("floats", (1, 4)), Tensor("roots", (1, 4))
+    for lowest, found in ((0, ["table"]), (10, ["dequantize", "unary", "quantize"])):
+        codes = Tensor("codes", (1, 4), 0.1, lowest)
+        ops = [
+            Op("dequantize", [codes], floats),
+            Op("unary", [floats], roots, {"function": "sqrt"}),
+            Op("quantize", [roots], out),
+        ]
+        with np.errstate(invalid="ignore"):
+            assert kinds(tabulate_floats(Program(ops, codes, out, out))) == found
+
+
 def test_a_product_turned_around_copies_the_smaller_matrix() -> None:
     """v A' is made as (A v')': v is copied, and not the larger A."""
     layout = lay_out(lowered("float attention"))

@@ -21,6 +21,7 @@ from qdeploy.core.errors import InputError, MissingDependencyError
 from qdeploy.core.signing import new_key, sign
 from qdeploy.export import pipeline, write_kits
 from qdeploy.export.libraries import CROSS_COMPILERS, library_compilers, write_libraries
+from qdeploy.native import prebuilt
 from qdeploy.native.library import compiler, load_library
 from qdeploy.native.lowering import UnsupportedError
 from qdeploy.native.prebuilt import DIGITS, MARK, architecture_here, library_file, sealed_library
@@ -285,6 +286,16 @@ def test_what_has_no_kernel_is_refused_before_the_long_part(
     assert run([*EXPORT, "--out", str(out)]) == 2
     assert "Loop: it has no kernel" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_library_of_another_generator_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = prebuilt.kernels_sha256()
+    for file in Path(prebuilt.__file__).parent.glob("*.py"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(prebuilt, "__file__", str(tmp_path / "prebuilt.py"))
+    assert prebuilt.kernels_sha256() == before
+    (tmp_path / "passes.py").write_text("# tables by another rule\n")
+    assert prebuilt.kernels_sha256() != before
 
 
 def test_nothing_named_is_refused() -> None:

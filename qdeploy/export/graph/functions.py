@@ -23,9 +23,9 @@ def without_functions(model: onnx.ModelProto, name: str = "the graph") -> onnx.M
     """
     if not model.functions:
         return model
-    known = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain in STANDARD}
+    opset = max((o.version for o in model.opset_import if o.domain in STANDARD), default=1)
     for function in model.functions:
-        if function.domain in STANDARD and function.name in known:
+        if function.domain in STANDARD and onnx.defs.has(function.name, max_inclusive_version=opset):
             raise InputError(
                 f"a function of {name} is called {function.name}, as an operator of ONNX itself",
                 fix="export it again with the function in a domain of its own",

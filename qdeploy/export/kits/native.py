@@ -31,7 +31,7 @@ CORTEX_M = Path(__file__).parent / "native_cortex_m"
 
 
 def write_native_kit(folder: Path, artifacts: Sequence[Artifact], recommended: str) -> None:
-    """Write the kit's files, of an INT8 file if there is one, the recommended one before others.
+    """Write the kit's files, of an INT8 file if there is one: that for Cortex-M, or the recommended one before others.
 
     In C it is the smaller and the faster one, whatever another engine makes of it on this machine.
 
@@ -40,7 +40,9 @@ def write_native_kit(folder: Path, artifacts: Sequence[Artifact], recommended: s
         UnsupportedError: If the model holds an operator without a kernel.
     """
     models = [a for a in artifacts if a.engine is None]
-    artifact = min(models, key=lambda a: (a.card.precision != "int8", a.path.name != recommended))
+    artifact = min(
+        models, key=lambda a: (a.card.precision != "int8", a.card.target != "cortex-m", a.path.name != recommended)
+    )
     source, goldens, card = model_source(artifact), native_goldens(artifact), artifact.card
     words = {
         "name": card.name,

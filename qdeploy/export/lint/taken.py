@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qdeploy.core.errors import InputError
 from qdeploy.export.sources.onnx_file import onnx_source
+from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
 
 
 def refusal(file: Path) -> str | None:
@@ -17,4 +18,6 @@ def refusal(file: Path) -> str | None:
         onnx_source(file)
     except InputError as error:
         return str(error)
+    except OnnxRuntimeError as error:
+        return f"ONNX Runtime cannot run it: {error}"
     return None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.data.dataset import SPLITS, Dataset, Split
+from qdeploy.data.dataset import GENERATED, SPLITS, Dataset, Split
 from qdeploy.data.reading import image_hash_of
 from qdeploy.export.sources.onnx_file import probes
 
-NAME = "generated"
 ROUNDS = 4
 
 
@@ -23,4 +22,4 @@ def generated_dataset(rules: Preprocessing, labels: tuple[str, ...]) -> Dataset:
             labels=np.zeros(len(pixels), np.int64),
             hashes=tuple(image_hash_of(p) for p in pixels),
         )
-    return Dataset(name=NAME, classes=labels, preprocessing=rules, splits=splits, problems=(), generated=True)
+    return Dataset(name=GENERATED, classes=labels, preprocessing=rules, splits=splits, problems=(), generated=True)

@@ -20,6 +20,7 @@ from qdeploy.core.git import git_commit
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Note, silent
 from qdeploy.core.reasons import onnxruntime_reason
+from qdeploy.data.dataset import Dataset
 from qdeploy.export.graph.parity import FP32_TOLERANCE, HALF_TOLERANCE
 from qdeploy.export.sources.float32 import HALVES, in_float32, other_floats
 from qdeploy.export.sources.heads import PASSING
@@ -81,6 +82,11 @@ class ModuleSource(TorchSource):
         self._require_same(graph)
         self._require_no_sigmoids(graph)
         return graph
+
+    def finetuned(self, dataset: Dataset, epochs: int, note: Note) -> onnx.ModelProto:
+        """Fine-tune the module for INT8, and trace it; in float32, too."""
+        traced = super().finetuned(dataset, epochs, note)
+        return in_float32(traced) if other_floats(traced) else traced
 
     @property
     def rounding(self) -> float:

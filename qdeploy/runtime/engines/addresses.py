@@ -20,10 +20,11 @@ def placed(
     """
     import numpy as np
 
-    images = images_BSSC if images_BSSC.flags.writeable else images_BSSC.copy()
+    images = images_BSSC
     answers = np.empty((2, len(images), classes), np.float32)
     logits = _address(answers)
-    return images, answers, (_address(images), logits, logits + answers.nbytes // 2)
+    place = _address(images) if images.flags.writeable else images.ctypes.data
+    return images, answers, (place, logits, logits + answers.nbytes // 2)
 
 
 def _address(values: Any) -> int:
