@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
 checkpoints/<epoch>-<step>.safetensors   every tensor: weights, optimizer, averages, best weights, random states
-checkpoints/<epoch>-<step>.json          every number, and the SHA-256 of the tensors
+checkpoints/<epoch>-<step>.json          every number, and the SHA-256 of both
 
 The JSON is written last, so a checkpoint without one was never finished. The last two are kept.
 """
@@ -9,6 +9,7 @@ The JSON is written last, so a checkpoint without one was never finished. The la
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.files import read_json, write_json
 
 FOLDER = "checkpoints"
-SCHEMA = 1
+SCHEMA = 2
 KEPT = 2
 
 
@@ -53,10 +54,10 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         folder.mkdir(exist_ok=True)
         save_file(checkpoint.tensors, part)
         _flush(part)
-        digest = _sha256(part)
+        record = {"schema": SCHEMA, "epoch": checkpoint.epoch, "step": checkpoint.step, "values": checkpoint.values}
+        record = sealed(record, _sha256(part))
         os.replace(part, folder / f"{stem}.safetensors")
-        record = {"schema": SCHEMA, "epoch": checkpoint.epoch, "step": checkpoint.step, "sha256": digest}
-        write_json(folder / f"{stem}.json", {**record, "values": checkpoint.values})
+        write_json(folder / f"{stem}.json", record)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise InputError(
@@ -80,21 +81,28 @@ def load_checkpoint(run: Path, note: Callable[[str], None]) -> Checkpoint | None
         try:
             record = read_json(path)
             tensors_file = path.with_suffix(".safetensors")
-            if _sha256(tensors_file) != record["sha256"]:
-                raise InputError(f"{tensors_file} is not what it was when it was written")
             if record["schema"] != SCHEMA:
                 break
+            if sealed(record, _sha256(tensors_file))["sha256"] != record["sha256"]:
+                raise InputError(f"{path} or {tensors_file.name} is not what it was when it was written")
             return Checkpoint(
                 epoch=record["epoch"],
                 step=record["step"],
                 tensors=load_file(tensors_file),
                 values=record["values"],
             )
-        except (InputError, OSError, SafetensorError, KeyError, TypeError) as error:
+        except (InputError, OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:
             note(f"checkpoint {path.stem} is damaged and passed over ({error})")
     else:
         return None
     raise InputError(f"{path} was written by another version of qdeploy (format {record['schema']}, known: {SCHEMA})")
+
+
+def sealed(record: dict[str, Any], tensors_sha256: str) -> dict[str, Any]:
+    """Return a checkpoint's record as JSON gives it, with the hash of its numbers and of its tensors' file."""
+    plain = json.loads(json.dumps({k: v for k, v in record.items() if k != "sha256"}))
+    text = json.dumps(plain, sort_keys=True) + tensors_sha256
+    return {**plain, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def remove_checkpoints(run: Path) -> None:

@@ -20,6 +20,7 @@ from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.files import sha256_of
 from qdeploy.export import write_kits
+from qdeploy.training.checkpoint import sealed
 from tests.core.test_hostile_cards import VALUES, places, put
 from tests.forked import forked
 from tests.native.compiled import COMPILER
@@ -83,7 +84,7 @@ def changed_run(folder: Path, dice: random.Random) -> tuple[str, list[str]]:
         what = "bytes"
         record = file.with_suffix(".json")
         if file.suffix == ".safetensors" and record.exists() and dice.random() < 0.7:
-            record.write_text(json.dumps({**json.loads(record.read_text()), "sha256": sha256_of(data)}))
+            record.write_text(json.dumps(sealed(json.loads(record.read_text()), sha256_of(data))))
             what = "bytes, and their hash"
     return f"{what} of {file.name}", ["train", "--resume", str(run_folder)]
 

@@ -64,6 +64,27 @@ def test_a_damaged_newest_falls_back_with_a_warning(tmp_path: Path, suffix: str,
         assert "00002-0000000 is damaged" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("epoch", 7), ("step", True), ("values", []), ("rows", [[1.0]]), ("loss", 0.25), ("none", "text"), ("sha256", 5)],
+)
+def test_a_changed_number_is_noticed(place: str, value: object, tmp_path: Path) -> None:
+    rows = [{"loss": float("nan")}]  # as of a run that failed; it is equal to nothing
+    save_checkpoint(tmp_path, Checkpoint(epoch=1, step=0, tensors=made(1).tensors, values={"rows": rows, "none": None}))
+    assert load_checkpoint(tmp_path, pytest.fail) is not None
+    path = tmp_path / "checkpoints" / "00001-0000000.json"
+    record = json.loads(path.read_text())
+    holder = {"rows": record["values"], "none": record["values"], "loss": record["values"]["rows"][0]}.get(
+        place, record
+    )
+    holder[place] = value
+    path.write_text(json.dumps(record))
+    notes: list[str] = []
+    assert load_checkpoint(tmp_path, notes.append) is None
+    assert len(notes) == 1
+    assert "00001-0000000 is damaged and passed over" in notes[0]
+
+
 def test_damaged_ones_do_not_push_out_new_ones(tmp_path: Path) -> None:
     """Both are damaged, the run starts again, and what it saves has lower names."""
     for epoch in (8, 9):
