@@ -22,7 +22,7 @@ from qdeploy.native.passes import PASSES
 from qdeploy.native.writer import Source
 
 CODE_BYTES = 24 << 10
-"""Of kernels, calls and their parameters on a Cortex-M, with ``-Os``, at most; 20 to 23 kB were found."""
+"""Of kernels, calls and their parameters on a Cortex-M, with ``-Os``, at most; 14 to 23 kB were found."""
 OWN_BYTES = 512
 """Stack of a program around a run."""
 
