@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageOps
 
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED
@@ -15,6 +16,7 @@ from qdeploy.core.artifact import SHIPPED
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COMPARE = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from qdeploy.core.artifact import read_artifact
 from qdeploy.runtime.classifier import Classifier
@@ -32,6 +34,11 @@ for a, b in zip(there, here):
     if a.prediction:
         assert a.latency_ms.keys() == b.latency_ms.keys()
         assert abs(a.prediction.probabilities - b.prediction.probabilities).max() < 1e-6
+        assert (a.prediction.label, a.prediction.unknown) == (b.prediction.label, b.prediction.unknown)
+        assert abs(a.prediction.score - b.prediction.score) + abs(a.prediction.energy - b.prediction.energy) < 1e-3
+assert {a.prediction.unknown for a in there if a.prediction} == {True, False}
+for a in predict_on_ray(artifact, iter(images), replace(config, abstain=False)):
+    assert a.error or not a.prediction.unknown and a.prediction.score is None and a.prediction.energy is not None
 """
 
 
@@ -40,6 +47,7 @@ for a, b in zip(there, here):
 def test_ray_gives_the_answers_and_order_of_this_process(tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Ray Data is not installed")
     (tmp_path / os.fsdecode(b"not text \xff.png")).write_bytes(b"x")
+    ImageOps.invert(Image.open(EXAMPLES / "sandal.png").convert("RGB")).save(tmp_path / "no clothes.png")
     names = sorted(p.name for p in EXAMPLES.glob("*.png"))
     images = [*names[:4], str(tmp_path), *names[4:], "missing.png", *names]
     script = [sys.executable, "-c", COMPARE, str(SHIPPED / "model.int8.onnx"), *images]
