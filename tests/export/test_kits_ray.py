@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 
 import qdeploy
+from qdeploy.core.artifact import SHIPPED
 from qdeploy.export import write_kits
-from qdeploy.export.report.record import ExportReport
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray serve")]
 ROOT = Path(__file__).parents[2]
@@ -59,8 +60,8 @@ def python() -> str:
 
 
 @pytest.fixture(scope="module")
-def kit(exported: ExportReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_kits(Path(exported.out), ["ray"], tmp_path_factory.mktemp("ray"))["ray"]
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kits(SHIPPED, ["ray"], tmp_path_factory.mktemp("ray"))["ray"]
 
 
 def environment() -> dict[str, str]:
@@ -107,12 +108,21 @@ def ask(url: str, body: bytes | None) -> tuple[int, Any]:
         return error.code, json.loads(body) if is_json else body.decode()
 
 
-def test_ray_serve_gives_our_answers(url: str, exported: ExportReport) -> None:
-    with qdeploy.load(Path(exported.out) / exported.recommended) as classifier:
-        for path in sorted(EXAMPLES.glob("*.png")):
+def test_ray_serve_gives_our_answers(url: str, kit: Path, tmp_path: Path) -> None:
+    for path in EXAMPLES.glob("*.png"):
+        image = Image.open(path).convert("RGB")
+        image.save(tmp_path / path.name)
+        ImageOps.invert(image).save(tmp_path / f"inverted {path.name}")
+    images = sorted(tmp_path.iterdir())
+    with qdeploy.load(kit / "model.onnx") as classifier:
+        predictions = classifier(images)
+        assert {p.unknown for p in predictions} == {True, False}
+        for path, prediction in zip(images, predictions, strict=True):
             status, found = ask(url, path.read_bytes())
-            expected = classifier(path).top(5)
             assert status == 200
+            assert (found["label"], found["unknown"]) == (prediction.label, prediction.unknown)
+            assert found["score"] == pytest.approx(prediction.score, abs=1e-3)
+            expected = prediction.top(5)
             assert [(p["label"], p["index"]) for p in found["predictions"]] == [(r.label, r.index) for r in expected]
             probabilities = [p["probability"] for p in found["predictions"]]
             assert probabilities == pytest.approx([r.probability for r in expected], abs=2e-6)
