@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdeploy.cli.options import WHERE
+from qdeploy.export.int8.encodings import ENCODINGS
 from qdeploy.export.kits.table import KITS
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ class Int8Options:
     target: Annotated[
         str,
         typer.Option(
-            help="INT8 encodings, between commas: x86, x86-avx2, cortex-m, arm, tensorrt, openvino, portable. "
-            "Default: this CPU's.",
+            help=f"INT8 encodings, between commas: {', '.join(ENCODINGS)}. Default: this CPU's.",
             show_default=False,
         ),
     ] = "auto"

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qdeploy.cli.options import Json
 from qdeploy.cli.output import emit_json, extra_needed, note, say
 from qdeploy.cli.tables import show_table, table
-from qdeploy.core.errors import for_command_line
+from qdeploy.core.errors import InputError, for_command_line, near_miss
+from qdeploy.export.int8.encodings import RUNTIMES
 
 if TYPE_CHECKING:
     from qdeploy.export.lint.report import LintReport
 
-Runtime = Literal["x86", "x86-avx2", "arm", "openvino", "tensorrt"]
-RUNTIMES: tuple[str, ...] = get_args(Runtime)
 
 
 def lint_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Any ONNX file.")],
-    runtime: Annotated[Runtime | None, typer.Option("--for", help="Exit with 1 unless this runtime is ok.")] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="RUNTIME", help=f"Exit with 1 unless this runtime is ok: {', '.join(RUNTIMES)}."
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Tell which runtimes will take an ONNX file, which will run it slowly, why, and whether qdeploy takes it.
 
-    x86, x86-avx2 and arm are ONNX Runtime on CPUs with VNNI, without, and on ARM.
+    x86, x86-avx2 and arm are ONNX Runtime on CPUs with VNNI, without, and on ARM; cortex-m is the native C.
     """
+    if runtime is not None and runtime not in RUNTIMES:
+        what = f"lint knows no runtime '{runtime}'{near_miss(runtime, RUNTIMES)}"
+        raise InputError(what, fix=f"known: {', '.join(RUNTIMES)}")
     with extra_needed():
         from qdeploy.export.lint.report import LARGER_THAN_2_GIB, lint_file
         from qdeploy.export.lint.taken import refusal
@@ -50,11 +57,9 @@ def lint_command(
 
 def show(file: Path, report: LintReport) -> None:
     """Print what each runtime makes of the file, and each finding with its remedy."""
-    from qdeploy.export.lint.report import RUNTIMES as LABELS
-
     say(f"{file}: opset {report.opset}, {report.nodes} nodes, {'quantized' if report.quantized else 'float'}")
     rows = [
-        (LABELS[runtime], runtime, support, ", ".join(f.rule for f in report.findings_for(runtime)))
+        (RUNTIMES[runtime], runtime, support, ", ".join(f.rule for f in report.findings_for(runtime)))
         for runtime, support in report.support.items()
     ]
     show_table(table(("runtime", "--for", "support", "findings"), rows, words=range(4)))

@@ -17,9 +17,11 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from qdeploy.core.errors import InputError
+from qdeploy.export.int8.encodings import ENCODINGS, RUNTIMES
 from qdeploy.export.lint.find import UNKNOWN_TO_TENSORRT
-from qdeploy.export.lint.report import RUNTIMES, LintReport, lint, lint_file
+from qdeploy.export.lint.report import LintReport, lint, lint_file
 from qdeploy.export.lint.rules import RULES
+from qdeploy.native.source import program_from
 
 SHIPPED = Path(__file__).parents[2] / "qdeploy" / "shipped"
 rng = np.random.default_rng(0)
@@ -198,7 +200,7 @@ def rules(report: LintReport) -> set[str]:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_each_rule_and_its_clean_counterpart(name: str) -> None:
     model, expected = GRAPHS[name]
-    assert rules(lint(model)) == expected
+    assert rules(lint(model)) == expected | {"native-refuses"}  # none has an artifact's input and outputs
 
 
 def test_every_rule_has_a_graph() -> None:
@@ -213,6 +215,7 @@ def test_the_page_lists_every_rule() -> None:
     told = {name: (severity, tuple(runtimes.split(", "))) for name, severity, runtimes in rows}
     assert {r.id: (r.severity, r.runtimes) for r in RULES}.items() <= told.items()
     opened = {"newer-than-onnxruntime", "onnxruntime-refuses", "external-data", "larger-than-2-gib"}
+    opened |= {"native-refuses", "float-layers"}
     assert set(told) == {r.id for r in RULES} | opened
 
 
@@ -350,6 +353,33 @@ def test_our_own_files() -> None:
     assert first.severity == "refused"
     assert first.places > 10
     assert first.first in {n.name for n in onnx.load(SHIPPED / "model.int8.onnx").graph.node}
+
+
+def test_a_microcontroller_takes_what_is_compiled() -> None:
+    assert lint_file(SHIPPED / "model.int8.onnx").support["cortex-m"] == "ok"
+    model = onnx.load(SHIPPED / "model.int8.onnx")
+    (note,) = lint(model).findings_for("cortex-m")
+    assert (note.rule, note.severity) == ("float-layers", "note")
+    program = program_from(model.SerializeToString(), 64)
+    layers = [op for op in program.ops if op.kind in ("conv", "linear", "matmul")]
+    assert note.places == sum(not op.inputs[0].integer for op in layers) > 0
+    last = model.graph.node[-1]
+    last.output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Erf", ["before"], ["beyond"]))
+    model.graph.node.append(onnx.helper.make_node("Det", ["beyond"], ["probabilities"]))
+    report = lint(model)
+    assert report.support["cortex-m"] == "refused"
+    (refused,) = report.findings_for("cortex-m")
+    assert "Erf" in refused.why or "Det" in refused.why
+
+
+def test_every_target_is_listed_everywhere() -> None:
+    docs = SHIPPED.parents[1] / "docs"
+    for page, option, names in (("export", "--target", ENCODINGS), ("lint", "--for", RUNTIMES)):
+        table = (docs / f"{page}.md").read_text().partition(f"| `{option}` |")[2].partition("\n\n")[0]
+        assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.M)) == set(names)
+    assert set(ENCODINGS) - set(RUNTIMES) == {"portable"}
+    assert set(lint_file(SHIPPED / "model.fp32.onnx").support) == set(RUNTIMES)
 
 
 def test_weights_in_another_file(tmp_path: Path) -> None:

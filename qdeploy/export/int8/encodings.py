@@ -12,6 +12,8 @@ class Encoding:
     """How a target wants its integers. Weights are always int8, symmetric, one scale per output channel."""
 
     target: str
+    runtime: str | None
+    """What its files are made for, as ``qdeploy lint`` judges it; None: nothing of its own."""
     signed: bool
     """int8 activations instead of uint8."""
     symmetric: bool
@@ -30,9 +32,10 @@ _MATRIX = ("Conv", "Gemm", "MatMul")
 _ALL = (*_MATRIX, "Add", "Mul", "Clip", "Relu", "Sigmoid", "Concat", "Reshape", "Transpose", "Split")
 
 
-def _u8(target: str, *, seven_bit_weights: bool = False, integer_gelu: bool = True) -> Encoding:
+def _u8(target: str, runtime: str, *, seven_bit_weights: bool = False, integer_gelu: bool = True) -> Encoding:
     return Encoding(
         target=target,
+        runtime=runtime,
         signed=False,
         symmetric=False,
         quantized_bias=True,
@@ -42,9 +45,10 @@ def _u8(target: str, *, seven_bit_weights: bool = False, integer_gelu: bool = Tr
     )
 
 
-def _symmetric(target: str, *, signed: bool) -> Encoding:
+def _symmetric(target: str, runtime: str | None, *, signed: bool) -> Encoding:
     return Encoding(
         target=target,
+        runtime=runtime,
         signed=signed,
         symmetric=True,
         quantized_bias=False,
@@ -57,15 +61,18 @@ def _symmetric(target: str, *, signed: bool) -> Encoding:
 ENCODINGS = {
     e.target: e
     for e in (
-        _u8("x86"),
-        _u8("x86-avx2", seven_bit_weights=True),
-        _u8("openvino", integer_gelu=False),
-        _u8("cortex-m"),
-        _symmetric("arm", signed=True),
-        _symmetric("tensorrt", signed=True),
-        _symmetric("portable", signed=False),
+        _u8("x86", "onnxruntime x86 with VNNI/AMX"),
+        _u8("x86-avx2", "onnxruntime x86 without VNNI", seven_bit_weights=True),
+        _symmetric("arm", "onnxruntime ARM", signed=True),
+        _u8("cortex-m", "native C on a Cortex-M"),
+        _u8("openvino", "openvino", integer_gelu=False),
+        _symmetric("tensorrt", "tensorrt 10.12+ / 11", signed=True),
+        _symmetric("portable", None, signed=False),
     )
 }
+"""Every target, by its name: what lists targets, lists these."""
+RUNTIMES = {e.target: e.runtime for e in ENCODINGS.values() if e.runtime is not None}
+"""What ``qdeploy lint`` judges a file for, by the target whose files are made for it."""
 
 
 def encoding_for(target: str) -> Encoding:

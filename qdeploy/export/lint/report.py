@@ -11,24 +11,19 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
-from qdeploy.core.errors import InputError, one_line
+from qdeploy.core.errors import ArtifactError, InputError, one_line
 from qdeploy.core.file_kind import kind_of
 from qdeploy.export.graph.size import MAX_BYTES, needs_trial, outside_bytes
+from qdeploy.export.int8.encodings import RUNTIMES
 from qdeploy.export.lint.find import CONTRIB_Q_OPERATORS, DYNAMIC, Q_OPERATORS
 from qdeploy.export.lint.graph import DEQUANTIZE, QUANTIZE, Graph
-from qdeploy.export.lint.rules import ALL, ORT, RULES
+from qdeploy.export.lint.rules import ALL, CORTEX_M, ORT, RULES
+from qdeploy.native.lowering import UnsupportedError
+from qdeploy.native.source import program_from
 from qdeploy.runtime.engines.onnxruntime_binding import VERSION, open_binding
 from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
 from qdeploy.runtime.trial import require_bounded_file
 
-RUNTIMES = {
-    "x86": "onnxruntime x86 with VNNI/AMX",
-    "x86-avx2": "onnxruntime x86 without VNNI",
-    "arm": "onnxruntime ARM",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt 10.12+ / 11",
-}
-"""Named after the targets of ``qdeploy export`` that are made for them."""
 SUPPORT = ("ok", "slow", "wrong", "refused")
 """From the best to the worst."""
 LARGER_THAN_2_GIB = "larger-than-2-gib"
@@ -121,12 +116,16 @@ def _report(model: onnx.ModelProto, findings: list[Finding]) -> LintReport:
         places = list(dict.fromkeys(rule.find(graph)))
         if places:
             findings.append(_finding(rule.id, rule.severity, rule.runtimes, places, rule.why, rule.fix))
-    findings += _opened(model, complete=not graph.external)
+    quantized = any(graph.of(QUANTIZE, DEQUANTIZE, *Q_OPERATORS, *CONTRIB_Q_OPERATORS, *DYNAMIC))
+    whole = not graph.external and model.ByteSize() <= MAX_BYTES
+    findings += _opened(model, whole)
+    if whole:
+        findings += _compiled(model, quantized)
     findings.sort(key=lambda f: -_rank(f.severity))
     return LintReport(
         opset=graph.opset,
         nodes=len(graph.nodes),
-        quantized=any(graph.of(QUANTIZE, DEQUANTIZE, *Q_OPERATORS, *CONTRIB_Q_OPERATORS, *DYNAMIC)),
+        quantized=quantized,
         support={r: SUPPORT[max([0, *(_rank(f.severity) for f in findings if r in f.runtimes)])] for r in RUNTIMES},
         findings=tuple(findings),
     )
@@ -164,7 +163,7 @@ def _too_large(size: int) -> Finding:
     )
 
 
-def _opened(model: onnx.ModelProto, complete: bool) -> list[Finding]:
+def _opened(model: onnx.ModelProto, whole: bool) -> list[Finding]:
     """Open the graph in the installed ONNX Runtime: what it refuses here, it refuses on every CPU."""
     version = f"ONNX Runtime {VERSION}"
     if _refusal(_smallest(model)):
@@ -172,12 +171,43 @@ def _opened(model: onnx.ModelProto, complete: bool) -> list[Finding]:
         text = f"{version} knows neither opset {opset} with IR version {model.ir_version} nor newer ones."
         fix = "export with an older opset (qdeploy writes opset 20), or install a newer onnxruntime"
         return [_finding("newer-than-onnxruntime", "refused", ORT, ["the whole graph"], text, fix)]
-    reason = _refusal(model) if complete and model.ByteSize() <= MAX_BYTES else ""
+    reason = _refusal(model) if whole else ""
     if not reason:
         return []
     fix = "replace what the message names; ONNX Runtime lists its operators and types in OperatorKernels.md"
     text = f"{version} does not open the graph: {reason}"
     return [_finding("onnxruntime-refuses", "refused", ORT, ["the whole graph"], text, fix)]
+
+
+def _compiled(model: onnx.ModelProto, quantized: bool) -> list[Finding]:
+    """Compile the graph to a program of C, as ``qdeploy export --kit native`` does."""
+    try:
+        program = program_from(model.SerializeToString(), _image_size(model))
+    except ArtifactError as error:
+        reason = f"{error.kind}: {error.why}" if isinstance(error, UnsupportedError) else error.what
+        fix = "give a file that `qdeploy adopt` or `qdeploy export` wrote, or replace what the message names"
+        text = f"The native C does not take it: {reason}."
+        return [_finding("native-refuses", "refused", (CORTEX_M,), ["the whole graph"], text, fix)]
+    layers = [op for op in program.ops if op.kind in ("conv", "linear", "matmul")]
+    floats = [op.output.name for op in layers if not all(t.integer for t in op.inputs)]
+    if not (quantized and floats):
+        return []
+    text = "These layers compute in float, and their weights take four bytes each of the flash."
+    fix = "export with `int8`, `target=cortex-m` and `float_layers=none`"
+    return [_finding("float-layers", "note", (CORTEX_M,), floats, text, fix)]
+
+
+def _image_size(model: onnx.ModelProto) -> int:
+    """Return the height that the graph's input says as ``[N, S, S, 3]``.
+
+    Raises:
+        UnsupportedError: If it says none.
+    """
+    for value in model.graph.input:
+        sizes = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        if len(sizes) == 4 and sizes[1] == sizes[2] > 0 and sizes[3] == 3:
+            return sizes[1]
+    raise UnsupportedError("graph", "no input is images of a fixed size, [N, S, S, 3]")
 
 
 def _refusal(model: onnx.ModelProto) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from qdeploy.export.int8.encodings import RUNTIMES
 from qdeploy.export.lint import find
 from qdeploy.export.lint.graph import Graph
 
-X86, AVX2, ARM, OPENVINO, TENSORRT = "x86", "x86-avx2", "arm", "openvino", "tensorrt"
+X86, AVX2, ARM, CORTEX_M, OPENVINO, TENSORRT = ALL = tuple(RUNTIMES)
 ORT_X86 = (X86, AVX2)
 ORT = (X86, AVX2, ARM)
-ALL = (*ORT, OPENVINO, TENSORRT)
 
 FOR_TENSORRT = "export with `int8` and `target=tensorrt`"
 FOR_OPENVINO = "export with `int8` and `target=openvino`"
