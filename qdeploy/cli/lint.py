@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     from qdeploy.export.lint.report import LintReport
 
 
-
 def lint_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Any ONNX file.")],
     runtime: Annotated[
         str | None,
-        typer.Option(
-            "--for", metavar="RUNTIME", help=f"Exit with 1 unless this runtime is ok: {', '.join(RUNTIMES)}."
-        ),
+        typer.Option("--for", metavar="RUNTIME", help=f"Exit with 1 unless this runtime is ok: {', '.join(RUNTIMES)}."),
     ] = None,
     json: Json = False,
 ) -> int:

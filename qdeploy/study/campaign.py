@@ -131,7 +131,10 @@ def resume(
     if began_on != cpu_name():
         progress.note(f"the sweep began on {began_on}; everything is measured again on this machine")
         record = replace(record, steps=tuple(s for s in record.steps if s.kind != "measure"))
-    record = replace(record, environment=environment(*PACKAGES))
+    kept = record.without_other_targets()
+    if len(kept.steps) < len(record.steps):
+        progress.note(f"INT8 is for {record.config.target} now; what was exported for another target is exported again")
+    record = replace(kept, environment=environment(*PACKAGES))
     with closing(checks.open_pool(record.config)) as pool:
         return _run(record, pool, progress)
 
@@ -316,6 +319,7 @@ class Campaign:
             device=config.device,
             threads=config.threads or wanted_threads() or 0,
             cores=config.cores,
+            target=config.target,
             on_integers=config.on_integers,
         )
 

@@ -82,7 +82,7 @@ def _as_it_was(result: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _as_it_was(value) if isinstance(value, dict) else value
         for key, value in result.items()
-        if value is not None or key not in ("epoch_s", "precision", "recall")
+        if value is not None or key not in ("epoch_s", "precision", "recall", "target")
     }
 
 
@@ -162,6 +162,13 @@ class Record:
         first = replace(first, models=(*first.models, *self.failed))
         steps = tuple(s for s in self.steps if s.error is None)
         return replace(self, steps=steps, rungs=(first, *others), failed={})
+
+    def without_other_targets(self) -> Record:
+        """Return the record without exports whose INT8 is, or may be, for another target, and their measurements."""
+        exports = [(s, s.result) for s in self.steps if isinstance(s.result, Exported)]
+        other = {(s.rung, s.model) for s, made in exports if made.target != self.config.target}
+        steps = tuple(s for s in self.steps if s.kind == "train" or (s.rung, s.model) not in other)
+        return replace(self, steps=steps)
 
     def trial_folder(self, model: str) -> Path:
         """Return a model's own folder; its name is safe on every file system, and no other model's."""

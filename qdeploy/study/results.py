@@ -74,6 +74,8 @@ class Exported:
     verdict: str
     int8_error: str | None
     """Why there is no INT8 file; None if there is one."""
+    target: str | None = None
+    """Encoding of the INT8 file; None in older sweeps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from qdeploy.core.errors import InputError
-from qdeploy.core.machine import MOST_THREADS, usable_cores
+from qdeploy.core.machine import MOST_THREADS, native_target, usable_cores
 from qdeploy.core.records import decode
 
 DEFAULT_BUDGET_MINUTES = 60.0
@@ -97,6 +97,11 @@ class SweepConfig:
     def on_integers(self) -> bool:
         """Whether INT8 leaves no layer in float, for a microcontroller."""
         return self.max_flash is not None or self.max_ram is not None
+
+    @property
+    def target(self) -> str:
+        """Encoding of the INT8 files: a microcontroller's, else what this machine runs best."""
+        return DEVICE_TARGET if self.on_integers else native_target()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

@@ -21,7 +21,6 @@ from qdeploy.core.errors import QdeployError, VerdictError
 from qdeploy.core.files import read_json, write_json
 from qdeploy.core.records import decode
 from qdeploy.study.results import Exported, ExportedFile, Measured, MeasuredFile, Probed, Result, Speedup, Trained
-from qdeploy.study.settings import DEVICE_TARGET
 
 if TYPE_CHECKING:
     from qdeploy.core.run_folder import RunRecord
@@ -62,8 +61,10 @@ class Spec:
     """CPU threads of the training; 0: the fastest count within ``cores``."""
     cores: int = 1
     """Its share of the machine."""
+    target: str = "auto"
+    """Encoding of the INT8 file."""
     on_integers: bool = False
-    """Whether INT8 is for a microcontroller and leaves no layer in float, instead of what is faster so here."""
+    """Whether INT8 leaves no layer in float, instead of what is faster so here."""
 
     @property
     def name(self) -> str:
@@ -228,8 +229,8 @@ def _export(spec: Spec) -> Exported:
 
     reason = None
     try:
-        way: Row = {"target": DEVICE_TARGET, "float_layers": ("none",)} if spec.on_integers else {}
-        config = ExportConfig(int8=True, allow_drop=True, allow_slower=True, **way)
+        floats = ("none",) if spec.on_integers else None
+        config = ExportConfig(int8=True, target=spec.target, float_layers=floats, allow_drop=True, allow_slower=True)
         report = export(spec.run, config, spec.export, _log)
     except VerdictError as error:
         reason = _one_line(str(error))
@@ -248,7 +249,7 @@ def _export(spec: Spec) -> Exported:
         for a in report.artifacts
         if a.accuracy  # a run has its data
     }
-    return Exported(artifacts=artifacts, verdict=report.verdict, int8_error=reason)
+    return Exported(artifacts=artifacts, verdict=report.verdict, int8_error=reason, target=spec.target)
 
 
 def _on_a_board(file: Path) -> dict[str, int]:

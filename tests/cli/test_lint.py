@@ -28,7 +28,9 @@ def test_the_table_names_rule_reason_and_remedy(capsys: pytest.CaptureFixture[st
     assert "To do: export with --int8 and --target tensorrt" in out
 
 
-@pytest.mark.parametrize(("runtime", "code"), [("x86", 0), ("openvino", 0), ("cortex-m", 0), ("tensorrt", 1), ("x86-avx2", 1)])
+@pytest.mark.parametrize(
+    ("runtime", "code"), [("x86", 0), ("openvino", 0), ("cortex-m", 0), ("tensorrt", 1), ("x86-avx2", 1)]
+)
 def test_the_exit_code_is_the_verdict_asked_for(runtime: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["lint", INT8, "--for", runtime, "--json"]) == code
     (line,) = capsys.readouterr().out.splitlines()

@@ -68,7 +68,7 @@ class World:
     def export(self, spec: Spec) -> dict[str, Any]:
         top1 = self.skill[spec.model]
         files = {p: {"test_top1": top1 - d, "test_n": 200, "size_bytes": s, "p50_ms": 1.0} for p, d, s in FILES}
-        return {"wall_s": 14.0, "artifacts": files, "verdict": "", "int8_error": None}
+        return {"wall_s": 14.0, "artifacts": files, "verdict": "", "int8_error": None, "target": spec.target}
 
     def measure(self, spec: Spec) -> dict[str, Any]:
         ms = self.models[spec.model].macs / 1e7
@@ -277,6 +277,27 @@ def test_another_machine_measures_everything_again(patch: Any, tmp_path: Path, m
     resume(tmp_path / "s", shown)
     assert [n for k, _, n in world.ran if k == "measure"] == ["m0", "m0", "m1"]
     assert "measured again" in shown.notes[0]
+
+
+@pytest.mark.parametrize("before", ["arm", None])
+def test_what_was_exported_for_another_target_is_exported_again(
+    patch: Any, tmp_path: Path, before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, shown = patch(World(3)), Listener()
+    monkeypatch.setattr(checks, "fitting", lambda config, models, note: models)
+    world.stop_after = 6  # three trained, three exported
+    original = world.export
+    world.export = lambda spec: {**original(spec), "target": before} if spec.model == "m1" else original(spec)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(SweepConfig(epochs=1, max_flash=10**9), tmp_path / "s")
+    world.stop_after, world.export = None, original
+    world.ran.clear()
+    resume(tmp_path / "s", shown)
+    assert world.ran == [("export", 0, "m1"), *(("measure", 0, n) for n in ("m0", "m1", "m2"))]
+    (note,) = [n for n in shown.notes if "target" in n]
+    assert note.startswith("INT8 is for cortex-m now")
+    kept = load_record(tmp_path / "s")
+    assert {made.target for n in ("m0", "m1", "m2") if (made := kept.exported(n))} == {"cortex-m"}
 
 
 def test_data_that_changes_under_the_sweep_is_noticed(patch: Any, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_under_limits_int8_is_made_for_a_microcontroller(
 ) -> None:
     data = image_folder(classes=("a", "b", "c"), count=14)
     outcome(spec("train", tmp_path, data))
-    exported = outcome(spec("export", tmp_path, data, on_integers=True))
+    exported = outcome(spec("export", tmp_path, data, target="cortex-m", on_integers=True))
     found = exported["artifacts"]["int8"]
     artifact = read_artifact(tmp_path / "export" / found["file"])
     assert (artifact.card.target, artifact.card.float_layers) == ("cortex-m", ())
