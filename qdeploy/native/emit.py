@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qdeploy.native.calls import CALLS
+from qdeploy.native.flash import code_bytes
 from qdeploy.native.ir import Op, Program
 from qdeploy.native.layout import Layout, lay_out
 from qdeploy.native.lowering import UnsupportedError
@@ -29,14 +30,15 @@ def emit(program: Program, reuse: bool = True, prefix: str = "") -> Source:
     return _written(program, reuse, prefix).source()
 
 
-def memory_needed(program: Program) -> tuple[int, int]:
-    """Return the bytes of RAM and of constants that a program's C needs, without writing it.
+def memory_needed(program: Program) -> tuple[int, int, int]:
+    """Return the bytes of RAM, of constants and of a Cortex-M's code that a program's C needs, without writing it.
 
     Raises:
         UnsupportedError: As ``emit`` does.
     """
     writer = _written(program, texts=False)
-    return writer.arena.size_bytes, writer.constant_bytes + len(writer.blob)
+    constants = writer.constant_bytes + len(writer.blob)
+    return writer.arena.size_bytes, constants, code_bytes("\n".join((*writer.constants, *writer.calls)))
 
 
 def _written(program: Program, reuse: bool = True, prefix: str = "", texts: bool = True) -> Writer:
