@@ -93,6 +93,52 @@ def test_numbers_and_signs_that_belong_to_names_stay(
     assert (NUMBERS_READ in found.said()) == numbers
 
 
+GAPS = {
+    "{0: 'cat', 2: 'bee'}": "1",
+    '{"0": "cat", "2": "bee", "5": "ant"}': "1, 3, 4",
+    '{"cat": 0, "bee": 2}': "1",
+    '{"1": "cat", "3": "bee"}': "2",
+    '{"7": "cat", "8": "bee"}': "0, 1, 2, 3, 4, ...",
+    '{"model": 1, "id2label": {"0": "cat", "1": "ant", "3": "bee"}}': "2",
+    "nc: 2\nnames:\n  0: cat\n  2: bee\n": "1",
+    "names: {0: cat, 2: bee}": "1",
+    "0 cat\n1 ant\n3 bee": "2",
+    "1: cat\n3: bee": "2",
+    "2,bee\n0,cat": "1",
+    "{0: 'cat', 1: 'ant', 1000000000000: 'bee'}": "2, 3, 4, 5, 6, ...",
+}
+
+
+@pytest.mark.parametrize("text", GAPS)
+@pytest.mark.parametrize("where", ["given", "beside", "metadata"])
+def test_a_number_that_is_left_out_is_named_and_nothing_moves_up(where: str, text: str, tmp_path: Path) -> None:
+    says = f"numbers its labels and has none for {GAPS[text]}"
+    model, notes = onnx.ModelProto(), list[str]()
+    path = written(tmp_path, text) if where != "metadata" else None
+    if where == "metadata":
+        helper.set_model_props(model, {"names": text})
+    if where == "given":
+        with pytest.raises(InputError, match=re.escape(f"{path} {says}; name each class")):
+            find_labels(model, path, tmp_path / "theirs.onnx")
+        return
+    assert find_labels(model, None, tmp_path / "theirs.onnx", notes.append) is None
+    assert len(notes) == 1
+    assert says in notes[0]
+
+
+def test_a_negative_number_is_no_class(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="numbers its labels, one of them -1"):
+        labels_from_file(written(tmp_path, "{-1: 'none', 0: 'cat', 1: 'ant'}"))
+
+
+def test_ids_of_coco_may_leave_some_out_which_is_said(tmp_path: Path) -> None:
+    found = labels_from_file(written(tmp_path, '[{"id": 13, "name": "bee"}, {"id": 11, "name": "cat"}]'))
+    assert found.labels == ("cat", "bee")
+    assert found.said().endswith("; no label has the id 12: they are taken in the order of their ids, closed up")
+    found = labels_from_file(written(tmp_path, '[{"id": 2, "name": "bee"}, {"id": 1, "name": "cat"}]'))
+    assert "no label has" not in found.said()
+
+
 def test_numbers_that_were_read_are_said_of_metadata_too() -> None:
     model = onnx.ModelProto()
     helper.set_model_props(model, {"labels": "0 ant\n1 bee"})

@@ -201,6 +201,22 @@ def _part(found: TensorProto) -> None:
 DAMAGES = (_cut, _cut_in_a_value, _too_few, _wide, _no_type, _unknown_type, _no_text, _part)
 
 
+def _nodeless(output: str) -> onnx.ModelProto:
+    """A graph that holds no node, whose output is the image, a weight or nothing."""
+    model = _plain().model()
+    del model.graph.node[:]
+    model.graph.output[0].name = output
+    return model
+
+
+def _outputless(*outputs: str) -> onnx.ModelProto:
+    """A graph that gives nothing, or only what it does not compute."""
+    model = _plain().model()
+    del model.graph.output[:]
+    model.graph.output.extend(info(name, "N", CLASSES) for name in outputs)
+    return model
+
+
 def _unnamed() -> onnx.ModelProto:
     model = _plain().model()
     model.graph.name = ""
@@ -254,6 +270,9 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         for inside in (False, True)
         for change in DAMAGES
     },
+    **{f"no nodes, output {name}": (partial(_nodeless, name), "graph without nodes") for name in ("x", "w1", "y")},
+    "no outputs": (_outputless, "must have an output that its graph computes, found none"),
+    **{f"output {name} only": (partial(_outputless, name), f"computes, found '{name}'") for name in ("x", "w3")},
     "a function that calls itself": (partial(_own_function, "my", "F", "F"), "functions of .* cannot be written out"),
     **{
         f"a function called {name}": (partial(_own_function, "", name, "Neg"), f"is called {name}, as an operator of")

@@ -107,6 +107,11 @@ def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[A
             found.append(Answer(output=name, tensor=source))
         elif kind in FLOATS:
             found.append(Answer(output=name, tensor=name))
+    if not found and not made.keys() & outputs:
+        unmade = ", ".join(f"'{n}'" for n in outputs) or "none"
+        raise InputError(
+            f"{file} must have an output that its graph computes", found=unmade, fix="say with `output` which tensor"
+        )
     if not found:
         kinds = ", ".join(f"'{n}' of {_kind(t)}" for n, t in outputs.items())
         raise InputError(

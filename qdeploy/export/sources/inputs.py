@@ -91,11 +91,11 @@ def read_entrance(model: onnx.ModelProto, config: ForeignConfig, file: Path) -> 
     """
     inputs = inputs_of(model)
     if len(inputs) != 1:
-        names = ", ".join(i.name for i in inputs) or "none"
+        names = ", ".join(i.name for i in inputs)
         raise InputError(
             f"{file} must have one input, the images",
-            found=f"{len(inputs)}: {names}",
-            fix="export it with the others as constants",
+            found=f"{len(inputs)}: {names}" if inputs else "none",
+            fix="export it with the others as constants" if inputs else "export it with the images as its input",
         )
     tensor = inputs[0].type.tensor_type
     dims = [max(0, d.dim_value) for d in tensor.shape.dim]  # some tools write -1 for any

@@ -7,8 +7,9 @@ import json
 import re
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 from qdeploy.core.errors import InputError
 
@@ -17,6 +18,8 @@ KEYS = ("names", "id2label", "label_names", "labels", "classes", "class_names")
 TABLES = (*KEYS, "categories")
 MOST = 10**9
 """Largest number that is a name."""
+SHOWN = 5
+"""Numbers in a message."""
 NUMBERED = re.compile(r"([0-9]{1,9})(\s*[\s:,;]\s*)(\S.*)")
 NUMBER = re.compile(r"\s*-?[0-9]{1,9}\s*")
 JSON = re.compile(r"[\[{]\s*['\"\d\[{]")
@@ -29,26 +32,53 @@ Rows = list[tuple[str, str]]
 """A line, and the name in it."""
 
 
-def names_in(value: Any, where: str) -> tuple[list[str], list[str]]:
+class Names(NamedTuple):
+    """Names in the order of their classes."""
+
+    names: list[str]
+    lines: list[str]
+    """The whole lines, in the same order, if numbers at their start were read as numbers of classes."""
+    left_out: list[int]
+    """Numbers that the ``id`` of no entry is, between those that are."""
+
+
+def names_in(value: Any, where: str) -> Names:
     """Return the names of a list or a table, or of a text that holds one, or one a line.
 
-    Returns:
-        The names, and the whole lines, in the same order, if numbers at their start were read as numbers of classes.
-
     Raises:
-        InputError: If it begins as JSON and is none, or holds what is no name.
+        InputError: If it begins as JSON and is none, holds what is no name, or leaves out the number of a class.
     """
     if isinstance(value, str):
         value = _read(value.strip(), where)
     if isinstance(value, str):
         lines = lines_of(value)
-        rows = by_numbers(lines)
-        return ([name for _, name in rows], [line for line, _ in rows]) if rows else (lines, [])
+        rows = by_numbers(lines, where)
+        return Names([name for _, name in rows] or lines, [line for line, _ in rows], [])
     while isinstance(value, Mapping) and (inner := _table_in(value)) is not None:
         value = inner
     if isinstance(value, Mapping):
-        value = _ordered(value)
-    return (_named(list(value), where) if isinstance(value, (list, tuple)) else []), []
+        value = _ordered(value, where)
+    return _named(list(value), where) if isinstance(value, (list, tuple)) else Names([], [], [])
+
+
+def _left_out(numbers: Collection[int], first: int) -> list[int]:
+    """Return the whole numbers that are missing from the first to the largest, a few of them."""
+    known = set(numbers)
+    return list(islice((n for n in range(first, max(known, default=0)) if n not in known), SHOWN + 1))
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Return some numbers as a text."""
+    return ", ".join(map(str, numbers[:SHOWN])) + (", ..." if len(numbers) > SHOWN else "")
+
+
+def _require_all(numbers: Collection[int], where: str) -> None:
+    """Refuse numbers of classes of which one is missing, or negative: those behind it would move."""
+    fix = "name each class, counted from 0, or give a list without numbers"
+    if min(numbers, default=0) < 0:
+        raise InputError(f"{where} numbers its labels, one of them {min(numbers)}", fix=fix)
+    if missing := _left_out(numbers, 1 if 0 not in numbers and 1 in numbers else 0):
+        raise InputError(f"{where} numbers its labels and has none for {listed(missing)}", fix=fix)
 
 
 def _table_in(table: Mapping[Any, Any]) -> Any:
@@ -67,21 +97,25 @@ def _parts(line: str) -> list[str]:
     return [_unquoted(part) for part in line.split(",") if part.strip()]
 
 
-def by_numbers(lines: Sequence[str]) -> Rows:
+def by_numbers(lines: Sequence[str], where: str) -> Rows:
     """Return lines that all begin with a number, counted from 0 or 1, with their names, ordered by it.
 
     Nothing is returned for others, nor where only a blank stands behind the number and the names without it would be
     the same, as of ``1 euro`` and ``2 euro``: there the number is part of the name.
+
+    Raises:
+        InputError: If a number is left out.
     """
     found = [NUMBERED.fullmatch(line) for line in lines]
     table = {int(m[1]): m for m in found if m is not None}
-    if len(table) < len(lines) or sorted(table) not in (list(range(len(table))), list(range(1, len(table) + 1))):
+    if len(table) < len(lines) or min(table, default=2) > 1:
         return []
     ordered = [table[number] for number in sorted(table)]
     names = [_unquoted(m[3]) for m in ordered]
     repeated = len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
     if repeated and any(not m[2].strip(" ") for m in ordered):
         return []
+    _require_all(table, where)
     return [(m[0], name) for m, name in zip(ordered, names, strict=True)]
 
 
@@ -93,7 +127,7 @@ def _unquoted(text: str) -> str:
 def _read(text: str, where: str) -> Any:
     """Return the list or table that a text holds as JSON, as Python writes it, or in YAML; else the text."""
     if found := YAML.search(text):
-        return _yaml(text[found.end() :])
+        return _yaml(text[found.end() :], where)
     literal = _literal(text) if text.startswith(("[", "{", "(")) else None
     if literal is None and JSON.match(text):
         raise InputError(f"{where} begins as JSON and is none", fix="mend it, or write one label a line")
@@ -111,12 +145,12 @@ def _literal(text: str) -> Any:
     return None
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str, where: str) -> Any:
     """Return what stands behind ``names:`` in a YAML file, as Ultralytics writes it: a list, or a numbered table."""
     if flow := FLOW.match(text):
         read = _literal(flow[0].strip())
         parts = _parts(flow[1])
-        rows = by_numbers(parts) if read is None and flow[0].lstrip().startswith("{") else []
+        rows = by_numbers(parts, where) if read is None and flow[0].lstrip().startswith("{") else []
         return read if read is not None else [name for _, name in rows] or parts
     names: dict[int, str] = {}
     for line in text.splitlines():
@@ -136,10 +170,13 @@ def _without_comment(text: str) -> str:
     return COMMENT.split(text, maxsplit=1)[0].strip()
 
 
-def _ordered(table: Mapping[Any, Any]) -> list[Any]:
+def _ordered(table: Mapping[Any, Any], where: str) -> list[Any]:
     """Return the names of a table in the order of their numbers: from number to name, or from name to number.
 
     Nothing is returned where those are no whole numbers, or one is there twice.
+
+    Raises:
+        InputError: If a number is left out.
     """
     rows = list(table.items())
     by_name = all(_whole(v) is not None for v in table.values()) and any(_whole(k) is None for k in table)
@@ -147,7 +184,10 @@ def _ordered(table: Mapping[Any, Any]) -> list[Any]:
         rows = [(number, name) for name, number in rows]
     by_number = {_whole(number): name for number, name in rows}
     numbers = [number for number in by_number if number is not None]
-    return [by_number[number] for number in sorted(numbers)] if len(numbers) == len(rows) else []
+    if len(numbers) < len(rows):
+        return []
+    _require_all(numbers, where)
+    return [by_number[number] for number in sorted(numbers)]
 
 
 def _whole(value: Any) -> int | None:
@@ -159,22 +199,26 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _named(entries: list[Any], where: str) -> list[str]:
+def _named(entries: list[Any], where: str) -> Names:
     """Return the names of entries: texts, numbers, pairs as Keras has them, or tables with a name.
 
-    Tables are taken in the order of their ``id`` if each has a whole number there, else as they stand.
+    Tables are taken in the order of their ``id`` if each has a whole number there, else as they stand; COCO's leave
+    some out.
     """
+    missing: list[int] = []
     if entries and all(isinstance(e, Mapping) and "name" in e for e in entries):
         numbers = [_whole(e.get("id")) for e in entries]
         rows = [(number, e["name"]) for number, e in zip(numbers, entries, strict=True) if number is not None]
         whole = len(rows) == len(entries)
         entries = [name for _, name in sorted(rows, key=lambda r: r[0])] if whole else [e["name"] for e in entries]
+        ids = [number for number, _ in rows]
+        missing = _left_out(ids, min(ids)) if whole else []
     if entries and all(isinstance(e, (list, tuple)) and len(e) == 2 for e in entries):
         entries = [e[1] for e in entries]
     wrong = [e for e in entries if not isinstance(e, (str, int, float)) or (isinstance(e, int) and abs(e) > MOST)]
     if wrong:
         raise InputError(f"{where} holds what is no label", found=_shown(wrong[0]), fix="give one label a line")
-    return [str(e) for e in entries]
+    return Names([str(e) for e in entries], [], missing)
 
 
 def _shown(value: Any) -> str:

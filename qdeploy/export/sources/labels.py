@@ -20,7 +20,7 @@ from qdeploy.core.progress import Note, silent
 from qdeploy.core.regular import TooLargeError, read_regular
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.graph.walk import all_nodes
-from qdeploy.export.sources.label_text import KEYS, names_in
+from qdeploy.export.sources.label_text import KEYS, listed, names_in
 
 BESIDE = ("labels.txt", "classes.txt")
 INSIDE = ("pretrained_cfg", "model_config")
@@ -40,12 +40,16 @@ class FoundLabels:
     """Those that stood there several times, as ``crane`` in ImageNet, with the numbers that tell them apart."""
     written: Labels = ()
     """Lines that were read as a number and a name, for folders that are called so."""
+    left_out: tuple[int, ...] = ()
+    """Numbers that are no label's ``id``: the labels behind them moved up."""
 
     def said(self) -> str:
         """Return whose labels they are, for the user to know."""
         text = f"the labels are those of {self.where}"
         if self.written:
             text += "; numbers at the start of lines were read as class numbers"
+        if self.left_out:
+            text += f"; no label has the id {listed(self.left_out)}: they are taken in the order of their ids, closed up"
         if self.repeated:
             text += f"; {len(self.repeated)} of them are names of several classes and got their number: "
         return text + _some(self.repeated)
@@ -94,8 +98,9 @@ def read_labels(value: Any, where: str, *, beside: bool = False) -> FoundLabels:
     Raises:
         InputError: If it holds none, or such as cannot be used.
     """
-    names, lines = names_in(value, where)
-    return replace(found_labels(checked(names, where), where, beside=beside), written=tuple(lines))
+    found = names_in(value, where)
+    labels = found_labels(checked(found.names, where), where, beside=beside)
+    return replace(labels, written=tuple(found.lines), left_out=tuple(found.left_out))
 
 
 def find_labels(

@@ -49,13 +49,15 @@ def read_onnx(file: Path) -> onnx.ModelProto:
     """Read a float ONNX file; its functions are written out, its weights are no inputs, its nodes have names.
 
     Raises:
-        InputError: If it is no ONNX file, is larger than one file can be, is quantized, was optimized for one CPU, or
+        InputError: If it is no ONNX file, has no nodes, is larger than one file can be, is quantized, was optimized for one CPU, or
             holds weights that are not finite.
     """
     model = _loaded(file)
     standard = [o.version for o in model.opset_import if o.domain in STANDARD]
     if not standard:
         raise InputError(f"{file} is no ONNX file with a graph: it names no opset", fix="give an exported .onnx file")
+    if not model.graph.node:
+        raise InputError(f"{file} holds a graph without nodes, which computes nothing", fix="export the model again")
     for node in all_nodes(model):
         if node.op_type in INTEGER_OPERATORS or node.op_type.startswith(("QLinear", "QOrdered")):
             raise InputError(
