@@ -25,6 +25,8 @@ from qdeploy.core.whole import is_special
 CARD_KEY = "qdeploy"
 CHECKSUM_KEY = "qdeploy_sha256"
 BLANK = "0" * 64
+IR_VERSION = b"\x08"
+"""First byte of every ONNX file that a tool wrote."""
 EXPORTS = Path("exports")
 ONNX_FILES = "model*.onnx"
 ENGINE_FILES = "model*.engine"
@@ -131,6 +133,8 @@ def _onnx_artifact(path: Path, data: bytes) -> Artifact:
             raise ArtifactError(f"{path} is {kind[0]}; {kind[1]}") from error
         raise ArtifactError(f"{path} is not an ONNX file or engine, or is damaged; export it again") from error
     if CARD_KEY not in entries or CHECKSUM_KEY not in entries:
+        if not data.startswith(IR_VERSION) and (kind := kind_of(data)):
+            raise ArtifactError(f"{path} is {kind[0]}; {kind[1]}")
         raise NoCardError(
             f"{path} has no qdeploy card; give a file written by `qdeploy export`, or make one of this file with "
             "`qdeploy adopt` or `qdeploy quantize`"

@@ -15,6 +15,8 @@ KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"<?xml", "an XML file, such as OpenVINO's", "give the ONNX file it was made from"),
     (0, b"PK\x03\x04", "a zip archive, such as torch.save writes", "export the model to ONNX, or unpack it"),
     (0, b"\x1f\x8b", "a gzip archive", "unpack it"),
+    (0, b"<\n   ir_version", "ONNX written as text", "give the .onnx file, or parse it with `onnx.parser`"),
+    (0, b"{", "a text of JSON", "give an exported .onnx file"),
     (8, b'{"', "a file of safetensors, which holds weights and no graph", "export the model to ONNX"),
 )
 """Offset, bytes, what such a file is, and what to do."""
@@ -22,4 +24,6 @@ KINDS: tuple[tuple[int, bytes, str, str], ...] = (
 
 def kind_of(data: bytes) -> tuple[str, str] | None:
     """Return what a file is, and what to do to have a model; None if its first bytes do not tell."""
+    if not data:
+        return "empty", "copy or export it again"
     return next(((what, fix) for at, start, what, fix in KINDS if data.startswith(start, at)), None)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.printer
 import pytest
 import safetensors.numpy
 import torch
+from onnx import helper
 
 from qdeploy.cli.main import run
 from qdeploy.core.file_kind import kind_of
@@ -34,6 +37,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     ".ort": (b"\x1c\0\0\0ORTM" + bytes(64), "ONNX Runtime's own format"),
     "Keras": (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
     "OpenVINO": (b'<?xml version="1.0"?>\n<net name="m"/>', "an XML file"),
+    "Keras, which is a graph of nothing to protobuf": (b"\x89HDF\r\n\x1a\n" + b"0" * 50, "HDF5"),
+    "text": (onnx.printer.to_text(helper.make_model(helper.make_graph([], "g", [], []))).encode(), "written as text"),
+    "JSON": (b'{\n  "irVersion": "9"}', "a text of JSON"),
+    "nothing": (b"", "is empty"),
     "gzip": (b"\x1f\x8b\x08" + bytes(64), "unpack it"),
 }
 
@@ -52,5 +59,4 @@ def test_a_file_of_another_kind_is_called_by_its_name(name: str, verb: str, tmp_
 
 
 def test_what_says_nothing_is_no_kind() -> None:
-    assert kind_of(b"") is None
     assert kind_of(bytes(64)) is None

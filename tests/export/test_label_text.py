@@ -139,6 +139,67 @@ def test_ids_of_coco_may_leave_some_out_which_is_said(tmp_path: Path) -> None:
     assert "no label has" not in found.said()
 
 
+TABLE = {"0": "melon", "1": "apple", "2": "berry"}
+TURNED = {name: int(number) for number, name in TABLE.items()}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, json.dumps(TABLE)) for key in ("idx_to_class", "index_to_name", "Names", "ID2LABEL")),
+        *((key, json.dumps(TURNED)) for key in ("class_to_idx", "label2id", "label_map", "Class_To_Idx")),
+        ("config", json.dumps({"hidden": 3, "id2label": TABLE, "label2id": TURNED})),
+        ("hf", json.dumps({"model": {}, "label2id": TURNED})),
+        ("classes", "melon; apple;berry"),
+        ("names", "{0: ' melon ', 1: 'apple\\n', 2: '\\tberry'}"),
+    ],
+)
+def test_metadata_of_any_tool_give_labels(key: str, value: str) -> None:
+    model = onnx.ModelProto()
+    helper.set_model_props(model, {"framework": "torch", "shape": '{"x": [1, 3]}', key: value})
+    found = find_labels(model, None, Path("theirs.onnx"))
+    assert found is not None
+    assert found.labels == ("melon", "apple", "berry")
+    assert found.where == f"metadata '{key}' of theirs.onnx"
+
+
+def test_metadata_of_other_things_are_no_labels() -> None:
+    model = onnx.ModelProto()
+    props = {"stride": "32", "args": '{"batch": 1}', "shapes": "[1, 2]", "note": "{", "empty": "", "classes": ""}
+    helper.set_model_props(model, props)
+    assert find_labels(model, None, Path("theirs.onnx")) is None
+
+
+@pytest.mark.parametrize("name", ["class_indices.json", "index_to_name.json", "class_to_idx.json", "labels.json"])
+def test_tables_beside_a_file_give_labels(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(json.dumps(TURNED if name == "class_to_idx.json" else TABLE))
+    found = find_labels(onnx.ModelProto(), None, tmp_path / "theirs.onnx")
+    assert found is not None
+    assert found.labels == ("melon", "apple", "berry")
+    assert found.beside
+
+
+def test_numbers_of_a_zipmap_that_are_not_the_places_are_labels() -> None:
+    for numbers, labels in (([0, 1, 2], None), ([0, 2, 3], ("0", "2", "3")), ([2, 0, 1], ("2", "0", "1"))):
+        node = helper.make_node("ZipMap", ["p"], ["y"], domain="ai.onnx.ml", classlabels_int64s=numbers)
+        model = helper.make_model(helper.make_graph([node], "g", [], []))
+        found = find_labels(model, None, Path("theirs.onnx"))
+        assert (found and found.labels) == labels
+
+
+def test_a_heading_of_columns_is_no_label(tmp_path: Path) -> None:
+    assert labels_from_file(written(tmp_path, "id,name\n1,bee\n0,ant\n")).labels == ("ant", "bee")
+    assert labels_from_file(written(tmp_path, "id\tname\n0\tant\n1\tbee\n")).labels == ("ant", "bee")
+    found = labels_from_file(written(tmp_path, "none\n1 finger\n2 hands"))
+    assert found.labels == ("none", "1 finger", "2 hands")
+
+
+def test_the_order_of_the_data_is_said_where_nothing_else_is_known() -> None:
+    data = Dataset(name="coins", classes=("ant", "bee"), preprocessing=Preprocessing(), splits={}, problems=())
+    _, notes = matched(data, None, 2, Path("theirs.onnx"))
+    assert notes == ["nothing says how the file calls its classes: those of the data are taken in their order (ant, bee)"]
+
+
 def test_numbers_that_were_read_are_said_of_metadata_too() -> None:
     model = onnx.ModelProto()
     helper.set_model_props(model, {"labels": "0 ant\n1 bee"})

@@ -245,9 +245,9 @@ def _read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
-        if kind := kind_of(data):
-            raise InputError(f"{path} is {kind[0]}", fix=kind[1]) from error
-        raise InputError(f"{path} is no ONNX file; give an exported .onnx file") from error
+        kind = kind_of(data) or ("no ONNX file", "give an exported .onnx file")
+        raise InputError(f"{path} is {kind[0]}", fix=kind[1]) from error
     if not model.opset_import:
-        raise InputError(f"{path} is no ONNX file: it names no opset; give an exported .onnx file")
+        kind = kind_of(data) or ("no ONNX file: it names no opset", "give an exported .onnx file")
+        raise InputError(f"{path} is {kind[0]}", fix=kind[1])
     return model

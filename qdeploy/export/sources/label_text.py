@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 from qdeploy.core.errors import InputError
 
-KEYS = ("names", "id2label", "label_names", "labels", "classes", "class_names")
-"""Where Ultralytics, Hugging Face, timm and others keep them."""
+KEYS = (
+    *("names", "id2label", "label_names", "labels", "classes", "class_names", "idx_to_class", "index_to_name"),
+    *("label_map", "label2id", "class_to_idx"),
+)
+"""Where Ultralytics, Hugging Face, timm, torchvision, TorchServe and others keep them, in any case of letters."""
 TABLES = (*KEYS, "categories")
 MOST = 10**9
 """Largest number that is a name."""
@@ -85,28 +88,37 @@ def _table_in(table: Mapping[Any, Any]) -> Any:
     return next((table[k] for k in TABLES if isinstance(table.get(k), (Mapping, list, tuple))), None)
 
 
+def holds_labels(text: str) -> bool:
+    """Tell whether a text is a table that says, in one of its entries, how classes are called."""
+    table = _literal(text) if text.lstrip().startswith("{") else None
+    return isinstance(table, Mapping) and _table_in(table) is not None
+
+
 def lines_of(text: str) -> list[str]:
     """Return the lines that are not empty, without quotes; of a single line what stands between its commas."""
     full = [line.strip() for line in text.splitlines() if line.strip()]
     listed = len(full) > 1 and all(line.startswith("- ") for line in full)  # a list in YAML
     lines = [_without_comment(line[2:].strip()) if listed else _unquoted(line) for line in full]
-    return _parts(lines[0]) if len(lines) == 1 and "," in lines[0] else lines
+    return (_parts(lines[0]) or lines) if len(lines) == 1 else lines
 
 
 def _parts(line: str) -> list[str]:
-    return [_unquoted(part) for part in line.split(",") if part.strip()]
+    mark = next((mark for mark in ",;" if mark in line), ",")
+    return [_unquoted(part) for part in line.split(mark) if part.strip()]
 
 
 def by_numbers(lines: Sequence[str], where: str) -> Rows:
     """Return lines that all begin with a number, counted from 0 or 1, with their names, ordered by it.
 
     Nothing is returned for others, nor where only a blank stands behind the number and the names without it would be
-    the same, as of ``1 euro`` and ``2 euro``: there the number is part of the name.
+    the same, as of ``1 euro`` and ``2 euro``: there the number is part of the name. A heading of columns is left out.
 
     Raises:
         InputError: If a number is left out.
     """
     found = [NUMBERED.fullmatch(line) for line in lines]
+    if len(found) > 2 and found[0] is None and all(m is not None and m[2].strip(" ") for m in found[1:]):
+        lines, found = lines[1:], found[1:]
     table = {int(m[1]): m for m in found if m is not None}
     if len(table) < len(lines) or min(table, default=2) > 1:
         return []
@@ -218,7 +230,7 @@ def _named(entries: list[Any], where: str) -> Names:
     wrong = [e for e in entries if not isinstance(e, (str, int, float)) or (isinstance(e, int) and abs(e) > MOST)]
     if wrong:
         raise InputError(f"{where} holds what is no label", found=_shown(wrong[0]), fix="give one label a line")
-    return Names([str(e) for e in entries], [], missing)
+    return Names([str(e).strip() for e in entries], [], missing)
 
 
 def _shown(value: Any) -> str:

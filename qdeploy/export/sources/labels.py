@@ -15,14 +15,18 @@ from typing import Any
 import numpy as np
 import onnx
 
+from qdeploy.core.artifact import CARD_KEY
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.core.progress import Note, silent
 from qdeploy.core.regular import TooLargeError, read_regular
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.graph.walk import all_nodes
-from qdeploy.export.sources.label_text import KEYS, listed, names_in
+from qdeploy.export.sources.label_text import KEYS, holds_labels, listed, names_in
 
-BESIDE = ("labels.txt", "classes.txt")
+BESIDE = (
+    *("labels.txt", "classes.txt", "class_names.txt", "labels.json", "classes.json", "class_names.json"),
+    *("id2label.json", "index_to_name.json", "idx_to_class.json", "class_to_idx.json", "class_indices.json"),
+)
 INSIDE = ("pretrained_cfg", "model_config")
 MOST_BYTES = 10_000_000
 Labels = tuple[str, ...]
@@ -138,15 +142,26 @@ def find_labels(
 
 def _inside(model: onnx.ModelProto, file: Path) -> Iterator[tuple[str, Any]]:
     """Yield where a file itself may say its labels, and what stands there."""
-    metadata = {p.key: p.value for p in model.metadata_props}
-    yield from ((f"metadata '{key}' of {file.name}", metadata[key]) for key in KEYS if metadata.get(key))
+    entries = [p for p in model.metadata_props if p.value and p.key != CARD_KEY]
+    for known in KEYS:
+        yield from ((f"metadata '{p.key}' of {file.name}", p.value) for p in entries if p.key.lower() == known)
+    yield from (
+        (f"metadata '{p.key}' of {file.name}", p.value)
+        for p in entries
+        if p.key.lower() not in KEYS and holds_labels(p.value)
+    )
     for node in all_nodes(model):
-        if node.op_type == "ZipMap" and (strings := _strings(node, "classlabels_strings")):
-            yield f"the ZipMap of {file.name}", strings
+        if node.op_type == "ZipMap" and (names := _of_zipmap(node)):
+            yield f"the ZipMap of {file.name}", names
 
 
-def _strings(node: onnx.NodeProto, name: str) -> list[str]:
-    return [s.decode(errors="replace") for a in node.attribute if a.name == name for s in a.strings]
+def _of_zipmap(node: onnx.NodeProto) -> list[str]:
+    """Return the names that a ZipMap gives, unless they are the places of the outputs."""
+    attributes = {a.name: a for a in node.attribute}
+    if "classlabels_strings" in attributes:
+        return [s.decode(errors="replace") for s in attributes["classlabels_strings"].strings]
+    numbers = list(attributes["classlabels_int64s"].ints) if "classlabels_int64s" in attributes else []
+    return [] if numbers == list(range(len(numbers))) else [str(n) for n in numbers]
 
 
 def _in_config(path: Path) -> Iterator[tuple[str, Any]]:
@@ -252,7 +267,7 @@ def _positions(classes: Labels, found: FoundLabels, name: str) -> list[int]:
 def _doubts(classes: Labels) -> list[str]:
     """Say in which order classes that are numbers were taken, if there are two."""
     if not all(c.isascii() and c.isdigit() for c in classes) or sorted(classes, key=int) == list(classes):
-        return []
+        return [f"nothing says how the file calls its classes: those of the data are taken in their order ({_some(classes)})"]
     return [
         f"the folders are numbers and were taken in the order of text ({_some(classes)}); if the file counts "
         f"{_some(sorted(classes, key=int))}, give `labels`"

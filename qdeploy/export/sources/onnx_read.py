@@ -55,7 +55,8 @@ def read_onnx(file: Path) -> onnx.ModelProto:
     model = _loaded(file)
     standard = [o.version for o in model.opset_import if o.domain in STANDARD]
     if not standard:
-        raise InputError(f"{file} is no ONNX file with a graph: it names no opset", fix="give an exported .onnx file")
+        kind = _kind_of(file) or ("no ONNX file with a graph: it names no opset", "give an exported .onnx file")
+        raise InputError(f"{file} is {kind[0]}", fix=kind[1])
     if not model.graph.node:
         raise InputError(f"{file} holds a graph without nodes, which computes nothing", fix="export the model again")
     for node in all_nodes(model):
