@@ -11,7 +11,7 @@ import pytest
 
 from qdeploy.export.int8.step import require_layers
 from qdeploy.export.sources.onnx_file import onnx_source
-from tests.export.test_foreign_graphs import logits, theirs
+from tests.export.test_foreign_graphs import PIXELS, logits, theirs
 from tests.foreign.build import CLASSES, Net
 from tests.foreign.names import renamed
 
@@ -96,8 +96,60 @@ def require_the_same(model: onnx.ModelProto, folder: Path, *, alone: bool, proba
         require_layers(source.graph)
 
 
+def resized(net: Net, mode: str, *sizes: int) -> str:
+    return net.node("Resize", net.stem(), "", "", net.integers(1, 8, *sizes), mode=mode)
+
+
+def recurrent(net: Net, kind: str, gates: int, lengths: bool) -> str:
+    """The places one after the other, from a first state of one image."""
+    rows = net.node("Transpose", net.node("Reshape", net.stem(), net.integers(1, 8, 25)), perm=[2, 0, 1])
+    weights = (net.weight(1, 4 * gates, 8), net.weight(1, 4 * gates, 4), "")
+    states = [net.weight(1, 1, 4, scale=1.0) for _ in range(2 if kind == "LSTM" else 1)]
+    count = net.constant([20], dtype=np.int32) if lengths else ""
+    net.node(kind, rows, *weights, count, *states, outputs=["every", "last"], hidden_size=4)
+    return net.node("Unsqueeze", net.node("Squeeze", "last", net.integers(0)), net.integers(2, 3))
+
+
+def sampled(net: Net) -> str:
+    grid = net.constant(net.rng.uniform(-1, 1, (1, 4, 4, 2)))
+    return net.node("GridSample", net.stem(), grid)
+
+
+def joined_behind(net: Net) -> str:
+    return net.node("Concat", net.stem(), net.weight(1, 8, 5, 2), axis=3)
+
+
+SINGLE: dict[str, tuple[Callable[[Net], str], int]] = {
+    **{f"Resize, {m}": (lambda n, m=m: resized(n, m, 7, 9), 8) for m in ("nearest", "linear", "cubic")},  # type: ignore[misc]
+    "Resize to less": (lambda n: resized(n, "linear", 3, 4), 8),
+    **{k: (lambda n, k=k, g=g: recurrent(n, k, g, False), 4) for k, g in (("LSTM", 4), ("GRU", 3), ("RNN", 1))},  # type: ignore[misc]
+    "LSTM with lengths": (lambda n: recurrent(n, "LSTM", 4, True), 4),
+    "GridSample": (sampled, 8),
+    "joined along the last axis": (joined_behind, 8),
+}
+
+
+@pytest.mark.parametrize("form", SINGLE)
+def test_what_is_written_for_one_image_is_made_for_any(form: str, tmp_path: Path) -> None:
+    net = Net(len(form))
+    make, channels = SINGLE[form]
+    net.head(make(net), channels=channels)
+    require_the_same(net.model(batch=1), tmp_path, alone=False)
+
+
+def test_a_resize_of_a_batch_of_four_is_made_for_any(tmp_path: Path) -> None:
+    net = Net(4)
+    net.head(net.node("Resize", net.stem(), "", "", net.integers(4, 8, 7, 7), mode="nearest"))
+    onnx.save(net.model(batch=4), tmp_path / "theirs.onnx")
+    source, _ = onnx_source(tmp_path / "theirs.onnx")
+    assert not any("one image at a time" in n for n in source.notes)
+    require_layers(source.graph)
+    whole = logits(source.graph)
+    assert np.abs(logits(source.graph, PIXELS[:3]) - whole[:3]).max() < 1e-5
+
+
 OURS = (
-    *("qd_one", "qd_row_0", "qd_flat", "qd_first", "qd_shape", "qd_count", "qd_repeats_3", "qd_ones_3"),
+    *("qd_one", "qd_row_0", "qd_flat", "qd_first", "qd_shape", "qd_count", "qd_counted_0", "qd_counted_0_after"),
     *("x_of_one", "y_of_one", *(f"w{i}_of_{k}" for i in range(3) for k in range(4))),
 )
 

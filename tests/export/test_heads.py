@@ -270,14 +270,65 @@ def no_numbers(tmp_path: Path) -> Path:
     return saved(tmp_path, [*nodes, make("Exp", ["raw"], ["e"]), *roots], tensors, {"y": (FLOAT, ["N", K])})
 
 
+def choices(kind: str) -> Callable[[Path], Path]:
+    """1 for the largest and 0 for the others."""
+
+    def form(tmp_path: Path) -> Path:
+        nodes, tensors = body(K)
+        if kind == "Hardmax":
+            return saved(tmp_path, [*nodes, make("Hardmax", ["raw"], ["y"])], tensors, {"y": (FLOAT, ["N", K])})
+        tensors |= {"depth": np.asarray(K), "values": np.asarray([0, 1], np.float32)}
+        tail = [make("ArgMax", ["raw"], ["m"], axis=1, keepdims=0), make("OneHot", ["m", "depth", "values"], ["y"])]
+        return saved(tmp_path, [*nodes, *tail], tensors, {"y": (FLOAT, [None, None])})
+
+    return form
+
+
+def rows_of_places(tmp_path: Path) -> Path:
+    rows = make("Reshape", ["r", "rows"], ["y"])
+    return saved(tmp_path, [*PAIR, rows], {**body(K)[1], "rows": np.asarray([0, 8, 25])}, {"y": (FLOAT, ["N", 8, 25])})
+
+
+def detector(inside: bool) -> Callable[[Path], Path]:
+    """Boxes whose scores compete; in a branch, too."""
+
+    def form(tmp_path: Path) -> Path:
+        nodes, tensors = body(20)
+        tensors |= {"boxes": np.asarray([-1, 5, 4]), "one": np.asarray([1]), "cond": np.asarray(True)}
+        tensors |= {"start": np.asarray([0]), "end": np.asarray([15]), "scores": np.asarray([-1, 3, 5])}
+        cut = [make("Reshape", ["raw", "boxes"], ["b"]), make("Slice", ["raw", "start", "end", "one"], ["s"])]
+        nms = make("NonMaxSuppression", ["b", "t", "one"], ["y"])
+        if inside:
+            no = helper.make_graph([make("Identity", ["none"], ["n"])], "no", [], [numbers("n")])
+            yes = helper.make_graph([make("NonMaxSuppression", ["b", "t", "one"], ["i"])], "yes", [], [numbers("i")])
+            nms = make("If", ["cond"], ["y"], then_branch=yes, else_branch=no)
+            tensors["none"] = np.zeros((1, 3), np.int64)
+        outputs: dict[str, tuple[int, list[Any]]] = {"y": (INT64, [None, 3]), "b": (FLOAT, ["N", 5, 4])}
+        return saved(tmp_path, [*nodes, *cut, make("Reshape", ["s", "scores"], ["t"]), nms], tensors, outputs)
+
+    return form
+
+
+def numbers(name: str) -> onnx.ValueInfoProto:
+    value: onnx.ValueInfoProto = helper.make_tensor_value_info(name, INT64, [None, 3])
+    return value
+
+
 @pytest.mark.parametrize(
     ("form", "says"),
     [
+        *(
+            (choices(kind), "gives 1 for a class and 0 for all others, .* say with `output`")
+            for kind in ("Hardmax", "")
+        ),
+        (rows_of_places, r"found \[7, 8, 25\], rows for places of an image, as detectors give; give a classifier"),
+        (detector(inside=False), "finds objects and no class of an image: it holds NonMaxSuppression"),
+        (detector(inside=True), "finds objects and no class of an image: it holds NonMaxSuppression"),
         (sigmoids, "4 independent probabilities .* give `output=raw`"),
         (one_number, "gives one number for an image"),
-        (only_a_map, r"'r' of .* must give \[batch, K\] for 7 images, found \[7, 8, 5, 5\]"),
+        (only_a_map, r"'r' of .* must give \[batch, K\] for 7 images, found \[7, 8, 5, 5\], a map of each image"),
         (unlike_argmax, "must give logits or probabilities as floats, found 'y' of int64"),
-        (no_numbers, "'y' of .* is not finite for noise"),
+        (no_numbers, "'y' of .* is not finite for noise: tensor 'y', made by Sqrt, is the first to hold NaN"),
     ],
 )
 def test_what_is_no_choice_of_a_class_is_refused(form: Callable[[Path], Path], says: str, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_negative_number_is_no_class(tmp_path: Path) -> None:
 def test_ids_of_coco_may_leave_some_out_which_is_said(tmp_path: Path) -> None:
     found = labels_from_file(written(tmp_path, '[{"id": 13, "name": "bee"}, {"id": 11, "name": "cat"}]'))
     assert found.labels == ("cat", "bee")
-    assert found.said().endswith("; no label has the id 12: they are taken in the order of their ids, closed up")
+    assert found.said().endswith("; no label has the id 12: they are taken in the order of ids, closed up")
     found = labels_from_file(written(tmp_path, '[{"id": 2, "name": "bee"}, {"id": 1, "name": "cat"}]'))
     assert "no label has" not in found.said()
 
@@ -197,7 +197,9 @@ def test_a_heading_of_columns_is_no_label(tmp_path: Path) -> None:
 def test_the_order_of_the_data_is_said_where_nothing_else_is_known() -> None:
     data = Dataset(name="coins", classes=("ant", "bee"), preprocessing=Preprocessing(), splits={}, problems=())
     _, notes = matched(data, None, 2, Path("theirs.onnx"))
-    assert notes == ["nothing says how the file calls its classes: those of the data are taken in their order (ant, bee)"]
+    assert notes == [
+        "nothing says how the file calls its classes: those of the data are taken in their order (ant, bee)"
+    ]
 
 
 def test_numbers_that_were_read_are_said_of_metadata_too() -> None:

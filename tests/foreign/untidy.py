@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tests.foreign.build import CLASSES, Foreign, Net, info, tensor
+from tests.foreign.build import CLASSES, Foreign, Net, body, info, tensor
 
 
 def _reversed() -> onnx.ModelProto:
@@ -198,7 +198,34 @@ def _part(found: TensorProto) -> None:
     found.segment.begin, found.segment.end = 1, 3
 
 
+DRAWING = ("Dropout", "Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 DAMAGES = (_cut, _cut_in_a_value, _too_few, _wide, _no_type, _unknown_type, _no_text, _part)
+
+
+def _drawn(kind: str, place: str = "graph") -> onnx.ModelProto:
+    """Random numbers, too small to be seen when the file is run twice."""
+    net = Net(13)
+    stem = net.stem()
+    if kind == "Dropout":
+        drawn = net.node("Dropout", stem, net.constant(1e-6), net.constant(True, dtype=np.bool_))
+    elif kind == "Bernoulli":
+        drawn = net.node("Mul", net.node("Bernoulli", net.node("Sigmoid", stem)), net.constant(1e-7))
+    elif kind.endswith("Like"):
+        given = {"scale": 1e-6} if "Normal" in kind else {"low": 0.0, "high": 1e-6}
+        drawn = net.node(kind, stem, **given)
+    else:
+        drawn = net.node(kind, shape=[1, 8, 5, 5], **({"scale": 1e-6} if "Normal" in kind else {"high": 1e-6}))
+    if place == "unused":
+        net.head(stem)
+        return net.model()
+    if place == "branch":
+        node = net.nodes.pop()
+        yes = body([node], [], [info(drawn, None, 8, 5, 5)])
+        no = body([helper.make_node("Neg", [stem], ["e"])], [], [info("e", None, 8, 5, 5)])
+        sure = net.node("Greater", net.node("ReduceMax", stem, keepdims=0), net.constant(-1.0))
+        drawn = net.node("If", sure, then_branch=yes, else_branch=no)
+    net.head(net.node("Add", stem, drawn))
+    return net.model()
 
 
 def _nodeless(output: str) -> onnx.ModelProto:
@@ -251,6 +278,7 @@ TAKEN: dict[str, Callable[[], onnx.ModelProto]] = {
     },
     **{f"GroupNormalization of {groups}": partial(_group_norm, groups) for groups in (1, 2, 8)},
     "a graph without a name": _unnamed,
+    "random numbers that nobody reads": partial(_drawn, "RandomNormalLike", "unused"),
 }
 REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "BatchNormalization in training": (_training_batch_norm, "is in training mode; export it in evaluation mode"),
@@ -270,6 +298,8 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         for inside in (False, True)
         for change in DAMAGES
     },
+    **{f"drawn by {kind}": (partial(_drawn, kind), f"each time: {kind} '.*' draws random numbers") for kind in DRAWING},
+    "drawn in a branch": (partial(_drawn, "RandomUniformLike", "branch"), "RandomUniformLike '.*' draws random"),
     **{f"no nodes, output {name}": (partial(_nodeless, name), "graph without nodes") for name in ("x", "w1", "y")},
     "no outputs": (_outputless, "must have an output that its graph computes, found none"),
     **{f"output {name} only": (partial(_outputless, name), f"computes, found '{name}'") for name in ("x", "w3")},

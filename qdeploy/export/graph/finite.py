@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,9 @@ from qdeploy.core.errors import InputError
 from qdeploy.core.metrics import Floats
 from qdeploy.export.graph.inner_outputs import open_with_outputs
 from qdeploy.export.graph.names import without_mark
+
+FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
+"""Types of ONNX Runtime that may hold NaN and infinity, without bfloat16, which numpy lacks."""
 
 
 def require_finite(
@@ -32,7 +36,8 @@ def require_finite(
     if not len(bad):
         return
     first = int(bad[0])
-    where = _origin(model, pixels_NSSC[first : first + 1], bool(np.isnan(answers_NK[first]).any()))
+    feed = {model.graph.input[0].name: pixels_NSSC[first : first + 1]}
+    where = origin(model, feed, not_a_number=bool(np.isnan(answers_NK[first]).any()))
     raise InputError(
         f"the model's answer to {name(first)} is not finite: {where}", fix="repair the model, or leave out the image"
     )
@@ -50,14 +55,21 @@ def called(what: str, hashes: Sequence[str], start: int, position: int) -> str:
     return f"{what} image {start + position} (hash {hashes[start + position]})"
 
 
-def _origin(model: onnx.ModelProto, pixels_NSSC: NDArray[np.uint8], not_a_number: bool) -> str:
-    """Name the first tensor that holds NaN, or infinity where the answer is infinite."""
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
-    names = [o for n in model.graph.node for o in n.output if kinds.get(o) == onnx.TensorProto.FLOAT]
-    makers = {o: n for n in model.graph.node for o in n.output}
-    found = open_with_outputs(model, names).run(names, {model.graph.input[0].name: pixels_NSSC})
+def origin(model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]], *, not_a_number: bool) -> str:
+    """Name the first tensor that holds NaN, or infinity where the answer is infinite, and what makes it.
+
+    Args:
+        model: The graph.
+        feed: What it takes.
+        not_a_number: Whether NaN is looked for.
+    """
+    makers = {o: n for n in model.graph.node for o in n.output if o}
+    session = open_with_outputs(model, makers)
+    names = [o.name for o in session.get_outputs() if o.type in FLOATS and o.name in makers]
+    names = [name for name in makers if name in names]  # in the order of the nodes
     bad = np.isnan if not_a_number else np.isinf
-    name = next((n for n, v in zip(names, found, strict=True) if bad(v).any()), "")
+    found = zip(names, session.run(names, dict(feed)), strict=True)
+    name = next((n for n, v in found if bad(np.asarray(v, np.float64)).any()), "")
     if not name:
         return "it depends on the batch that the image is in"
     value = "NaN" if not_a_number else "infinity"

@@ -57,6 +57,18 @@ def read_inside(graph: onnx.GraphProto) -> set[str]:
     return {name for g in inside for name in (*(i for n in g.node for i in n.input), *(o.name for o in g.output))}
 
 
+def read_by(node: onnx.NodeProto) -> set[str]:
+    """Return what a node reads of the graph around it; the graphs inside it do, too."""
+    read = set(node.input)
+    for body in bodies(node):
+        inside = [n for graph in with_bodies(body) for n in graph.node]
+        names = {name for n in inside for name in n.input} | {o.name for g in with_bodies(body) for o in g.output}
+        own = {name for n in inside for name in n.output}
+        own.update(v.name for g in with_bodies(body) for v in (*g.input, *g.initializer))
+        read |= names - own
+    return read
+
+
 class FreeNames:
     """Gives names that nothing in a graph, and nothing that was named here, has."""
 

@@ -5,7 +5,7 @@ The proof: batches of 1, 3 and 7 give what the file gives image by image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from onnx import helper, numpy_helper
 from qdeploy.core.errors import InputError, one_line
 from qdeploy.core.reasons import onnxruntime_reason
 from qdeploy.export.graph.inner_outputs import open_with_outputs
-from qdeploy.export.graph.walk import FreeNames, all_nodes, is_standard, with_bodies
+from qdeploy.export.graph.walk import FreeNames, with_bodies
 from qdeploy.export.sources.dropped_batch import with_batch_kept
+from qdeploy.export.sources.evaluation import FIX, require_evaluation, require_no_chance
+from qdeploy.export.sources.free_shapes import free_shapes
 from qdeploy.export.sources.inputs import Entrance
 from qdeploy.export.sources.onnx_read import recent, simplified
 from qdeploy.runtime.engines.onnxruntime_binding import FAILURES
@@ -89,7 +91,7 @@ def with_any_batch(
         if not reason:
             return candidate, said
         reasons.append(reason)
-    _require_evaluation(model, file)
+    require_evaluation(model, file)
     if entrance.batch:
         only = f"{file} takes batches of {entrance.batch} only, and no way was found to change that ({reasons[-1]})"
         raise InputError(only, fix="export it with a dynamic batch")
@@ -100,33 +102,20 @@ def with_any_batch(
     )
 
 
-def _require_evaluation(model: onnx.ModelProto, file: Path) -> None:
-    """Refuse a BatchNorm that computes with the statistics of its batch."""
-    for node in all_nodes(model):
-        if is_standard(node, "BatchNormalization") and any(a.name == "training_mode" and a.i for a in node.attribute):
-            raise InputError(
-                f"what {file} answers for an image depends on the others in its batch: BatchNormalization "
-                f"'{node.name or node.output[0]}' is in training mode",
-                fix="export it in evaluation mode, after `model.eval()`",
-            )
-
-
 def _alone(
     model: onnx.ModelProto, entrance: Entrance, names: Sequence[str], values: NDArray[Any], file: Path
 ) -> list[NDArray[Any]]:
     """Return what a file gives image by image; the first batch is run twice."""
     size = max(1, entrance.batch) if entrance.batch <= len(values) else 0
+    require_no_chance(model, names, file)
     try:
         rows = image_by_image(model, entrance, names, np.concatenate([values[:size], values]))
     except (OnnxRuntimeError, ValueError) as error:
         raise InputError(f"{file} cannot be run on an image: {one_line(error)}") from error
     for name, found in zip(names, rows, strict=True):
         if not close(found[:size], found[size : 2 * size]):
-            _require_evaluation(model, file)
-            raise InputError(
-                f"{file} answers the same image differently each time ('{name}')",
-                fix="export it in evaluation mode, without random operators",
-            )
+            require_evaluation(model, file)
+            raise InputError(f"{file} answers the same image differently each time ('{name}')", fix=FIX)
     return [found[size:] for found in rows]
 
 
@@ -163,7 +152,7 @@ def _candidates(model: onnx.ModelProto, entrance: Entrance, file: Path) -> Itera
         for everywhere in (False, True):
             free = _copy(form)
             _free_dimensions(free.graph, entrance)
-            if _free_shapes(free.graph, batch, entrance.name, everywhere=everywhere) or form is kept:
+            if free_shapes(free.graph, batch, entrance.name, everywhere=everywhere) or form is kept:
                 yield free, ""
     if entrance.batch == 1:
         said = "the file takes one image at a time, and so does what is made of it: batches gain nothing"
@@ -233,90 +222,6 @@ def _free_dimensions(graph: onnx.GraphProto, entrance: Entrance) -> None:
             if not dim.HasField("dim_value"):
                 dim.Clear()
     del graph.value_info[:]
-
-
-def _free_shapes(graph: onnx.GraphProto, batch: int, image: str, *, everywhere: bool) -> bool:
-    """Let no Reshape say the batch, and repeat constants that are joined to images; tell if anything was changed.
-
-    Args:
-        graph: Where.
-        batch: The batch that shapes are written for.
-        image: The input.
-        everywhere: Whether the first axis may hold more than the batch, as where images are cut into windows.
-    """
-    follows = {image}
-    for node in graph.node:
-        if follows.intersection(node.input):
-            follows.update(node.output)
-    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    for node in graph.node:
-        value = _constant(node, constants)
-        if value is not None:
-            constants[node.output[0]] = value
-    changed, nodes, new = False, [], FreeNames(graph)
-    repeated: dict[int, str] = {}
-    for i, node in enumerate(graph.node):
-        free = (
-            _free_shape(node, constants, None if everywhere else batch)
-            if node.input[:1] and node.input[0] in follows
-            else None
-        )
-        if free is not None:
-            node.input[1] = new(f"{node.input[1]}_of_{i}")
-            graph.initializer.append(numpy_helper.from_array(free, node.input[1]))
-            changed = True
-        for k, name in enumerate(node.input if node.op_type == "Concat" and batch == 1 else ()):
-            value = constants.get(name)
-            if value is not None and value.ndim > 1 and value.shape[0] == 1 and _axis(node) % value.ndim:
-                if value.ndim not in repeated:
-                    repeated[value.ndim] = new(f"qd_repeats_{value.ndim}")
-                node.input[k] = new(f"{name}_of_{i}")
-                nodes.append(helper.make_node("Expand", [name, repeated[value.ndim]], [node.input[k]]))
-        nodes.append(node)
-    if repeated:
-        del graph.node[:]
-        graph.node.extend([*_repeats(graph, image, repeated, new), *nodes])
-    return changed or bool(repeated)
-
-
-def _constant(node: onnx.NodeProto, constants: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """Return a node's value where it is known: a constant, or one that is repeated along axes."""
-    if node.op_type == "Constant":
-        return next((numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"), None)
-    if node.op_type == "Expand" and all(name in constants for name in node.input):
-        value, shape = (constants[name] for name in node.input)
-        return np.asarray(value * np.ones(shape.tolist(), value.dtype))
-    return None
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "axis"), 0)
-
-
-def _free_shape(
-    node: onnx.NodeProto, constants: Mapping[str, NDArray[Any]], batch: int | None
-) -> NDArray[np.int64] | None:
-    """Return the shape of a Reshape without its batch; of any number if that is None; None to leave it alone."""
-    shape = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-    if shape is None or shape.ndim != 1 or not len(shape) or (batch or shape[0]) != shape[0] or shape[0] < 1:
-        return None
-    if batch is None and (shape == -1).any() and shape[0] != 1:
-        return None
-    free = shape.astype(np.int64)
-    free[0] = -1 if (free != -1).all() else 0
-    return free
-
-
-def _repeats(graph: onnx.GraphProto, image: str, axes: Mapping[int, str], new: FreeNames) -> list[onnx.NodeProto]:
-    """Return nodes that count the images: that of 3 axes is ``[N, 1, 1]``, to repeat a class token, say."""
-    first, shape, count = new("qd_first"), new("qd_shape"), new("qd_count")
-    graph.initializer.append(numpy_helper.from_array(np.asarray([0], np.int64), first))
-    nodes = [helper.make_node("Shape", [image], [shape]), helper.make_node("Gather", [shape, first], [count])]
-    for n, repeats in axes.items():
-        ones = new(f"qd_ones_{n}")
-        graph.initializer.append(numpy_helper.from_array(np.ones(n - 1, np.int64), ones))
-        nodes.append(helper.make_node("Concat", [count, ones], [repeats], axis=0))
-    return nodes
 
 
 def one_by_one(model: onnx.ModelProto, entrance: Entrance) -> onnx.ModelProto:

@@ -20,31 +20,23 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from qdeploy.core.errors import InputError, near_miss
+from qdeploy.core.errors import InputError
 from qdeploy.core.metrics import Floats
 from qdeploy.export.graph.inner_outputs import open_with_outputs
 from qdeploy.export.graph.names import FOREIGN_TENSOR
-from qdeploy.export.sources.inputs import FLOATS
+from qdeploy.export.sources.answers import Answer, require_differing, require_finite, require_largest, require_shares
 
 PROBES = 7
 DEPTH, MOST = 12, 64
 """How far before an output logits are looked for: nodes, and tensors."""
 FINE, COARSE = 1e-5, 4e-3
 """Differences of probabilities that are rounding, in float32 and in float16."""
-PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
 NUMPY = re.compile(r"tensor\((bool|u?int(8|16|32|64)|float16|float|double)\)")
 """Types of ONNX Runtime that numpy has: not bfloat16, for one."""
+SHAPES = {3: ", rows for places of an image, as detectors give", 4: ", a map of each image, as segmentation gives"}
+"""What answers with so many axes are, as a rule."""
 Values = Mapping[str, NDArray[Any]]
 Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """An output of the file, and the tensor whose values say the same in floats."""
-
-    output: str
-    tensor: str
-    """The output itself, or what its ArgMax or TopK reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,63 +69,6 @@ class Head:
         return f"{whose} holds probabilities; logits are {taken}"
 
 
-def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[Answer]:
-    """Return the outputs that may hold an answer: floats, or numbers of classes from an ArgMax.
-
-    Args:
-        model: The file as it came.
-        wanted: Name of the only tensor that counts, if the user says so.
-        file: Its name.
-
-    Raises:
-        InputError: If there is none.
-    """
-    graph = model.graph
-    made = {name: node for node in graph.node for name in node.output if name}
-    outputs = {o.name: o.type.tensor_type.elem_type for o in graph.output}  # 0 for sequences and maps
-    if wanted is not None and wanted not in {*made, *outputs}:
-        raise InputError(
-            f"{file} has no tensor '{wanted}'{near_miss(wanted, [*outputs, *made])}; its outputs are "
-            + ", ".join(outputs),
-            fix="give one of them with `output`",
-        )
-    found = []
-    for name in [n for n in outputs if n in made] if wanted is None else [wanted]:  # others are weights or inputs
-        if name in made and made[name].op_type == "ZipMap":
-            name = str(made[name].input[0])  # the scores that it writes as a table for each image
-        kind = outputs.get(name, TensorProto.FLOAT)
-        source = _chosen_from(made, name)
-        if source is not None:
-            found.append(Answer(output=name, tensor=source))
-        elif kind in FLOATS:
-            found.append(Answer(output=name, tensor=name))
-    if not found and not made.keys() & outputs:
-        unmade = ", ".join(f"'{n}'" for n in outputs) or "none"
-        raise InputError(
-            f"{file} must have an output that its graph computes", found=unmade, fix="say with `output` which tensor"
-        )
-    if not found:
-        kinds = ", ".join(f"'{n}' of {_kind(t)}" for n, t in outputs.items())
-        raise InputError(
-            f"{file} must give logits or probabilities as floats",
-            found=kinds,
-            fix="say with `output` which tensor before it holds them",
-        )
-    return found
-
-
-def _kind(dtype: int) -> str:
-    return str(TensorProto.DataType.Name(dtype)).lower() if dtype else "no tensor"
-
-
-def _chosen_from(made: Mapping[str, onnx.NodeProto], name: str) -> str | None:
-    """Return the scores that an output is the choice of, its numbers or its values; None for any other output."""
-    node = made.get(name)
-    while node is not None and node.op_type in PASSING:
-        node = made.get(node.input[0])
-    return str(node.input[0]) if node is not None and node.op_type in ("ArgMax", "TopK") else None
-
-
 def find_head(
     model: onnx.ModelProto,
     feed: dict[str, NDArray[Any]],
@@ -162,6 +97,7 @@ def find_head(
     for answer in answers:
         chain = [n for n in chains[answer.tensor] if n in values]
         try:
+            require_finite(model, feed, answer, values.get(names[answer.tensor]), file)
             heads.append(_head(answer, chain, values, names, file))
         except InputError as error:
             wrong.append(error)
@@ -221,24 +157,25 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
     own = names[answer.tensor]
     table = _table(values[own]) if own in values else None
     if table is None:
-        shape = list(values[own].shape) if own in values else "no tensor"
+        shape = list(values[own].shape) if own in values else []
         raise InputError(
-            f"output '{answer.output}' of {file} must give [batch, K] for {PROBES} images", found=f"{shape}"
+            f"output '{answer.output}' of {file} must give [batch, K] for {PROBES} images",
+            found=f"{shape}{SHAPES.get(len(shape), '')}" if shape else "no tensor",
+            fix="give a classifier, or say with `output` which tensor holds the scores of its classes",
         )
     head = Head(**_found(own, values), form="logits", classes=table.shape[1], answer=answer, gives="logits")
     table = table[np.isfinite(table).all(1)]
-    if not len(table):
-        raise InputError(f"output '{answer.output}' of {file} is not finite for noise", fix="export it again")
     half = any(values[n].dtype == np.float16 for n in chain)
     rounding = COARSE if half else FINE
     tables = {n: t for n in chain[1:] if (t := _table(values[n])) is not None and t.shape[1] == head.classes}
     if answer.output != answer.tensor:
-        _require_largest(answer, table, values[names[answer.output]], file)
+        require_largest(answer, table, values[names[answer.output]], file)
     if head.classes > 1 and are_probabilities(table, 1e-2 if half else 1e-3):
         found = _source(table, tables, softmax, rounding)
         if found is None:
+            require_shares(answer, table, file)
             return replace(head, form="probabilities", gives="probabilities")
-        _require_differing(answer, tables[found], file)
+        require_differing(answer, tables[found], file)
         return replace(head, **_found(found, values), gives="probabilities")
     if table.min() >= 0 and table.max() <= 1 and (found := _source(table, tables, _sigmoid, rounding)):
         if head.classes == 1:
@@ -248,7 +185,7 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
             "class), of which several may be high",
             fix=f"if only one class is right for an image, give `output={found.removesuffix(FOREIGN_TENSOR)}`",
         )
-    _require_differing(answer, table, file)
+    require_differing(answer, table, file)
     sums = table.sum(1)
     if head.classes > 1 and table.min() >= 0 and np.ptp(sums) <= 1e-3 * sums.mean():
         raise InputError(
@@ -271,31 +208,8 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
     return head
 
 
-def _require_differing(answer: Answer, table: NDArray[np.float64], file: Path) -> None:
-    if table.shape[1] > 1 and len(table) > 1 and not np.ptp(table, axis=0).any():
-        raise InputError(
-            f"output '{answer.output}' of {file} answers every image the same: {_row(table[0])}",
-            fix="give a trained model, or say with `output` which tensor holds its logits",
-        )
-
-
-def _row(values: NDArray[np.float64]) -> str:
-    return ", ".join(f"{v:g}" for v in values[:3]) + (", ..." if len(values) > 3 else "")
-
-
 def _found(name: str, values: Values) -> dict[str, Any]:
     return {"logits": name, "rank": values[name].ndim, "cast": values[name].dtype != np.float32}
-
-
-def _require_largest(answer: Answer, table: NDArray[np.float64], chosen: NDArray[Any], file: Path) -> None:
-    first = chosen.reshape(PROBES, -1)[:, 0]
-    wholes = len(table) == PROBES and (first == np.round(first)).all()
-    if not (wholes and (table.argmax(1) == first).all()) and not np.allclose(table.max(1), first):
-        raise InputError(
-            f"output '{answer.output}' of {file} gives numbers of classes that are not the largest of "
-            f"'{answer.tensor}'",
-            fix="say with `output` which tensor holds logits or probabilities",
-        )
 
 
 def softmax(table: NDArray[np.float64]) -> NDArray[np.float64]:

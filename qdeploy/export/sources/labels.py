@@ -53,7 +53,9 @@ class FoundLabels:
         if self.written:
             text += "; numbers at the start of lines were read as class numbers"
         if self.left_out:
-            text += f"; no label has the id {listed(self.left_out)}: they are taken in the order of their ids, closed up"
+            text += (
+                f"; no label has the id {listed(self.left_out)}: they are taken in the order of their ids, closed up"
+            )
         if self.repeated:
             text += f"; {len(self.repeated)} of them are names of several classes and got their number: "
         return text + _some(self.repeated)
@@ -265,9 +267,10 @@ def _positions(classes: Labels, found: FoundLabels, name: str) -> list[int]:
 
 
 def _doubts(classes: Labels) -> list[str]:
-    """Say in which order classes that are numbers were taken, if there are two."""
+    """Say in which order the data's classes were taken; of numbers that of the text, if there are two."""
     if not all(c.isascii() and c.isdigit() for c in classes) or sorted(classes, key=int) == list(classes):
-        return [f"nothing says how the file calls its classes: those of the data are taken in their order ({_some(classes)})"]
+        order = f"those of the data are taken in their order ({_some(classes)})"
+        return [f"nothing says how the file calls its classes: {order}"]
     return [
         f"the folders are numbers and were taken in the order of text ({_some(classes)}); if the file counts "
         f"{_some(sorted(classes, key=int))}, give `labels`"

@@ -22,8 +22,8 @@ from qdeploy.core.progress import Note, silent
 from qdeploy.core.reasons import onnxruntime_reason
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.graph.parity import FP32_TOLERANCE, HALF_TOLERANCE
+from qdeploy.export.sources.answers import PASSING
 from qdeploy.export.sources.float32 import HALVES, in_float32, other_floats
-from qdeploy.export.sources.heads import PASSING
 from qdeploy.export.sources.module_copy import own_copy
 from qdeploy.export.sources.module_run import noise_pixels, normalised, plain, tried
 from qdeploy.export.sources.source import Reference

@@ -25,11 +25,12 @@ from qdeploy.export.graph.names import FOREIGN_TENSOR
 from qdeploy.export.graph.parity import HALF_TOLERANCE
 from qdeploy.export.graph.temperature import without_temperature
 from qdeploy.export.graph.walk import read_inside
+from qdeploy.export.sources.answers import answers_of
 from qdeploy.export.sources.batches import close, free_unknown_batch, image_by_image, outputs_of, with_any_batch
 from qdeploy.export.sources.beside import other_normalisation
 from qdeploy.export.sources.float32 import HALVES, in_float32, other_floats
 from qdeploy.export.sources.foreign import ForeignConfig
-from qdeploy.export.sources.heads import PROBES, Head, answers_of, file_answers, find_head, head_nodes
+from qdeploy.export.sources.heads import PROBES, Head, file_answers, find_head, head_nodes
 from qdeploy.export.sources.inputs import (
     Entrance,
     entrance_nodes,

@@ -49,8 +49,8 @@ def read_onnx(file: Path) -> onnx.ModelProto:
     """Read a float ONNX file; its functions are written out, its weights are no inputs, its nodes have names.
 
     Raises:
-        InputError: If it is no ONNX file, has no nodes, is larger than one file can be, is quantized, was optimized for one CPU, or
-            holds weights that are not finite.
+        InputError: If it is no ONNX file, has no nodes, is larger than one file can be, is quantized, was optimized for
+            one CPU, or holds weights that are not finite.
     """
     model = _loaded(file)
     standard = [o.version for o in model.opset_import if o.domain in STANDARD]

@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from qdeploy.core.errors import InputError
-from qdeploy.export.graph.walk import bodies, with_bodies
+from qdeploy.export.graph.walk import read_by, with_bodies
 
 
 def tidy(model: onnx.ModelProto) -> None:
@@ -41,7 +41,7 @@ def _sort(graph: onnx.GraphProto) -> None:
     """Put every node behind those whose tensors it reads, unless all are."""
     nodes = list(graph.node)
     maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    before = {i: {maker[name] for name in _read(node) if name in maker} for i, node in enumerate(nodes)}
+    before = {i: {maker[name] for name in read_by(node) if name in maker} for i, node in enumerate(nodes)}
     if all(max(makers, default=-1) < i for i, makers in before.items()):
         return
     try:
@@ -56,21 +56,9 @@ def _sort(graph: onnx.GraphProto) -> None:
     graph.node.extend(copies)
 
 
-def _read(node: onnx.NodeProto) -> set[str]:
-    """Return what a node reads of the graph around it; the graphs inside it do, too."""
-    read = set(node.input)
-    for body in bodies(node):
-        inside = [n for graph in with_bodies(body) for n in graph.node]
-        names = {name for n in inside for name in n.input} | {o.name for g in with_bodies(body) for o in g.output}
-        own = {name for n in inside for name in n.output}
-        own.update(v.name for g in with_bodies(body) for v in (*g.input, *g.initializer))
-        read |= names - own
-    return read
-
-
 def _drop_unread_inputs(graph: onnx.GraphProto) -> None:
     """Drop inputs that nothing reads, beside one that is read: they change no answer."""
-    read = {name for node in graph.node for name in _read(node)} | {o.name for o in graph.output}
+    read = {name for node in graph.node for name in read_by(node)} | {o.name for o in graph.output}
     kept = [i for i in graph.input if i.name in read]
     if kept and len(kept) < len(graph.input):
         del graph.input[:]

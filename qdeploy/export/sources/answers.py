@@ -1,0 +1,142 @@
+"""The outputs of a graph that may say which class an image is of, and those that turn out to say something else.
+
+Array names: P probe images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from qdeploy.core.errors import InputError, near_miss
+from qdeploy.export.graph.finite import origin
+from qdeploy.export.graph.walk import all_nodes
+from qdeploy.export.sources.inputs import FLOATS
+
+PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
+DETECTING = ("NonMaxSuppression", "EfficientNMS_TRT", "BatchedNMS_TRT")
+"""Operators of detectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An output of the file, and the tensor whose values say the same in floats."""
+
+    output: str
+    tensor: str
+    """The output itself, or what its ArgMax or TopK reads."""
+
+
+def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[Answer]:
+    """Return the outputs that may hold an answer: floats, or numbers of classes from an ArgMax.
+
+    Args:
+        model: The file as it came.
+        wanted: Name of the only tensor that counts, if the user says so.
+        file: Its name.
+
+    Raises:
+        InputError: If there is none.
+    """
+    graph = model.graph
+    if wanted is None and (node := next((n for n in all_nodes(model) if n.op_type in DETECTING), None)):
+        raise InputError(
+            f"{file} finds objects and no class of an image: it holds {node.op_type}",
+            fix="give a classifier, or say with `output` which tensor holds the scores of its classes",
+        )
+    made = {name: node for node in graph.node for name in node.output if name}
+    outputs = {o.name: o.type.tensor_type.elem_type for o in graph.output}  # 0 for sequences and maps
+    if wanted is not None and wanted not in {*made, *outputs}:
+        raise InputError(
+            f"{file} has no tensor '{wanted}'{near_miss(wanted, [*outputs, *made])}; its outputs are "
+            + ", ".join(outputs),
+            fix="give one of them with `output`",
+        )
+    found = []
+    for name in [n for n in outputs if n in made] if wanted is None else [wanted]:  # others are weights or inputs
+        if name in made and made[name].op_type == "ZipMap":
+            name = str(made[name].input[0])  # the scores that it writes as a table for each image
+        kind = outputs.get(name, TensorProto.FLOAT)
+        source = _chosen_from(made, name)
+        if source is not None:
+            found.append(Answer(output=name, tensor=source))
+        elif kind in FLOATS:
+            found.append(Answer(output=name, tensor=name))
+    if not found and not made.keys() & outputs:
+        unmade = ", ".join(f"'{n}'" for n in outputs) or "none"
+        raise InputError(
+            f"{file} must have an output that its graph computes", found=unmade, fix="say with `output` which tensor"
+        )
+    if not found:
+        kinds = ", ".join(f"'{n}' of {_kind(t)}" for n, t in outputs.items())
+        raise InputError(
+            f"{file} must give logits or probabilities as floats",
+            found=kinds,
+            fix="say with `output` which tensor before it holds them",
+        )
+    return found
+
+
+def _kind(dtype: int) -> str:
+    return str(TensorProto.DataType.Name(dtype)).lower() if dtype else "no tensor"
+
+
+def _chosen_from(made: Mapping[str, onnx.NodeProto], name: str) -> str | None:
+    """Return the scores that an output is the choice of, its numbers or its values; None for any other output."""
+    node = made.get(name)
+    while node is not None and node.op_type in PASSING:
+        node = made.get(node.input[0])
+    return str(node.input[0]) if node is not None and node.op_type in ("ArgMax", "TopK") else None
+
+
+def require_finite(
+    model: onnx.ModelProto, feed: dict[str, NDArray[Any]], answer: Answer, found: NDArray[Any] | None, file: Path
+) -> None:
+    """Refuse an answer that is finite for none of the probe images, by the tensor in which that begins."""
+    if found is None or found.dtype.kind != "f" or not found.size:
+        return
+    if np.isfinite(found).reshape(len(found), -1).all(1).any():
+        return
+    where = origin(model, feed, not_a_number=bool(np.isnan(found).any()))
+    raise InputError(f"output '{answer.output}' of {file} is not finite for noise: {where}", fix="export it again")
+
+
+def require_shares(answer: Answer, table: NDArray[np.float64], file: Path) -> None:
+    """Refuse probabilities ``[P, K]`` that are only choices: 1 for a class and 0 for all others."""
+    if np.isin(table, (0.0, 1.0)).all():
+        raise InputError(
+            f"output '{answer.output}' of {file} gives 1 for a class and 0 for all others, which is no probability",
+            fix="say with `output` which tensor before it holds logits or probabilities",
+        )
+
+
+def require_differing(answer: Answer, table: NDArray[np.float64], file: Path) -> None:
+    """Refuse scores ``[P, K]`` that are the same for all images."""
+    if table.shape[1] > 1 and len(table) > 1 and not np.ptp(table, axis=0).any():
+        raise InputError(
+            f"output '{answer.output}' of {file} answers every image the same: {_row(table[0])}",
+            fix="give a trained model, or say with `output` which tensor holds its logits",
+        )
+
+
+def _row(values: NDArray[np.float64]) -> str:
+    return ", ".join(f"{v:g}" for v in values[:3]) + (", ..." if len(values) > 3 else "")
+
+
+def require_largest(answer: Answer, table: NDArray[np.float64], chosen: NDArray[Any], file: Path) -> None:
+    """Refuse chosen classes, or values, ``[P, ...]`` that are not the largest of the scores ``[P, K]``."""
+    first = chosen.reshape(len(chosen), -1)[:, 0]
+    wholes = len(table) == len(chosen) and (first == np.round(first)).all()
+    if not (wholes and (table.argmax(1) == first).all()) and not np.allclose(table.max(1), first):
+        raise InputError(
+            f"output '{answer.output}' of {file} gives numbers of classes that are not the largest of "
+            f"'{answer.tensor}'",
+            fix="say with `output` which tensor holds logits or probabilities",
+        )
