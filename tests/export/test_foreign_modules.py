@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -159,6 +161,49 @@ def test_what_cannot_be_counted_is_exported_all_the_same() -> None:
 def test_a_sigmoid_for_each_class_is_refused(end: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(InputError, match="3 independent probabilities .*return what goes into the sigmoid"):
         _ = module_source(Net(end=end), CLASSES, RULES, "net").graph
+
+
+NO_MODULES: dict[str, tuple[Callable[[], object], str]] = {
+    "weights": (lambda: Net().state_dict(), "found a state_dict; build the model and give it these weights"),
+    "a checkpoint": (lambda: {"epoch": 3, "model": Net().state_dict()}, "dictionary of epoch, model; build the model"),
+    "a checkpoint with the model": (lambda: {"epoch": 3, "model": Net()}, "epoch, model; give its entry 'model'"),
+    "an empty dictionary": (dict, "a dictionary of nothing"),
+    "a path": (lambda: "model.pt", "found str; give the model itself"),
+    "a class": (lambda: Net, r"found the class Net; give a trained instance of it, as `Net\(\)`"),
+    "a function": (lambda: F.relu, "found function"),
+    "nothing": (lambda: None, "found NoneType"),
+    "a tensor": (lambda: torch.zeros(3), "found Tensor"),
+    "an exported program": (
+        lambda: torch.export.export(nn.Linear(2, 2).eval(), (torch.zeros(1, 2),)),
+        r"found ExportedProgram; give its `module\(\)`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_MODULES)
+def test_what_is_no_module_is_called_what_it_is(name: str) -> None:
+    make, says = NO_MODULES[name]
+    given: Any = make()
+    with pytest.raises(InputError, match=says) as refused:
+        module_source(given, CLASSES, RULES, "net")
+    assert str(refused.value).startswith("the module must be a torch.nn.Module, found ")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_module_that_is_prepared_for_torch_s_quantization_is_refused(training: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao goes elsewhere
+        from torch.ao import quantization
+
+        net.train(training)
+        get = quantization.get_default_qat_qconfig if training else quantization.get_default_qconfig
+        net.qconfig = get("fbgemm")
+        prepared = (quantization.prepare_qat if training else quantization.prepare)(net)
+        prepared(torch.rand(2, 3, SIZE, SIZE))
+    with pytest.raises(InputError, match="prepared for torch's own quantization .*; give the float module"):
+        module_source(prepared, CLASSES, RULES, "net")
 
 
 def test_a_module_that_ends_the_program_is_refused() -> None:

@@ -53,9 +53,7 @@ class FoundLabels:
         if self.written:
             text += "; numbers at the start of lines were read as class numbers"
         if self.left_out:
-            text += (
-                f"; no label has the id {listed(self.left_out)}: they are taken in the order of their ids, closed up"
-            )
+            text += f"; no label has the id {listed(self.left_out)}: they are taken in the order of ids, closed up"
         if self.repeated:
             text += f"; {len(self.repeated)} of them are names of several classes and got their number: "
         return text + _some(self.repeated)

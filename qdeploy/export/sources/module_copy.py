@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from torch.nn.parameter import is_lazy
 from qdeploy.core.errors import InputError
 from qdeploy.export.sources.torch_reason import named, refusal
 
+OBSERVING = ("torch.ao.quantization.observer", "torch.ao.quantization.fake_quantize")
+"""Where torch keeps what it puts into a module to quantize it later."""
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -19,8 +21,10 @@ def own_copy(module: nn.Module) -> nn.Module:
     """Return a copy on the CPU in evaluation mode, out of what compiles it or spreads it over devices.
 
     Raises:
-        InputError: If it has no weights, or some that are quantized, not there or not finite, or it cannot be copied.
+        InputError: If it is no module, has no weights, or some that are quantized, not there or not finite, or it
+            cannot be copied.
     """
+    _require_module(module)
     inside = _unwrapped(module)
     try:
         _require_weights(inside)
@@ -32,6 +36,24 @@ def own_copy(module: nn.Module) -> nn.Module:
         raise
     except Exception as error:  # whatever the parts of a module raise when they are copied
         raise refusal("the module cannot be copied", error, inside) from error
+
+
+def _require_module(given: object) -> None:
+    """Refuse what is no module, such as the dictionary of its weights, with the way to it."""
+    if isinstance(given, nn.Module):
+        return
+    found, fix = type(given).__name__, "give the model itself"
+    if isinstance(given, Mapping):
+        holding = next((key for key, value in given.items() if isinstance(value, nn.Module)), None)
+        weights = any(isinstance(value, torch.Tensor) for value in given.values())
+        found = "a state_dict" if weights else f"a dictionary of {', '.join(map(str, list(given)[:4])) or 'nothing'}"
+        fix = "build the model and give it these weights with `load_state_dict`"
+        fix = fix if holding is None else f"give its entry {holding!r}"
+    elif isinstance(given, type):
+        found, fix = f"the class {given.__name__}", f"give a trained instance of it, as `{given.__name__}()`"
+    elif isinstance(given, torch.export.ExportedProgram):
+        fix = "give its `module()`"
+    raise InputError("the module must be a torch.nn.Module", found=found, fix=fix)
 
 
 def class_name(module: nn.Module) -> str:
@@ -97,5 +119,10 @@ def _require_weights(module: nn.Module) -> None:
         if isinstance(tensor, nn.Parameter) and not torch.isfinite(tensor).all():  # a mask may hold -inf
             raise InputError(f"the weights '{path}' of the module hold values that are not finite")
     for path, part in parts.items():
+        if type(part).__module__.startswith(OBSERVING):
+            raise InputError(
+                f"the module is prepared for torch's own quantization ({named(path, part)})",
+                fix="give the float module that it was made from",
+            )
         if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise InputError(f"{named(path, part)} is quantized already", fix="give the float module it was made from")
