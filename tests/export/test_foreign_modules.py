@@ -199,7 +199,7 @@ def test_a_module_that_is_prepared_for_torch_s_quantization_is_refused(training:
 
         net.train(training)
         get = quantization.get_default_qat_qconfig if training else quantization.get_default_qconfig
-        net.qconfig = get("fbgemm")
+        net.qconfig = get("fbgemm")  # type: ignore[no-untyped-call]
         prepared = (quantization.prepare_qat if training else quantization.prepare)(net)
         prepared(torch.rand(2, 3, SIZE, SIZE))
     with pytest.raises(InputError, match="prepared for torch's own quantization .*; give the float module"):

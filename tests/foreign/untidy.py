@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -210,11 +211,10 @@ def _drawn(kind: str, place: str = "graph") -> onnx.ModelProto:
         drawn = net.node("Dropout", stem, net.constant(1e-6), net.constant(True, dtype=np.bool_))
     elif kind == "Bernoulli":
         drawn = net.node("Mul", net.node("Bernoulli", net.node("Sigmoid", stem)), net.constant(1e-7))
-    elif kind.endswith("Like"):
-        given = {"scale": 1e-6} if "Normal" in kind else {"low": 0.0, "high": 1e-6}
-        drawn = net.node(kind, stem, **given)
     else:
-        drawn = net.node(kind, shape=[1, 8, 5, 5], **({"scale": 1e-6} if "Normal" in kind else {"high": 1e-6}))
+        given: dict[str, Any] = {"scale": 1e-6} if "Normal" in kind else {"low": 0.0, "high": 1e-6}
+        given |= {} if kind.endswith("Like") else {"shape": [1, 8, 5, 5]}
+        drawn = net.node(kind, *([stem] if kind.endswith("Like") else []), **given)
     if place == "unused":
         net.head(stem)
         return net.model()

@@ -1,4 +1,4 @@
-"""What a foreign file, or the files beside it, say of the normalisation that the graph expects."""
+"""What a foreign file, its graph, or the files beside it, say of the normalisation that the graph expects."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.export.graph.walk import is_standard
 
 FILES = (("preprocessor_config.json", "image_mean", "image_std"), ("config.json", "mean", "std"))
 """Hugging Face's, and timm's; the keys of mean and std."""
 INSIDE = "pretrained_cfg"
 ULTRALYTICS = "ultralytics"
+MOVING = ("Cast", "Identity", "Transpose")
+ARITHMETIC = ("Add", "Div", "Mul", "Sub")
+WIDE = 50.0
+"""What is at least taken from, or divides, pixels that count up to 255; for pixels up to 1 it is far below."""
 
 
 def other_normalisation(model: onnx.ModelProto, rules: Preprocessing, file: Path) -> str | None:
@@ -56,3 +63,37 @@ def _numbers(value: Any) -> list[float] | None:
     if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, (int, float)) for v in value):
         return None
     return [float(v) for v in value]
+
+
+def own_normalisation(model: onnx.ModelProto, image: str) -> list[str]:
+    """Return a line if a graph itself begins by normalising its images, as Keras' EfficientNet does.
+
+    Args:
+        model: The graph.
+        image: Name of its input.
+    """
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    for node in model.graph.node:
+        tensor = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if tensor is not None:
+            constants[node.output[0]] = numpy_helper.to_array(tensor)
+    found, divisor, largest = [], 1.0, 1.0
+    while len(readers := [n for n in model.graph.node if image in n.input]) == 1 and is_standard(
+        node := readers[0], *MOVING, *ARITHMETIC
+    ):
+        image = node.output[0]
+        if node.op_type in ARITHMETIC:
+            values = next((constants[name] for name in node.input if name in constants), None)
+            if values is None or values.size not in (1, 3):
+                break
+            found.append(node.op_type)
+            size = float(np.abs(values).mean(dtype=np.float64))
+            divisor *= {"Div": size, "Mul": 1 / size if size else 1.0}.get(node.op_type, 1.0)
+            largest = max(largest, divisor, size if node.op_type in ("Add", "Sub") else 0.0)
+    if not found:
+        return []
+    options, pixels = ("`range=0-255`", 255) if largest >= WIDE else ("`mean=0` and `std=1`", 1)
+    return [
+        f"the graph itself begins by normalising ({', '.join(found)}), as if it took pixels from 0 to {pixels}, and "
+        f"ImageNet's `mean` and `std` are applied before it; if that is twice, give {options}"
+    ]

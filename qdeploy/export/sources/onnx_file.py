@@ -19,7 +19,7 @@ from qdeploy.core.errors import InputError, NoCardError, QdeployError, VerdictEr
 from qdeploy.core.files import sha256_of
 from qdeploy.core.git import git_commit
 from qdeploy.core.metrics import Floats
-from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.preprocessing import IMAGENET_MEAN, Preprocessing
 from qdeploy.export.graph.entrance import streamline_entrance
 from qdeploy.export.graph.names import FOREIGN_TENSOR
 from qdeploy.export.graph.parity import HALF_TOLERANCE
@@ -27,7 +27,7 @@ from qdeploy.export.graph.temperature import without_temperature
 from qdeploy.export.graph.walk import read_inside
 from qdeploy.export.sources.answers import answers_of
 from qdeploy.export.sources.batches import close, free_unknown_batch, image_by_image, outputs_of, with_any_batch
-from qdeploy.export.sources.beside import other_normalisation
+from qdeploy.export.sources.beside import other_normalisation, own_normalisation
 from qdeploy.export.sources.float32 import HALVES, in_float32, other_floats
 from qdeploy.export.sources.foreign import ForeignConfig
 from qdeploy.export.sources.heads import PROBES, Head, file_answers, find_head, head_nodes
@@ -123,6 +123,8 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
     notes += [*entrance.said(), *([said] if said else []), head.said()]
     if entrance.channels == 3 and not entrance.raw and (hint := other_normalisation(original, rules, file)):
         notes.append(hint)
+    elif not {"mean", "std", "range"} & set(foreign.given) and rules.mean == IMAGENET_MEAN:
+        notes += own_normalisation(original, entrance.name)
     if labels is not None and labels.beside and len(labels.labels) != head.classes:
         notes.append(f"{labels.where} holds {len(labels.labels)} labels and not {head.classes}: it is left alone")
         labels = None
