@@ -55,6 +55,7 @@ from qdeploy.export.finish import Work, finish, first_card
 from qdeploy.export.graph.parity import FP32_TOLERANCE, require_equal
 from qdeploy.export.int8.step import int8_step
 from qdeploy.export.sources.onnx_file import onnx_source
+from qdeploy.export.stress import StressSet
 
 SIZE, CLASSES = 64, 10
 OPSETS = {"dynamo": 20, "legacy": 17}
@@ -308,7 +309,7 @@ def quantized(model: nn.Module, file: Path, data: Path) -> dict[str, Any]:
     largest = max(1.0, float(np.abs(reference.values).max()))
     require_equal("the file to fp32", fp32.parity, FP32_TOLERANCE * largest)
     logits = logits_of(model, work.parity_pixels, rules.mean, rules.std)
-    (int8,), _ = int8_step(work, fp32)
+    (int8,), _ = int8_step(work, fp32, StressSet.of(fp32.session, work.parity_pixels))
     return {
         "fp32_relative": float(np.abs(fp32.parity_logits - logits).max() / np.abs(logits).max()),
         "int8_db": int8.made.parity.sqnr_db,

@@ -181,6 +181,7 @@ def ours(job: Job) -> Timed:
     from qdeploy.export.finish import Work, finish
     from qdeploy.export.int8.step import int8_step
     from qdeploy.export.pipeline import PARITY_IMAGES
+    from qdeploy.export.stress import StressSet
 
     artifact = read_artifact(Path(job.source))
     config = ExportConfig(int8=True, calibration_images=len(job.images()), max_drop=MAX_DROP)
@@ -198,7 +199,7 @@ def ours(job: Job) -> Timed:
     fp32 = finish(work, graph, card, reference, "model.fp32.onnx", card.goldens.min_sqnr_db)
 
     def step() -> Facts:
-        (made, *_), _ = int8_step(work, fp32)
+        (made, *_), _ = int8_step(work, fp32, StressSet.of(fp32.session, work.parity_pixels))
         Path(job.result).write_bytes(made.made.data)
         return {
             "method": made.report.calibration,

@@ -41,7 +41,7 @@ from qdeploy.export.measure import Judged, measure_and_judge, with_memory
 from qdeploy.export.report.page import html_report
 from qdeploy.export.report.record import ExportReport, Step
 from qdeploy.export.sources.source import Source
-from qdeploy.export.stress import not_finite
+from qdeploy.export.stress import StressSet
 from qdeploy.native.source import program_from
 from qdeploy.runtime.device import DEVICE_FILE
 from qdeploy.runtime.trial import remember
@@ -84,10 +84,10 @@ def export_source(
         work = _begun(source, read(), config, note, progress)
         stack.callback(gc.unfreeze)
         gc.freeze()  # else what tracing has left is looked through again and again
-        floats, steps = _float_files(work, source)
+        floats, steps, stress = _float_files(work, source)
         int8: list[Int8Made] = []
         if config.int8:
-            int8, calibration = _int8(work, source, floats[0])
+            int8, calibration = _int8(work, source, floats[0], stress)
             write_json(folder / "calibration.json", _calibration_record(calibration, int8))
         report = _write(work, measure_and_judge(work, floats, int8, steps, out), folder, out)
     if config.native_library is not None:
@@ -124,16 +124,15 @@ def _begun(source: Source, dataset: Dataset, config: ExportConfig, note: Note, p
     )
 
 
-def _float_files(work: Work, source: Source) -> tuple[list[Made], list[Step]]:
-    """Make the fp32 file and, if it is asked for, the fp16 file."""
+def _float_files(work: Work, source: Source) -> tuple[list[Made], list[Step], StressSet]:
+    """Make the fp32 file and, if it is asked for, the fp16 file; ask the first for what it says of the stress set."""
     fp32, steps = _float_step(work, source)
     if work.config.native_library is not None:  # an operator without a kernel is refused before the long part
         program_from(fp32.data, work.dataset.preprocessing.size)
-    if broken := not_finite(fp32.session, work.parity_pixels):
-        work.note(
-            f"the float model itself gives no number for {', '.join(broken)}: `qdeploy predict` refuses such images"
-        )
-    return [fp32, *([_half_step(work, fp32)] if work.config.fp16 else [])], steps
+    stress = StressSet.of(fp32.session, work.parity_pixels)
+    if broken := ", ".join(stress.not_finite):
+        work.note(f"the float model itself gives no number for {broken}: `qdeploy predict` refuses such images")
+    return [fp32, *([_half_step(work, fp32)] if work.config.fp16 else [])], steps, stress
 
 
 def _write(work: Work, judged: Judged, folder: Path, out: Path) -> ExportReport:
@@ -227,14 +226,14 @@ def _half_step(work: Work, fp32: Made) -> Made:
     return half
 
 
-def _int8(work: Work, source: Source, fp32: Made) -> tuple[list[Int8Made], Calibration]:
+def _int8(work: Work, source: Source, fp32: Made, stress: StressSet) -> tuple[list[Int8Made], Calibration]:
     """Quantize, and where that misses the budget and a fine-tune is wanted, fine-tune and quantize again."""
-    made = int8_step(work, fp32)
+    made = int8_step(work, fp32, stress)
     losses = [(i.report.budget, i.report.loss) for i in made[0]]
     if work.config.qat_epochs and not all(b.tolerates(loss.difference, loss.flips) for b, loss in losses):
         finetuned = source.finetuned(work.dataset, work.config.qat_epochs, work.note)
         if finetuned is not None:
-            return int8_step(work, fp32, finetuned)
+            return int8_step(work, fp32, stress, finetuned)
         work.note("a graph without its model cannot be fine-tuned, and is not")
     return made
 

@@ -112,6 +112,11 @@ class StressSet:
         pixels = np.stack(list(images.values()))
         return cls(names=tuple(images), pixels=pixels, logits=run_session(fp32, pixels))
 
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Names of the images whose answer is no number in float."""
+        return tuple(name for name, row in zip(self.names, np.isfinite(self.logits), strict=True) if not row.all())
+
     def judge(self, int8: Session, val_before_NK: Floats, val_after_NK: Floats) -> Stress:
         """Run the set through an INT8 file.
 
@@ -134,13 +139,6 @@ class StressSet:
         with np.errstate(invalid="ignore"):
             total = float(np.square(errors - errors.mean(axis=1, keepdims=True)).sum())
         return total if math.isfinite(total) else math.inf
-
-
-def not_finite(session: Session, val_NSSC: Pixels) -> tuple[str, ...]:
-    """Return the names of the images of the stress set whose answer is no number."""
-    images = stress_images(val_NSSC)
-    logits = run_session(session, np.stack(list(images.values())))
-    return tuple(name for name, row in zip(images, np.isfinite(logits), strict=True) if not row.all())
 
 
 def centred_db(before_NK: Floats, after_NK: Floats) -> NDArray[np.float64]:

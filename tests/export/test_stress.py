@@ -23,7 +23,7 @@ from qdeploy.data.dataset import Dataset, Split
 from qdeploy.export import ExportConfig, export_module
 from qdeploy.export.graph.parity import run_session
 from qdeploy.export.report.page import html_report
-from qdeploy.export.stress import Stress, StressSet, centred_db, not_finite, stress_images
+from qdeploy.export.stress import Stress, StressSet, centred_db, stress_images
 from qdeploy.export.verdict import Loss, Outcome, Policy, Reason, decide, in_words
 from qdeploy.runtime.session import open_session
 from tests.conftest import SHORT
@@ -95,7 +95,7 @@ def test_an_answer_that_is_no_number_is_never_kept(images: NDArray[np.uint8], tm
     words = in_words(verdict, "INT8", "model.fp32.onnx", FINE.difference, EVERYTHING)
     assert words == "INT8 REJECTED: its answer is not finite for the image 'black'; kept model.fp32.onnx"
     with open_session(read_artifact(tmp_path / "nan.onnx"), selftest=False) as session:
-        assert not_finite(session, images) == ("black",)
+        assert StressSet.of(session, images).not_finite == ("black",)
 
 
 def test_a_sure_answer_that_becomes_another_is_rejected_unless_allowed(

@@ -82,7 +82,8 @@ class FreeNames:
 
     def __call__(self, wanted: str) -> str:
         """Return a name, as it is wanted if that is free."""
-        numbered = (f"{wanted}_{n}" for n in itertools.count(2))
-        name = next(n for n in itertools.chain([wanted], numbered) if n not in self._used)
+        name = wanted
+        if wanted in self._used:
+            name = next(n for n in (f"{wanted}_{i}" for i in itertools.count(2)) if n not in self._used)
         self._used.add(name)
         return name

@@ -17,7 +17,7 @@ from qdeploy.core.machine import compute_threads
 from qdeploy.core.metrics import Floats
 from qdeploy.export.int8.clock import FloatNodes
 from qdeploy.export.int8.encodings import Encoding
-from qdeploy.export.int8.quantize import quantize
+from qdeploy.export.int8.quantize import Integers, quantize
 from qdeploy.export.int8.ranges import Range
 from qdeploy.runtime.session import Session, open_session
 
@@ -37,12 +37,14 @@ class Choices:
     ranges: Mapping[str, Range]
     biases: Mapping[str, Floats]
     """Corrected biases of the layers whose bias expects rounded weights, by name."""
+    integers: Integers = field(default_factory=Integers)
+    """What the graphs have in common."""
     _kept: dict[FloatNodes | None, bytes] = field(init=False, default_factory=dict)
     _lock: Lock = field(init=False, default_factory=Lock)
 
     def model_of(self, nodes: FloatNodes) -> onnx.ModelProto:
         """Return the graph that leaves these nodes in float."""
-        return quantize(self.model, self.ranges, self.encoding, nodes, self.biases)
+        return quantize(self.model, self.ranges, self.encoding, nodes, self.biases, self.integers)
 
     @contextmanager
     def opened(self, choices: Sequence[FloatNodes | None]) -> Iterator[list[Session]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ from qdeploy.core.machine import compute_threads
 from qdeploy.core.metrics import Floats, paired_difference, sqnr_db
 from qdeploy.core.progress import Progress
 from qdeploy.data.dataset import Split
-from qdeploy.export.graph.parity import INT8_MIN_SQNR_DB, run_session
+from qdeploy.export.graph.parity import INT8_MIN_SQNR_DB, RUN_BATCH, run_session
 from qdeploy.export.int8.choices import Choices
 from qdeploy.export.int8.clock import Clock, FloatNodes, Forecast, Timing, timing_of
 from qdeploy.export.int8.float_choice import Found, SearchConfig, Survey, Tried
@@ -151,10 +152,10 @@ class FloatSearch:
                 return
             nodes = [start, *(u.nodes | start for u in group)]
             with self._opened(nodes) as (whole, *sessions):
-                self._survey.noise = self._squared_error(whole)
-                for unit, session in zip(group, sessions, strict=True):
-                    self._survey.errors[unit.name] = self._squared_error(session)
-                    self._survey.units.append(unit)
+                with ThreadPoolExecutor(compute_threads()) as pool:
+                    self._survey.noise, *errors = pool.map(self._squared_error, (whole, *sessions))
+                self._survey.errors.update((u.name, error) for u, error in zip(group, errors, strict=True))
+                self._survey.units.extend(group)
                 if self.clock:
                     base, *times = self.clock(nodes, [whole, *sessions], self.config.runs, self._forecast.left_s())
                     self._survey.gains.update((u.name, ms / base - 1) for u, ms in zip(group, times, strict=True))
@@ -335,7 +336,8 @@ class FloatSearch:
     def _squared_error(self, session: Session) -> float:
         """Return the squared error of the logits on some images."""
         few = self.images.pixels[:ERROR_IMAGES]
-        return float(np.square(self.before[: len(few)].astype(np.float64) - run_session(session, few)).sum())
+        after = np.concatenate([session.infer(few[i : i + RUN_BATCH])[0] for i in range(0, len(few), RUN_BATCH)])
+        return float(np.square(self.before[: len(few)].astype(np.float64) - after).sum())
 
     def _sound(self, tried: Tried) -> bool:
         return self._accurate(tried) and not tried.stressed

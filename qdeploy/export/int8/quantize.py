@@ -29,6 +29,8 @@ GELU_SLOPE = 1.702
 GELU_LOW = -0.164
 """Least value of x sigmoid(1.702 x)."""
 INT32_LIMIT = 2**31 / 1.0001
+Signed = tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.int8]]
+"""Scales, zero points, which are 0, and integers."""
 MATRIX = ("Conv", "Gemm", "MatMul")
 FAMILIAR = ("Reshape", "Transpose", "Split")
 """Operators that only move values: their outputs have the scale of their input."""
@@ -42,6 +44,7 @@ def quantize(
     encoding: Encoding,
     float_nodes: Iterable[str] = (),
     biases: Mapping[str, NDArray[np.float32]] | None = None,
+    integers: Integers | None = None,
 ) -> onnx.ModelProto:
     """Insert Q/DQ pairs around the operators of the encoding.
 
@@ -51,6 +54,7 @@ def quantize(
         encoding: What the target wants.
         float_nodes: Names of nodes that stay in float, beside those that feed divisions (``divisors``).
         biases: By the name of a Conv or Gemm, a bias that expects rounded weights (``bias_correction``).
+        integers: What earlier calls with the same graph and encoding have made of its constants; it is added to.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -66,6 +70,7 @@ def quantize(
         gates=gates,
         corrected=biases or {},
         names=names,
+        integers=Integers() if integers is None else integers,
     )
     writer.write()
     give_layers_own_weights(copy.graph, names)
@@ -119,6 +124,18 @@ def _sigmoid(x: float) -> float:
 
 
 @dataclass(kw_only=True)
+class Integers:
+    """What is made of a graph's constants in one encoding: dozens of graphs are written with the same ones."""
+
+    sound: dict[tuple[str, bool], bool] = field(default_factory=dict)
+    """Whether integers can hold a constant, by its name and whether it is a bias."""
+    extremes: dict[tuple[str, int | None], NDArray[np.float64]] = field(default_factory=dict)
+    """The largest magnitudes of a weight, by its name and the axis of its scales."""
+    weights: dict[tuple[str, int | None, bytes], NDArray[np.int8]] = field(default_factory=dict)
+    """The integers of a weight, by its name, the axis of its scales and these."""
+
+
+@dataclass(kw_only=True)
 class _Writer:
     """Marks the tensors that need a Q/DQ pair, then writes the graph anew."""
 
@@ -129,6 +146,7 @@ class _Writer:
     gates: frozenset[str]
     corrected: Mapping[str, NDArray[np.float32]]
     names: FreeNames
+    integers: Integers
     _marked: dict[str, str] = field(init=False, default_factory=dict)
     """Each tensor that gets a pair, and the tensor whose range sets its scale."""
     _weights: dict[str, int | None] = field(init=False, default_factory=dict)
@@ -138,8 +156,6 @@ class _Writer:
     """Names of the nodes that compute on integers."""
     _gone: set[str] = field(init=False, default_factory=set)
     _new: list[onnx.TensorProto] = field(init=False, default_factory=list)
-    _sound: dict[tuple[str, bool], bool] = field(init=False, default_factory=dict)
-    """Whether integers can hold a constant, by its name and whether it is a bias."""
     _own: dict[tuple[str, str], str] = field(init=False, default_factory=dict)
     """The names that were made of others, by the name and the ending."""
 
@@ -188,9 +204,10 @@ class _Writer:
         bias = node.op_type in MATRIX and name in node.input[2:]
         if name not in self._constants:
             return name in self.ranges or bias  # a computed bias stays in float
-        if (name, bias) not in self._sound:
-            self._sound[name, bias] = has_scales(self._constants[name], bias)
-        return self._sound[name, bias]
+        sound = self.integers.sound
+        if (name, bias) not in sound:
+            sound[name, bias] = has_scales(self._constants[name], bias)
+        return sound[name, bias]
 
     def _named(self, name: str, ending: str) -> str:
         """Return a name made of another, the same each time, which nothing of the graph has."""
@@ -315,13 +332,13 @@ class _Writer:
 
     def _weight(self, name: str, axis: int | None) -> tuple[list[onnx.NodeProto], NDArray[np.float32]]:
         """Make a constant's integers; gives the node that reads them, and their scales."""
-        values = numpy_helper.to_array(self._constants[name])
         if axis is None and any(r.op_type not in MATRIX for r in self._readers[name]):
+            values = numpy_helper.to_array(self._constants[name])
             span = (min(float(values.min()), 0.0), max(float(values.max()), 0.0))
             scale, zero = scale_and_zero(span, self.encoding)
             integers = quantized(values, scale, zero)
         else:
-            scale, zero, integers = self._signed(values, axis, self._least_scale(name), self._floor(name))
+            scale, zero, integers = self._signed(name, axis)
         q, s, z = self._integers(name), self._named(name, "_scale"), self._named(name, "_zero_point")
         for constant, value in ((q, integers), (s, scale), (z, zero)):
             self._add(constant, value)
@@ -329,18 +346,24 @@ class _Writer:
         dq = self._named(name, "/DQ")
         return [helper.make_node("DequantizeLinear", [q, s, z], [self._after(name)], dq, **attributes)], scale
 
-    def _signed(
-        self, values: NDArray[np.float32], axis: int | None, least: NDArray[Any], floor: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.int8]]:
+    def _signed(self, name: str, axis: int | None) -> Signed:
         top = 64 if self.encoding.seven_bit_weights else 127
-        others = tuple(i for i in range(values.ndim) if i != axis)
-        extreme = np.abs(values).max(axis=others).astype(np.float64)
-        least = least if axis is not None else least.max()
+        known, constant = self.integers, self._constants[name]
+        if (name, axis) not in known.extremes:
+            values = numpy_helper.to_array(constant)
+            others = tuple(i for i in range(values.ndim) if i != axis)
+            known.extremes[name, axis] = np.abs(values).max(axis=others).astype(np.float64)
+        least = self._least_scale(name)
+        extreme, least = known.extremes[name, axis], least if axis is not None else least.max()
         scale = np.maximum(extreme / top, least).astype(np.float32)
-        scale = np.where(scale < floor, np.float32(1.0), scale)
-        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-        integers = np.clip(np.round(values / scale.reshape(shape if axis is not None else ())), -top, top)
-        return scale, np.zeros(scale.shape, np.int8), integers.astype(np.int8)
+        scale = np.where(scale < self._floor(name), np.float32(1.0), scale)
+        key = (name, axis, scale.tobytes())
+        if key not in known.weights:
+            values = numpy_helper.to_array(constant)
+            shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+            integers = np.clip(np.round(values / scale.reshape(shape if axis is not None else ())), -top, top)
+            known.weights[key] = integers.astype(np.int8)
+        return scale, np.zeros(scale.shape, np.int8), known.weights[key]
 
     def _least_scale(self, weight: str) -> NDArray[np.float64]:
         """Return the smallest scales with which the biases that go with a weight fit into 32 bits."""

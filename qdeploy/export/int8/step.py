@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ from qdeploy.export.int8.float_choice import FloatChoice, Found, UnitCost
 from qdeploy.export.int8.float_search import FloatSearch
 from qdeploy.export.int8.loss import Judges, flips_of
 from qdeploy.export.int8.pinned import Pinned, pinned
-from qdeploy.export.int8.quantize import quantize
+from qdeploy.export.int8.quantize import Integers, quantize
 from qdeploy.export.int8.ranges import METHODS, Range
 from qdeploy.export.int8.units import MATRIX_OPERATORS, feeding
 from qdeploy.export.stress import Stress, StressSet
@@ -82,12 +83,15 @@ class Int8Made:
     ranges: dict[str, Range]
 
 
-def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) -> tuple[list[Int8Made], Calibration]:
+def int8_step(
+    work: Work, fp32: Made, stress: StressSet, finetuned: onnx.ModelProto | None = None
+) -> tuple[list[Int8Made], Calibration]:
     """Make the INT8 graphs of a float one, one for each target.
 
     Args:
         work: The export.
         fp32: What INT8 is judged against.
+        stress: What it answers to images that no validation split holds.
         finetuned: The float graph with fine-tuned weights, which expect INT8; by default the fp32 file's.
 
     Raises:
@@ -99,9 +103,15 @@ def int8_step(work: Work, fp32: Made, finetuned: onnx.ModelProto | None = None) 
     calibration = calibrate(graph, images, CALIBRATION_SEED, work.progress("calibrating"))
     _require_integers(graph, calibration, encoding_for(work.config.targets[0]))
     epochs = work.config.qat_epochs if finetuned else 0
-    means = {} if finetuned else channel_means(graph, images.pixels)  # tuned biases expect the rounding already
     judges = Judges(fp32=fp32.answers, dataset=work.dataset, calibrated=frozenset(calibration.image_hashes))
-    made = [_one(work, fp32, graph, epochs, means, calibration, judges, target) for target in work.config.targets]
+    with ThreadPoolExecutor(1) as pool:
+        means = None  # tuned biases expect the rounding already
+        if not finetuned:
+            means = pool.submit(copy_context().run, channel_means, graph, images.pixels)
+            if compute_threads() == 1:  # else beside the search for ranges, which keeps one core busy
+                means.result()
+        one = partial(_one, work, fp32, stress, graph, epochs, means, calibration, judges)
+        made = [one(target) for target in work.config.targets]
     return made, calibration
 
 
@@ -177,9 +187,10 @@ def _groups(node: onnx.NodeProto) -> int:
 def _one(
     work: Work,
     fp32: Made,
+    stress: StressSet,
     graph: onnx.ModelProto,
     epochs: int,
-    means: Mapping[str, Floats],
+    means: Future[dict[str, Floats]] | None,
     calibration: Calibration,
     judges: Judges,
     target: str,
@@ -189,15 +200,17 @@ def _one(
     card = replace(fp32.card, precision="int8", target=encoding.target, origin=origin, qat_epochs=epochs)
     start = feeding(graph, encoding) | (float_for_tensorrt(graph) if target == "tensorrt" else frozenset())
     ways = _ways(work, graph, means, calibration, encoding)
+    integers = Integers()
     with ThreadPoolExecutor(compute_threads()) as pool:
-        found_db = pool.map(lambda way: _error(judges, graph, way, encoding, card, start), ways)
+        found_db = pool.map(lambda way: _error(judges, graph, way, encoding, card, start, integers), ways)
     errors = {way.name: db for way, db in zip(ways, found_db, strict=True)}
     way = max(ways, key=lambda w: errors[w.name])
     native = encoding.target == native_target()
     budget = _budget(work, fp32)
-    stress = StressSet.of(fp32.session, work.parity_pixels)
     search = FloatSearch(
-        choices=Choices(model=graph, card=card, encoding=encoding, ranges=way.ranges, biases=way.biases),
+        choices=Choices(
+            model=graph, card=card, encoding=encoding, ranges=way.ranges, biases=way.biases, integers=integers
+        ),
         images=judges.choosing,
         before=judges.choosing_logits,
         stress=stress,
@@ -272,16 +285,21 @@ class _Way:
 
 
 def _ways(
-    work: Work, graph: onnx.ModelProto, means: Mapping[str, Floats], calibration: Calibration, encoding: Encoding
+    work: Work,
+    graph: onnx.ModelProto,
+    means: Future[dict[str, Floats]] | None,
+    calibration: Calibration,
+    encoding: Encoding,
 ) -> list[_Way]:
     """Return every method's ranges, of one calibration, without and, where means are given, with corrected biases."""
     asked = work.config.calibration
     names = (*METHODS, "mixed") if asked == "auto" else (asked,)
     ranges = {name: calibration.ranges(name, encoding.symmetric) for name in names}
     ways = [_Way(name=name, ranges=ranges[name], biases={}) for name in names]
-    if not means:
+    found = means.result() if means else {}
+    if not found:
         return ways
-    corrected = biases_of(correct_biases(graph, means, seven_bit_weights=encoding.seven_bit_weights))
+    corrected = biases_of(correct_biases(graph, found, seven_bit_weights=encoding.seven_bit_weights))
     return ways + [_Way(name=f"{n}, bias correction", ranges=ranges[n], biases=corrected) for n in names]
 
 
@@ -292,10 +310,11 @@ def _error(
     encoding: Encoding,
     card: Card,
     start: frozenset[str],
+    integers: Integers,
 ) -> float:
     """Return the signal-to-noise ratio of the logits on validation images, with all that may be INT8 in INT8."""
     pixels, before = judges.choosing.pixels[:WAY_IMAGES], judges.choosing_logits[:WAY_IMAGES]
-    with open_graph(quantize(graph, way.ranges, encoding, start, way.biases), card) as session:
+    with open_graph(quantize(graph, way.ranges, encoding, start, way.biases, integers), card) as session:
         return sqnr_db(before, run_session(session, pixels))
 
 
