@@ -99,6 +99,7 @@ def test_what_is_exported_there_is_as_good_as_here(
         assert db >= LEAST_DB, name  # goldens made there hold on right hardware
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", playable("haswell", "alderlake"))
 def test_the_file_for_the_cpu_is_taken_with_a_note(cpu: str, made: ExportReport, disguises: Path) -> None:
     if native_target() != "x86":
