@@ -40,6 +40,10 @@ def built(kit: Path) -> Path:
     return copy
 
 
+def test_the_program_holds_no_symbols(built: Path) -> None:
+    assert b".symtab" not in (built / "classify").read_bytes()
+
+
 def test_the_file_for_microcontrollers_is_taken_where_there_is_one(tmp_path: Path) -> None:
     export = tmp_path / "export"
     shutil.copytree(SHIPPED, export)

@@ -78,7 +78,7 @@ def test_flash_and_ram_are_within_the_limits(artifact: Artifact) -> None:
 @needs_board
 @pytest.mark.parametrize("cpu", BOARDS)
 @pytest.mark.parametrize("on_integers", [True, False])
-@pytest.mark.parametrize("name", ["nano", "nano-ar", "mobilevit-standard-mha-v1"])
+@pytest.mark.parametrize("name", ["nano", "nano-ar"])
 def test_the_forecast_of_flash_is_what_the_linker_makes(
     name: str, on_integers: bool, cpu: str, folder: Path, tmp_path: Path
 ) -> None:
