@@ -21,12 +21,14 @@ from qdeploy.core.image_formats import formats_of_run
 from qdeploy.core.progress import Progress
 from qdeploy.core.reliability import log_softmax
 from qdeploy.core.signing import require_signature, trusted_keys
+from qdeploy.core.sums import SUMS, changed_files, read_sums
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.native.prebuilt import library_files, read_library
 from qdeploy.runtime.session import Rows, engines_for, open_session
 from qdeploy.runtime.trial import require_bounded
 
+REPORT = "report.json"
 TEMPERATURE_ROUNDING = 0.01
 """Largest difference of a probability that is rounding, in float16 too; another temperature moves more."""
 
@@ -66,7 +68,7 @@ def verify(
     *,
     keys: Sequence[Path] | None = None,
 ) -> Verification:
-    """Check a model file, or every file of an export's folder.
+    """Check a model file, or every file of an export's folder or of a kit.
 
     A model file inside an export's folder is also checked against the folder's report and its parent.
 
@@ -82,8 +84,9 @@ def verify(
     """
     signers = trusted_keys() if keys is None else tuple(keys)
     folder = path if path.is_dir() else path.parent
-    files = model_files(path)
-    checks: list[Check] = []
+    kit = path.is_dir() and (path / SUMS).exists() and not (path / REPORT).exists()
+    files = sorted(path.glob(ONNX_FILES)) if kit else model_files(path)
+    checks: list[Check] = [_sums(path)] if kit else []
     artifacts: list[Artifact] = []
     for file in files:
         found = _opened(file, lone=not path.is_dir())
@@ -93,7 +96,8 @@ def verify(
             if signers:
                 checks.append(_signature(found, signers))
             checks += [_library(library, found, signers) for library in library_files(file)]
-    checks += _report_checks(folder, files, required=path.is_dir())
+    if not kit:
+        checks += _report_checks(folder, files, required=path.is_dir())
     for artifact in artifacts:
         checks += [_card(artifact), _calibration(artifact, folder), _parent(artifact, folder), *_goldens(artifact)]
     if data is not None:
@@ -138,9 +142,22 @@ def _whole(artifact: Artifact) -> Check:
     return Check(name=f"{artifact.path.name}: checksum", ok=True, detail=detail)
 
 
+def _sums(kit: Path) -> Check:
+    """Compare a kit's files with its list; what has been added, such as what a compiler made, is not looked at."""
+    try:
+        sums = read_sums(kit)
+    except (OSError, ValueError) as error:
+        return Check(name=SUMS, ok=False, detail=f"is damaged: {error}")
+    if changed := changed_files(kit, sums):
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return Check(name=SUMS, ok=False, detail=f"{changed[0]}{more} changed or missing since the kit was written")
+    device = "; --device checks the answers of what is compiled from them" if "model.c" in sums else ""
+    return Check(name=SUMS, ok=True, detail=f"{len(sums)} files as the kit lists them{device}")
+
+
 def _report_checks(folder: Path, files: list[Path], *, required: bool) -> Iterator[Check]:
     """Compare files with the report: every one is in it with its SHA-256, and none of it is missing."""
-    report = folder / "report.json"
+    report = folder / REPORT
     if not report.is_file():
         if required:
             yield Check(name="report.json", ok=False, detail="is missing: not a whole export")

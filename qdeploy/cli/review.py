@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qdeploy.cli.options import OUTPUT, Force, Json
+from qdeploy.cli.options import OUTPUT, Json
 from qdeploy.cli.output import Bar, emit_json, hint, note, say
 from qdeploy.core.errors import InputError
 
@@ -39,7 +39,9 @@ def review_command(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    force: Force = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the page if it exists.", rich_help_panel=OUTPUT)
+    ] = False,
     json: Json = False,
 ) -> None:
     """Label collected images on a page, and sort them by class.
@@ -79,7 +81,7 @@ def review_command(
     by_class = ", ".join(f"{name} {n}" for name, n in found.classes.items()) or "none"
     say(f"{found.out}: {found.written} image(s) written, {found.there} were there ({by_class})")
     say(f"{found.none} show none of the classes, {found.unlabelled} have no label")
-    hint(f"next: qdeploy train --data {out} --weights RUN")
+    hint(f"next: qdeploy train --data {out}; with --weights RUN it starts from a run's weights")
 
 
 def _write_page(

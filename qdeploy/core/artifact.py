@@ -167,8 +167,15 @@ def model_files(path: Path, patterns: Sequence[str] = (ONNX_FILES, ENGINE_FILES)
     """
     files = [f for pattern in patterns for f in sorted(path.glob(pattern))] if path.is_dir() else [path]
     if not files:
-        raise ArtifactError(f"{path} holds no model file; give a file or folder that `qdeploy export` wrote")
+        raise ArtifactError(f"{path} holds no model file", fix=instead_of(path))
     return files
+
+
+def instead_of(folder: Path) -> str:
+    """Return what to do with a folder that was given as a model and is none."""
+    if (folder / "run.json").is_file():
+        return f"it is a run: `qdeploy export {folder}` makes one of it"
+    return "give a model file, or a folder that `qdeploy export` wrote"
 
 
 def newest_export() -> Path | None:

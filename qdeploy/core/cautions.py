@@ -43,7 +43,7 @@ def one_answer(labels: Sequence[str], confusion: Confusion, split: str) -> str:
     if n == 0 or max(answers) < n or sum(1 for row in confusion if sum(row)) < 2:
         return ""
     name = labels[answers.index(n)]
-    return f"all {n} {split} images are answered '{name}': the model tells no classes apart (yet)"
+    return f"all {n} {split} images are answered '{name}': it tells no classes apart"
 
 
 def no_better_than_the_largest_class(labels: Sequence[str], confusion: Confusion, split: str) -> str:
@@ -53,9 +53,10 @@ def no_better_than_the_largest_class(labels: Sequence[str], confusion: Confusion
     if sum(1 for size in sizes if size) < 2 or not at_chance(right, sum(sizes), max(sizes)):
         return ""
     n, largest = sum(sizes), max(sizes)
+    better = "hardly" if right > largest else "no"
     return (
         f"{100 * right / n:.1f} % of the {split} images are right; naming '{labels[sizes.index(largest)]}' for every "
-        f"one would give {100 * largest / n:.1f} %: the model is hardly better than that"
+        f"one would give {100 * largest / n:.1f} %: the model is {better} better than that"
     )
 
 

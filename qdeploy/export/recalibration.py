@@ -130,11 +130,12 @@ def _require_images(val: Labelled, labels: tuple[str, ...], coverage: float | No
     Raises:
         InputError: If there are too few, or a label has none.
     """
-    require_threshold_images(val.labels, labels, coverage)
+    require_coverage(coverage)
     if len(val.labels) < LEAST_IMAGES:
         raise InputError(
             f"a temperature takes {LEAST_IMAGES} validation images", found=len(val.labels), fix="give more images"
         )
+    require_threshold_images(val.labels, labels, coverage)
     if missing := [name for k, name in enumerate(labels) if not (val.labels == k).any()]:
         raise InputError(
             f"the class '{missing[0]}' has no validation images, so that nothing is known of its probabilities",

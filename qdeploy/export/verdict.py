@@ -108,8 +108,8 @@ def decide(
         reasons.append(Reason.NOT_FASTER)
     lossy = (not tolerable or bool(stressed)) and not policy.allow_drop
     rejected = bool(not_finite) or lossy or (slower and not policy.allow_slower)
-    warned = shown is Shown.NOT_SHOWN and not policy.allow_drop
-    outcome = Outcome.REJECTED if rejected else Outcome.NOT_SHOWN if warned else Outcome.ACCEPTED
+    unsure = shown is Shown.NOT_SHOWN
+    outcome = Outcome.REJECTED if rejected else Outcome.NOT_SHOWN if unsure else Outcome.ACCEPTED
     return Verdict(
         outcome=outcome,
         reasons=tuple(reasons),

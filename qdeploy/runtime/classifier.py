@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from qdeploy.core.artifact import SHIPPED, Artifact, newest_export, read_artifact
+from qdeploy.core.artifact import SHIPPED, Artifact, instead_of, newest_export, read_artifact
 from qdeploy.core.confidence import UNKNOWN, Cut, score
 from qdeploy.core.encryption import Key
 from qdeploy.core.errors import ArtifactError, ImageError
@@ -295,7 +295,7 @@ def _found(given: Path | None) -> tuple[Path, str | None]:
 def _fitting(folder: Path) -> tuple[Path, str | None]:
     """Find the file of an export that suits this CPU, and say why if it is not the one that the export recommends."""
     if not (folder / "report.json").is_file():
-        raise ArtifactError(f"{folder} is not an export: it has no report.json", fix="give a model file")
+        raise ArtifactError(f"{folder} is not an export: it has no report.json", fix=instead_of(folder))
     here, note = native_target(), None
     try:
         report = read_json(folder / "report.json")

@@ -76,7 +76,7 @@ def choose_precision(device: str, amp: str) -> Precision:
     if amp == "auto":
         return Precision(found, _best_dtype(found))
     if amp == "fp16" and found.type != "cuda":
-        raise InputError("`amp=fp16` needs a CUDA device", found=found.type, fix="use `amp=bf16` or `amp=off`")
+        raise InputError("`amp=fp16` needs a CUDA device", found=found.type, fix="`amp=auto` takes what the device has")
     return Precision(found, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
 
 

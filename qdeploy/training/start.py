@@ -279,7 +279,10 @@ def _unfinished(folder: Path) -> RunRecord:
         raise InputError(f"{folder / RECORD} is damaged: 'device' is missing; train again")
     if not record.interrupted:
         remove_checkpoints(folder)  # it may have been killed before it did so itself
-        raise InputError(f"{folder} is complete ({record.config.get('epochs')} epochs); export it, or train anew")
+        raise InputError(
+            f"{folder} is complete ({record.config.get('epochs')} epochs)",
+            fix="export it, give more `epochs`, or train anew",
+        )
     return record
 
 

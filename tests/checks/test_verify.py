@@ -14,6 +14,7 @@ from qdeploy.checks.verify import Verification, verify
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.data.catalog import load_dataset
+from qdeploy.export import write_kits
 from qdeploy.export.report.record import ExportReport
 from qdeploy.runtime.engines import tensorrt_library, tensorrt_session
 from tests.conftest import MakeImages
@@ -187,3 +188,24 @@ def test_an_engine_that_fails_on_its_gpu_is_a_failure_and_one_without_its_gpu_is
     monkeypatch.setattr(device, "cudaGetDeviceCount", lambda: (device.cudaError_t.cudaErrorNoDevice, None))
     assert {c.name: c.ok for c in verify(refused).checks}["refused.engine: goldens"] is None
     tensorrt_library.messages.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["c", "native", "ray", "triton"])
+def test_a_kit_is_compared_with_its_own_list(name: str, tmp_path: Path) -> None:
+    kit = write_kits(SHIPPED, [name], tmp_path)[name]
+    (kit / "main.o").write_bytes(b"what a compiler made")
+    result = verify(kit)
+    assert result.ok
+    assert result.checks[0].name == "SHA256SUMS"
+    assert ("--device" in result.checks[0].detail) == (name == "native")
+    assert any(c.name.endswith("goldens") for c in result.checks) == (name in ("c", "ray"))
+    flip(kit / "README.md")
+    assert failed(verify(kit)) == {"SHA256SUMS"}
+    (kit / "README.md").unlink()
+    assert failed(verify(kit)) == {"SHA256SUMS"}
+
+
+@pytest.mark.parametrize("text", ["", "no sums", f"{64 * '0'}  ../other\n", f"{64 * '0'}  /etc/hosts\n"])
+def test_a_kit_s_list_that_is_none_fails(text: str, tmp_path: Path) -> None:
+    (tmp_path / "SHA256SUMS").write_text(text)
+    assert failed(verify(tmp_path)) == {"SHA256SUMS"}

@@ -9,9 +9,9 @@ from string import Template
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.files import sha256_of, write_bytes
+from qdeploy.core.sums import SUMS, read_sums
 from qdeploy.core.whole import folder_made_whole
 
-SUMS = "SHA256SUMS"
 PYTHON_CACHE = "__pycache__"
 """What Python leaves beside a file that it ran: no change of a kit."""
 
@@ -37,9 +37,7 @@ def kit_made_whole(out: Path) -> Iterator[Path]:
 def is_unchanged_kit(folder: Path) -> bool:
     """Tell whether a folder holds a kit as it was written, and nothing else."""
     try:
-        lines = (line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines())
-        listed = {name: digest for digest, name in lines}
-        return _digests(folder) == listed
+        return _digests(folder) == read_sums(folder)
     except (OSError, ValueError):
         return False
 
