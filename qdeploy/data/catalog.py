@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from qdeploy.core.errors import DataError, near_miss
@@ -89,5 +90,7 @@ def load_dataset(
     place = find_place(data, fetching)
     rules = preprocessing or Preprocessing()
     if not cache or data == EMBEDDED:
-        return read_source(place.read(), rules, SPLIT_SEED, progress)
-    return load_cached(place, rules, SPLIT_SEED, progress)
+        found = read_source(place.read(), rules, SPLIT_SEED, progress)
+    else:
+        found = load_cached(place, rules, SPLIT_SEED, progress)
+    return replace(found, source=data)

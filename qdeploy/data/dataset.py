@@ -6,6 +6,7 @@ Array names: N images, S height and width.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,8 @@ class Dataset:
     """What happened at this load and belongs on stderr: a cache that was damaged or could not be written."""
     cache: Path | None = None
     """The folder with the decoded images, if they are kept."""
+    source: str = ""
+    """The name or path that it was asked for by."""
     generated: bool = False
     """Whether a program made the images: their labels mean nothing."""
 
@@ -70,7 +73,8 @@ class Dataset:
             said.append(f"and {len(images) - SHOWN_PROBLEMS:,} more")
         if foreign:
             said.append(foreign_words(foreign))
-        return (f"{count:,} problem(s) with the data: {'; '.join(said)}; `qdeploy data` lists them",)
+        listing = f"`qdeploy data {shlex.quote(self.source)}` lists them"
+        return (f"{count:,} problem(s) with the data: {'; '.join(said)}; {listing}",)
 
     @property
     def sha256(self) -> str:

@@ -73,7 +73,7 @@ def test_the_first_problems_that_are_told_are_those_of_images(image_folder: Make
     (root / "dog" / "broken.png").write_bytes(b"x")
     (note,) = load_dataset(str(root)).problem_notes()
     assert note.startswith(f"10 problem(s) with the data: {root / 'dog' / 'broken.png'}: not a readable")
-    assert note.endswith("; 9 file(s) that are no images, left out: .ogg 9; `qdeploy data` lists them")
+    assert note.endswith(f"; 9 file(s) that are no images, left out: .ogg 9; `qdeploy data {root}` lists them")
 
 
 def test_train_and_export_by_json(
