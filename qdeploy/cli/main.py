@@ -58,8 +58,10 @@ def _explained(error: BaseException) -> tuple[str, int]:
         from qdeploy.cli.familiar import HINTS, setting_hint
 
         option = getattr(error, "option_name", "")
-        hint = HINTS.get(option) or setting_hint(option, getattr(error, "ctx", None))
-        return f"{error.format_message()}{f'; {hint}' if hint else ''} (see `qdeploy --help`)", 2
+        context = getattr(error, "ctx", None)
+        hint = HINTS.get(option) or setting_hint(option, context)
+        command = context.command_path if context else "qdeploy"
+        return f"{error.format_message()}{f'; {hint}' if hint else ''} (see `{command} --help`)", 2
     if isinstance(error, MemoryError):
         return "not enough memory; use a smaller model or batch", 2
     if isinstance(error, RuntimeError) and type(error).__name__ == "OutOfMemoryError":  # torch's, not to be imported

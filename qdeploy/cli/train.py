@@ -232,6 +232,8 @@ def _show_seeds(result: dict[str, Any], json: bool) -> None:
         found = result[name]
         spread = "" if found["std"] is None else f" +- {found['std']:.2f}"
         say(f"{title} top-1 of {found['n']} seed(s): {found['mean']:.2f}{spread} %")
+    best = max(result["runs"], key=lambda run: run["val_top1"])
+    hint(f"next: qdeploy export {best['run']} --int8")
 
 
 def _show_result(result: dict[str, Any], json: bool, last: bool = True) -> None:

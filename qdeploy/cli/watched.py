@@ -51,6 +51,8 @@ class TrainingShown:
             f"recipe {record.config['recipe']}, amp {record.amp.removeprefix('torch.')}"
         )
         self.bar.line(f"{data.name}: {len(record.labels)} classes, {images} images; run folder {folder}")
+        if teacher := record.config["teacher"]:
+            self.bar.line(f"taught by {teacher}: {record.config['distill_weight']:.0%} of the loss".replace("%", " %"))
         if data.problems:
             self.bar.line(f"{data.problems} problem(s) with the data; `qdeploy data {data.source}` lists them")
 

@@ -63,6 +63,8 @@ def read_labels(file: Path) -> dict[str, str | None]:
     Raises:
         InputError: If the file is not one that the page has made, or a label cannot name a folder.
     """
+    if not file.exists():
+        raise InputError(f"{file} is not there", fix="the page that `qdeploy review` writes downloads it by its button")
     try:
         document = decode(_Document, read_json(file))
         if document.schema != SCHEMA:

@@ -46,6 +46,8 @@ def write_native_kit(folder: Path, artifacts: Sequence[Artifact], recommended: s
     source, goldens, card = model_source(artifact), native_goldens(artifact), artifact.card
     words = {
         "name": card.name,
+        "file": artifact.path.name,
+        "precision": card.precision,
         "sha256": artifact.sha256,
         "size": card.preprocessing.size,
         "classes": len(card.labels),

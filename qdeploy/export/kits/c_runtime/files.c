@@ -77,7 +77,8 @@ const uint8_t *photo_pixels(const uint8_t *file, size_t bytes, const char *path,
         return file;
     }
     if (bytes < 2 || memcmp(file, "P6", 2) != 0) {
-        fprintf(stderr, "%s: is neither a binary PPM nor %d bytes of pixels\n", path, QDEPLOY_IMAGE_BYTES);
+        fprintf(stderr, "%s: is neither a binary PPM nor %d bytes of pixels; ffmpeg -i PHOTO photo.ppm makes one\n", path,
+                QDEPLOY_IMAGE_BYTES);
         return NULL;
     }
     *width = header_number(file, bytes, &at);
