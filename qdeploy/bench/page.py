@@ -12,14 +12,17 @@ from qdeploy.bench.phases import PHASES
 from qdeploy.core.figures import Bar, quantities, raw, verdict
 from qdeploy.core.html import Markup, page, table, tag
 from qdeploy.core.page_style import STYLE
+from qdeploy.core.words import counted, percent
 
+SLOW_INCLUDED = "images/s is over all queries: slow ones lower it below what p50 alone would give"
+"""Why the rate is not what follows from the median."""
 _RUNGS = ("python", "runtime", "model", "first run", "all runs")
 
 
 def html_page(report: Mapping[str, Any]) -> str:
     """Return the page for the JSON document of ``qdeploy bench``. It needs no other file and runs no script."""
     results, config = report["results"], report["config"]
-    title = f"qdeploy bench: {config['scenario']}, {results[0]['samples']} image(s) a query"
+    title = f"qdeploy bench: {config['scenario']}, {counted(results[0]['samples'], 'image')} a query"
     return page(
         title,
         STYLE,
@@ -29,7 +32,7 @@ def html_page(report: Mapping[str, Any]) -> str:
         *_baseline(report.get("baseline")),
         tag("h2", "Latency of a query"),
         tag("div", histograms(results), class_="plot"),
-        tag("p", "Dots: the median of each time that the model was opened anew.", class_="small"),
+        tag("p", f"Dots: the median of each time that the model was opened anew. {_rate(config)}", class_="small"),
         table(_HEAD, [_row(r) for r in results], kind="numbers"),
         *_server(results),
         *_comparison(report["comparisons"]),
@@ -49,10 +52,15 @@ _HEAD = ("model", "top-1 %", "p50 ms", "p90", "p95", "p99", "mean", "std", "n", 
 _START_HEAD = ("model", "import ms", "load ms", "first run ms", "whole qdeploy predict ms", "from", "to")
 
 
+def _rate(config: Mapping[str, Any]) -> str:
+    """Say what the column ``images/s`` is; a server's is the rate that it kept up with."""
+    return "" if config["scenario"] == "server" else f"{SLOW_INCLUDED}."
+
+
 def _verdict(report: Mapping[str, Any]) -> Markup:
     """Say what the comparison found, and whether it may be quoted."""
     validity, found = report["validity"], [c["words"] for c in report["comparisons"]]
-    words = ". ".join(found) + "." if found else f"{len(report['results'])} model(s) measured."
+    words = ". ".join(found) + "." if found else f"{counted(len(report['results']), 'model')} measured."
     if validity["valid"]:
         return verdict("good", f"{words} Valid.")
     return verdict("wait", f"{words} Not valid for publication:", validity["reasons"])
@@ -115,7 +123,7 @@ def _server(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
             f"p{s['percentile']} {_number(s['percentile_ms'])}",
             "-" if s["bound_ms"] is None else f"{s['bound_ms']:g}",
             {True: "kept", False: "not kept", None: "-"}[s["within_bound"]],
-            f"{s['keeping_up']:.0%}",
+            percent(s["keeping_up"], 0),
         ]
         for name, s in served
     ]

@@ -9,6 +9,7 @@ from qdeploy.bench.config import VALID_SECONDS, BenchConfig
 from qdeploy.bench.latency import drift_percent
 from qdeploy.bench.watch import Watch
 from qdeploy.core.metrics import MIN_SAMPLES
+from qdeploy.core.words import percent
 
 MAX_STOLEN_PERCENT = 1.0
 MAX_OTHERS_CORES = 0.1
@@ -68,7 +69,7 @@ def _machine(config: BenchConfig, watch: Watch) -> list[str]:
         reasons.append(f"the cgroup's quota stopped the process {watch.throttled} times")
     own = watch.own_cores
     if own is not None and config.scenario != "server" and own < LEAST_OWN_CORES:
-        reasons.append(f"the process had the CPU for {own:.0%} of the time only")
+        reasons.append(f"the process had the CPU for {percent(own, 0)} of the time only")
     if own is not None and own > config.threads + SPARE_CORES:
         reasons.append(f"an engine used {own:.1f} cores instead of {config.threads}")
     return reasons

@@ -22,6 +22,7 @@ from qdeploy.core.intervals import PairedDifference, mcnemar_p
 from qdeploy.core.metrics import Floats, Parity, measure, paired_difference
 from qdeploy.core.onnx_bytes import operator_counts
 from qdeploy.core.progress import Progress
+from qdeploy.core.words import rounded
 from qdeploy.data.embedded import FASHION_CLASSES
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import LabelledImages, labelled_images
@@ -295,7 +296,8 @@ def _verdict(numbers: Numbers) -> str:
     change = f"top-1 {numbers.top1[0]:.2f} % -> {numbers.top1[1]:.2f} % on {n} images of {numbers.data}"
     if numbers.parity.flips == 0:
         return f"{change}: every answer is the same"
-    interval = f"{d.points:+.2f} +- {d.margin95:.2f} points, McNemar p = {numbers.p_value:.3f}"
+    p = "p < 0.001" if numbers.p_value < 0.001 else f"p = {numbers.p_value:.3f}"
+    interval = f"{rounded(d.points, 2, '+')} +- {d.margin95:.2f} points, McNemar {p}"
     if numbers.p_value >= SIGNIFICANT:
         return f"{change}: {interval}: no difference in accuracy that these images could show"
     return f"{change}: {interval}: B is {'better' if d.points > 0 else 'worse'}"

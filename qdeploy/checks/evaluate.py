@@ -27,6 +27,7 @@ from qdeploy.core.intervals import PairedDifference, paired_counts, wilson_inter
 from qdeploy.core.metrics import Floats, MacroScores, label_ranks, macro_scores
 from qdeploy.core.progress import Progress
 from qdeploy.core.reliability import scores_of
+from qdeploy.core.words import rounded
 from qdeploy.data.embedded import NAME as EMBEDDED
 from qdeploy.data.labelled import ALL, Batch, LabelledImages, labelled_images
 from qdeploy.runtime.session import Session, open_session
@@ -118,11 +119,11 @@ class Against:
 
     def words(self) -> str:
         """Return the answer as a sentence."""
-        lost, margin, most = 0.0 - self.difference.points, self.difference.margin95, self.budget.points
+        lost, margin, most = rounded(-self.difference.points, 2), self.difference.margin95, self.budget.points
         needed = self.budget.images_needed(self.difference) if self.shown is Shown.NOT_SHOWN else None
         more = f"; about {needed} images would show it" if needed else ""
         return (
-            f"against {self.path}: loses {lost:.2f} +- {margin:.2f} points, {self.flips.flips} answers differ; "
+            f"against {self.path}: loses {lost} +- {margin:.2f} points, {self.flips.flips} answers differ; "
             f"{self.shown.value}: at most {most:g} allowed{more}"
         )
 

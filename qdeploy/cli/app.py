@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -74,8 +74,13 @@ def _callable(verbs: Iterable[str]) -> typer.Typer:
     program.callback()(_qdeploy)
     for verb in verbs:
         function = getattr(importlib.import_module(f"qdeploy.cli.{verb}"), f"{verb}_command")
-        program.command(verb)(with_common_options(function))
+        program.command(verb, help=_paragraphs(function))(with_common_options(function))
     return program
+
+
+def _paragraphs(function: Callable[..., Any]) -> str:
+    """Return a docstring with a line a paragraph: its line ends are not those of a terminal."""
+    return "\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n"))
 
 
 def _listed() -> typer.Typer:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdeploy.cli.options import OUTPUT, Json, Verbose
-from qdeploy.cli.output import Bar, emit_json, note, say
+from qdeploy.cli.output import Bar, emit_json, hint, note, say
 from qdeploy.cli.tables import WIDTH, show_table, table
+from qdeploy.core.words import counted, percent
 
 if TYPE_CHECKING:
     from qdeploy.bench import BenchReport, BenchResult
@@ -139,10 +140,16 @@ def bench_command(
 
 def show(report: BenchReport, verbose: bool) -> None:
     """Print the measurements, how the models compare, the machine, and whether it all may be quoted."""
+    from qdeploy.bench.page import SLOW_INCLUDED
+
     config = report.config
-    title = f"{config.scenario}, {config.samples} image(s) a query, {config.threads} thread(s), in turns"
+    title = (
+        f"{config.scenario}, {counted(config.samples, 'image')} a query, {counted(config.threads, 'thread')}, in turns"
+    )
     quick = "QUICK, not to be quoted: " if config.quick else ""
     show_table(table(_HEAD, map(_row, report.results), title=quick + title))
+    if config.scenario != "server":
+        hint(SLOW_INCLUDED)
     if verbose:
         show_table(table(_PERCENTILES, map(_percentiles, report.results), title="latency of a query, ms"))
         show_table(table(_START, map(_start, report.results), title="file and start"))
@@ -223,7 +230,7 @@ def _served(r: BenchResult) -> str:
     what = "highest rate" if s.searched else "rate"
     kept = {True: "kept", False: "NOT kept", None: "not judged: too few queries"}[s.within_bound]
     bound = "" if s.bound_ms is None else f", limit {s.bound_ms:g} ms {kept}"
-    behind = "" if s.keeping_up >= 0.95 else f"; TOO HIGH: {s.keeping_up:.0%} of the queries answered in time"
+    behind = "" if s.keeping_up >= 0.95 else f"; TOO HIGH: {percent(s.keeping_up, 0)} of the queries answered in time"
     return f"{what} {s.rate_per_s:.1f} queries/s, p{s.percentile} {_number(s.percentile_ms)} ms{bound}{behind}"
 
 

@@ -9,6 +9,7 @@ import typer
 
 from qdeploy.cli.options import OUTPUT, Json
 from qdeploy.cli.output import Bar, emit_json, extra_needed, hint, say
+from qdeploy.core.words import percent
 
 if TYPE_CHECKING:
     from qdeploy.core.confidence import Confidence
@@ -64,10 +65,13 @@ def lines(confidence: Confidence) -> list[str]:
         )
     if c.threshold is not None and c.coverage is not None:
         said.append(
-            f"unknown: a score below {c.threshold:.3f}, which {c.coverage:.1%} of {c.images} validation images reach"
+            f"unknown: a score below {c.threshold:.3f}, which {percent(c.coverage)} of {c.images} validation images "
+            "reach"
         )
         if c.test_coverage is not None and c.test_top1_answered is not None:
-            said[-1] += f"; {c.test_coverage:.2%} of the test images do, with {c.test_top1_answered:.2f} % top-1"
+            said[-1] += (
+                f"; {percent(c.test_coverage, 2)} of the test images do, with {c.test_top1_answered:.2f} % top-1"
+            )
     if c.reference:
         said.append(f"later answers are compared with those to {c.reference.n} validation images")
     return said

@@ -13,6 +13,7 @@ from qdeploy.cli.output import Bar, emit_json, extra_needed, note, say
 from qdeploy.cli.tables import show_table, table
 from qdeploy.core.errors import InputError
 from qdeploy.core.image_formats import foreign_words, without_foreign
+from qdeploy.core.words import counted, percent
 
 if TYPE_CHECKING:
     from qdeploy.checks.suspects import Judged, Suspects
@@ -123,7 +124,7 @@ def data_command(
 
 def _print_problems(problems: Sequence[str], every: bool) -> None:
     """Print what is wrong: the first ``SHOWN``, and of files that are no images only how many they are."""
-    say(f"{len(problems)} problem(s)")
+    say(counted(len(problems), "problem"))
     every = every or len(problems) <= SHOWN
     others, foreign = without_foreign(problems)
     shown = problems if every else others[:SHOWN]
@@ -194,7 +195,7 @@ def _cross_validated(
 def show_suspects(found: Suspects, every: bool) -> None:
     """Print the likely label errors, the most suspicious first."""
     shown = found.suspects if every else found.suspects[:SHOWN]
-    rows = [[s.image, s.label, s.likely, f"{s.self_confidence:.1%}", f"{s.likely_probability:.1%}"] for s in shown]
+    rows = [[s.image, s.label, s.likely, percent(s.self_confidence), percent(s.likely_probability)] for s in shown]
     if rows:
         say("")
         show_table(table(("image", "label", "likely", "p(label)", "p(likely)"), rows, words=(0, 1, 2)))
@@ -203,7 +204,7 @@ def show_suspects(found: Suspects, every: bool) -> None:
         f"; --all or --csv lists every one, here are the first {len(shown)}" if len(shown) < len(found.suspects) else ""
     )
     say(
-        f"{len(found.suspects):,} label(s) are likely wrong, {found.estimated_errors:.0f} are estimated to be "
+        f"{counted(len(found.suspects), 'label')} likely wrong, estimated to be wrong {found.estimated_errors:.0f} "
         f"(confident learning){more}"
     )
     for text in found.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,10 @@ import typer
 from qdeploy.cli.options import Json, Split
 from qdeploy.cli.output import Bar, emit_json, say
 from qdeploy.cli.tables import show_table, table
+from qdeploy.core.words import counted
 
 if TYPE_CHECKING:
-    from qdeploy.checks.diff import Difference, Numbers
+    from qdeploy.checks.diff import Change, Difference, Numbers
 
 LONG = 60
 
@@ -43,7 +45,7 @@ def show(result: Difference) -> None:
     say(f"A: {result.a}")
     say(f"B: {result.b}")
     if result.changes:
-        rows = [(c.subject, c.field, *_cells(c.a, c.b)) for c in result.changes]
+        rows = [(c.subject, c.field, *_cells(c.a, c.b)) for c in _shown(result.changes)]
         show_table(table(("subject", "field", "A", "B"), rows, words=range(4)))
     say(f"the same: {', '.join(result.same) or 'nothing'}")
     if result.numbers:
@@ -52,13 +54,41 @@ def show(result: Difference) -> None:
         say(f"- {text}")
 
 
+def _shown(changes: Sequence[Change]) -> Iterator[Change]:
+    """Leave out what was measured before the temperature where that after it is the same: it is at 1."""
+    known = {(c.field, repr(c.a), repr(c.b)) for c in changes}
+    for c in changes:
+        name = c.field.removeprefix("before.")
+        if name == c.field or (f"after.{name}", repr(c.a), repr(c.b)) not in known:
+            yield c
+
+
 def _cells(a: Any, b: Any) -> list[str]:
     """Shorten two values; of lists only what the other lacks is shown."""
     if isinstance(a, list) and isinstance(b, list) and set(a) != set(b) and max(len(a), len(b)) > 3:
         return [
             f"{len(x)}, alone: {_short(', '.join(v for v in x if v not in y) or 'none')}" for x, y in ((a, b), (b, a))
         ]
-    return ["-" if v is None else _short(str(v)) for v in (a, b)]
+    for digits in (4, 8, 17):  # as few as tell the two apart
+        texts = [_text(v, digits) for v in (a, b)]
+        if texts[0] != texts[1]:
+            break
+    return list(map(_short, texts))
+
+
+def _text(value: Any, digits: int) -> str:
+    """Return a value of a card as plain text, its figures with so many significant digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{k}: {_text(v, digits)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(v, digits) for v in value) or "none"
+    return str(value)
 
 
 def _short(text: str) -> str:
@@ -69,8 +99,8 @@ def _show_numbers(n: Numbers) -> None:
     p = n.parity
     noise = "exact" if p.to_dict()["sqnr_db"] is None else f"{p.sqnr_db:.1f} dB"
     say(
-        f"logits on {p.n} images: largest difference {p.max_abs:.4g}, cosine {p.cosine:.6f}, SQNR {noise}; same answer "
-        f"on {p.top1_agreement:.2%}; {n.lost} lost, {n.gained} gained"
+        f"logits on {counted(p.n, 'image')}: largest difference {p.max_abs:.4g}, cosine {p.cosine:.6f}, SQNR {noise}; "
+        f"same answer on {p.same_words()}; {n.lost} lost, {n.gained} gained"
     )
     for f in n.flips:
-        say(f"  {f.label}: {f.changed} answers differ, {f.lost} lost, {f.gained} gained")
+        say(f"  {f.label}: {counted(f.changed, 'answer')} not the same, {f.lost} lost, {f.gained} gained")

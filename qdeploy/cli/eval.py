@@ -12,6 +12,7 @@ from qdeploy.cli.options import OUTPUT, Abstain, Force, Json, Split, split_names
 from qdeploy.cli.output import Bar, emit_json, hint, note, say
 from qdeploy.cli.rows import csv_rows
 from qdeploy.cli.tables import WIDTH, show_table, table
+from qdeploy.core.words import counted, percent, rounded
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,7 +111,7 @@ def eval_command(
     for problem in (p for p in result.problems if REPEATED not in p):
         note(f"left out: {problem}")
     if repeats := sum(REPEATED in p for p in result.problems):
-        note(f"left out: {repeats:,} image(s) that are there twice; `qdeploy data` names them")
+        note(f"left out: {counted(repeats, 'image')} there twice; `qdeploy data` names them")
     if json:
         emit_json(result.to_dict())
     else:
@@ -135,7 +136,7 @@ def show(result: Evaluation) -> None:
     if result.top5 is not None and result.top5_ci95 is not None:
         say(f"top-5 {result.top5:.2f} % (95 % interval {result.top5_ci95[0]:.2f} to {result.top5_ci95[1]:.2f})")
     m = result.macro
-    say(f"mean over the classes: precision {m.precision:.1%}, recall {m.recall:.1%}, F1 {m.f1:.1%}")
+    say(f"mean over the classes: precision {percent(m.precision)}, recall {percent(m.recall)}, F1 {percent(m.f1)}")
     card = result.card_accuracy
     if "top1" in card:
         say(
@@ -162,13 +163,14 @@ def _trust(t: Trust) -> Iterator[str]:
     if t.coverage is not None and t.coverage_ci95 is not None:
         low, high = t.coverage_ci95
         right = "none answered" if t.answered_top1 is None else f"top-1 of these {t.answered_top1:.2f} %"
-        yield f"answered {t.coverage:.2%} (95 % interval {low:.2%} to {high:.2%}), {right}; the others are unknown"
+        interval = f"95 % interval {rounded(100 * low, 2)} to {rounded(100 * high, 2)}"
+        yield f"answered {percent(t.coverage, 2)} ({interval}), {right}; the others are unknown"
     if o := t.others:
         left_out = f", {o.left_out} not readable" if o.left_out else ""
-        said = "" if o.unknown is None else f"{o.unknown:.1%} unknown; "
+        said = "" if o.unknown is None else f"{percent(o.unknown)} unknown; "
         by = (
-            f"AUROC {told.auroc:.3f} ({told.auroc_ci95[0]:.3f} to {told.auroc_ci95[1]:.3f}), {told.fpr95:.1%} passing "
-            f"where 95 % of the data do by the {name}"
+            f"by the {name}, AUROC {told.auroc:.3f} ({told.auroc_ci95[0]:.3f} to {told.auroc_ci95[1]:.3f}), and a "
+            f"limit that 95 % of the data pass lets {percent(told.fpr95)} of these pass"
             for name, told in (("score", o.score), ("probability", o.probability))
         )
         yield f"{o.n} images of other things in {o.folder}{left_out}: {said}{'; '.join(by)}"
@@ -180,7 +182,7 @@ _HEAD = ("label", "n", "precision", "recall", "F1", "most confused with")
 
 
 def _row(c: ClassScore) -> list[str]:
-    shares = [f"{v:.1%}" if v is not None else "-" for v in (c.precision, c.recall, c.f1)]
+    shares = [percent(v) if v is not None else "-" for v in (c.precision, c.recall, c.f1)]
     return [c.label, str(c.n), *shares, f"{c.confused_with} ({c.confused})" if c.confused_with else "-"]
 
 

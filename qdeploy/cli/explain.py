@@ -11,6 +11,7 @@ import typer
 from qdeploy.cli.options import OUTPUT, Json
 from qdeploy.cli.output import emit_json, note, say
 from qdeploy.cli.tables import show_table, table
+from qdeploy.core.words import counted, percent
 
 if TYPE_CHECKING:
     from qdeploy.checks.explain import Explainer, Explanation
@@ -67,7 +68,7 @@ def explain_command(
         emit_json({"page": str(out), "images": [_document(name, each) for name, each in found]})
         return
     show_table(table(_HEAD, [_row(name, e) for name, each in found for e in each], words=(0, 1, 2, 5)))
-    say(f"{out}: the maps of {len(found)} image(s) by {len(files)} file(s)")
+    say(f"{out}: the maps of {counted(len(found), 'image')} by {counted(len(files), 'file')}")
 
 
 def _explained(
@@ -96,7 +97,7 @@ def _row(name: str, e: Explanation) -> list[str]:
     elif e.tokens:
         row, column = e.tokens.picked[0]
         place = f"row {row + 1}, column {column + 1} of {e.tokens.side}x{e.tokens.side}"
-    return [name, e.precision, e.label, f"{e.probability:.1%}", logit, place]
+    return [name, e.precision, e.label, percent(e.probability), logit, place]
 
 
 def _document(name: str, found: Sequence[Explanation]) -> dict[str, object]:

@@ -18,10 +18,11 @@ def models_command(json: Json = False) -> None:
     if json:
         emit_json([asdict(s) for s in summaries])
         return
-    head = ("model", "family", "parameters", "M MACs", "side", "classes")
+    head = ("model", "family", "parameters", "M MACs", "px", "classes")
     rows = [
-        (s.name, s.family, f"{s.params:,}", f"{s.macs / 1e6:.5g}", str(s.input_size), str(s.num_classes))
+        (s.name, s.family, f"{s.params:,}", f"{s.macs / 1e6:.1f}", str(s.input_size), str(s.num_classes))
         for s in summaries
     ]
     show_table(table(head, rows, words=(0, 1)))
+    note("px: side of an image in pixels; M MACs: millions of multiply-accumulates an image")
     note("Also any classifier of other libraries, from scratch: torchvision/NAME, timm/NAME")

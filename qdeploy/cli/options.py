@@ -154,11 +154,16 @@ class _Twin:
         self._type, info = get_args(kind)
         self.metavar = str(info.metavar or name.upper())
 
+    def _plain(self) -> str:
+        """Return the metavar without what says that it may be left out or repeated."""
+        name = self.metavar.removesuffix("...")
+        return name[1:-1] if name.startswith("[") and name.endswith("]") else name
+
     def option(self) -> Any:
         """Return the option's type for Typer."""
         several = "; may be repeated" if self.name.endswith("s") else ""
         what = self.name.upper()
-        text = f"The same as {self.metavar.strip('[].')}{several}."
+        text = f"The same as {self._plain()}{several}."
         return Annotated[self._type | None, typer.Option(self.flag, metavar=what, help=text, show_default=False)]
 
 

@@ -14,6 +14,7 @@ import typer
 from qdeploy.cli.early import start_onnxruntime
 from qdeploy.cli.options import OUTPUT, SPEED, WHERE, Abstain, Force, Formats, split_names
 from qdeploy.cli.output import complain, emit_json, extra_needed, note, quiet, say
+from qdeploy.core.words import percent
 
 if TYPE_CHECKING:
     from qdeploy.cli.volume import Watch
@@ -186,9 +187,9 @@ def _names(words: list[str], left_out: Counter[str]) -> tuple[Iterator[str], boo
 def _say_left_out(files: Counter[str]) -> None:
     """Say which files of folders are no images."""
     if files:
-        from qdeploy.core.image_formats import suffix_counts
+        from qdeploy.core.image_formats import foreign_words
 
-        note(f"{files.total():,} file(s) that are no images, left out: {suffix_counts(files)}")
+        note(foreign_words(files))
 
 
 def _opened(
@@ -223,7 +224,7 @@ def _emit(answers: Iterator[Answer], top: int, json: bool, file: AnswerCsv | Non
         if json:
             emit_json(answer.to_dict(top))
         elif answer.prediction is not None and file is None:
-            ranked = "  ".join(f"{r.label} {r.probability:.1%}" for r in answer.prediction.top(top))
+            ranked = "  ".join(f"{r.label} {percent(r.probability)}" for r in answer.prediction.top(top))
             if answer.prediction.unknown:
                 ranked = f"unknown (score {answer.prediction.score:.2f}; would be {ranked})"
             say(f"{answer.image}: {ranked}  ({answer.latency_ms['infer']:.2f} ms)")

@@ -10,6 +10,7 @@ import typer
 from qdeploy.cli.options import OUTPUT, Json
 from qdeploy.cli.output import Bar, emit_json, hint, note, say
 from qdeploy.core.errors import InputError
+from qdeploy.core.words import counted
 
 if TYPE_CHECKING:
     from qdeploy.data.review.collected import Collected
@@ -79,7 +80,7 @@ def review_command(
         emit_json({**found.to_dict(), "problems": [*problems, *found.problems]})
         return
     by_class = ", ".join(f"{name} {n}" for name, n in found.classes.items()) or "none"
-    say(f"{found.out}: {found.written} image(s) written, {found.there} were there ({by_class})")
+    say(f"{found.out}: {counted(found.written, 'image')} written, {found.there} were there ({by_class})")
     say(f"{found.none} show none of the classes, {found.unlabelled} have no label")
     hint(f"next: qdeploy train --data {out}; with --weights RUN it starts from a run's weights")
 
@@ -114,5 +115,5 @@ def _write_page(
     if json:
         emit_json({"page": str(out), "images": shown, "labels": list(names), "problems": problems})
         return
-    say(f"{out}: {shown} image(s), {len(names)} labels; open it in a browser")
+    say(f"{out}: {counted(shown, 'image')}, {counted(len(names), 'label')}; open it in a browser")
     hint(f"next: qdeploy review {folder} --labels labels.json --out DATA")

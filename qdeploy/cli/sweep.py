@@ -11,6 +11,7 @@ from qdeploy.cli.options import GOING_ON, LIMITS, NEWEST, TRAINING, WHERE, Forma
 from qdeploy.cli.output import Bar, emit_json, extra_needed, say
 from qdeploy.cli.tables import show_table, table
 from qdeploy.core.errors import InputError, for_command_line
+from qdeploy.core.words import counted
 
 if TYPE_CHECKING:
     from qdeploy.study import SweepResult
@@ -196,7 +197,7 @@ def _watched(work: Any) -> SweepResult:
         except KeyboardInterrupt:
             if progress.folder:
                 bar.line(
-                    f"{progress.count} trial(s) ended in this session and are kept; "
+                    f"{counted(progress.count, 'trial')} ended in this session, kept; "
                     f"`qdeploy sweep --resume {progress.folder}` goes on"
                 )
             raise
@@ -234,7 +235,7 @@ def _what(step: Step) -> str:
     if found is None:
         return f"failed: {step.error}"
     if isinstance(found, Trained):
-        return f"{found.epochs} epoch(s) in {_duration(step.wall_s)}, val {found.val_top1:.2f} %"
+        return f"{counted(found.epochs, 'epoch')} in {_duration(step.wall_s)}, val {found.val_top1:.2f} %"
     if isinstance(found, Exported):
         return ", ".join(f"{p} {file.test_top1:.2f} %" for p, file in found.artifacts.items())
     return ", ".join(f"{p} {_cell(file.latency_ms, 3)} ms" for p, file in found.artifacts.items())

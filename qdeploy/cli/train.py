@@ -14,6 +14,7 @@ from qdeploy.cli.output import emit_json, extra_needed, field_value, hint, say
 from qdeploy.cli.watched import watched
 from qdeploy.core.errors import InputError
 from qdeploy.core.only_with import switched_on
+from qdeploy.core.words import counted
 
 if TYPE_CHECKING:
     from qdeploy.training import TrainConfig
@@ -231,7 +232,7 @@ def _show_seeds(result: dict[str, Any], json: bool) -> None:
     for name, title in (("val_top1", "validation"), ("test_top1", "test")):
         found = result[name]
         spread = "" if found["std"] is None else f" +- {found['std']:.2f}"
-        say(f"{title} top-1 of {found['n']} seed(s): {found['mean']:.2f}{spread} %")
+        say(f"{title} top-1 of {counted(found['n'], 'seed')}: {found['mean']:.2f}{spread} %")
     best = max(result["runs"], key=lambda run: run["val_top1"])
     hint(f"next: qdeploy export {best['run']} --int8")
 

@@ -11,6 +11,7 @@ from qdeploy.cli.options import LIMITS, Json, ModelFile, Verbose
 from qdeploy.cli.output import Bar, emit_json, note, say
 from qdeploy.cli.tables import show_table, table
 from qdeploy.core.errors import for_command_line
+from qdeploy.core.words import rounded
 
 if TYPE_CHECKING:
     from qdeploy.bench.tune import TuneReport
@@ -63,7 +64,7 @@ def tune_command(
 
 def show(report: TuneReport, verbose: bool) -> None:
     """Print the candidates, the choice, and where it was written."""
-    title = "candidates, interleaved, the chosen and the fastest first"
+    title = "candidates, interleaved, the chosen and the fastest first; images/s: over all calls"
     timed = [c for c in report.candidates if c.n]
     if timed:
         show_table(table(_HEAD, map(_row, timed), title=title, words=(0, 1, 6)))
@@ -121,4 +122,4 @@ def _out(candidates: Sequence[CandidateReport]) -> Iterator[str]:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else rounded(value, digits)

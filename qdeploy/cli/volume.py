@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from qdeploy.cli.output import Bar, complain, note, quiet
 from qdeploy.core.drift import Tally
+from qdeploy.core.words import counted
 
 if TYPE_CHECKING:
     from qdeploy.core.card import Card
@@ -81,9 +82,11 @@ class Watch:
             self.bar.__exit__(kind, error, trace)
         if kind is None:
             best = ", ".join(f"{label} {n:,}" for label, n in self.labels.most_common(SHOWN_LABELS))
-            others = f" and {len(self.labels) - SHOWN_LABELS} labels more" if len(self.labels) > SHOWN_LABELS else ""
+            more = len(self.labels) - SHOWN_LABELS
+            others = f" and {counted(more, 'more label')}" if more > 0 else ""
             failed = f", {self.failed:,} of them not readable" if self.failed else ""
-            note(f"{self.done:,} images{failed}, {self.done / seconds:,.0f} a second: {best or 'no answer'}{others}")
+            images = counted(self.done, "image")
+            note(f"{images}{failed}, {self.done / seconds:,.0f} a second: {best or 'no answer'}{others}")
             self._tell_drift()
 
     def _tell_drift(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdeploy.cli.output import Bar
+from qdeploy.core.words import counted, percent
 
 if TYPE_CHECKING:
     from qdeploy.core.run_folder import RunRecord
@@ -52,9 +53,9 @@ class TrainingShown:
         )
         self.bar.line(f"{data.name}: {len(record.labels)} classes, {images} images; run folder {folder}")
         if teacher := record.config["teacher"]:
-            self.bar.line(f"taught by {teacher}: {record.config['distill_weight']:.0%} of the loss".replace("%", " %"))
+            self.bar.line(f"taught by {teacher}: {percent(record.config['distill_weight'], 0)} of the loss")
         if data.problems:
-            self.bar.line(f"{data.problems} problem(s) with the data; `qdeploy data {data.source}` lists them")
+            self.bar.line(f"{counted(data.problems, 'problem')} with the data; `qdeploy data {data.source}` lists them")
 
     def batch(self, epoch: int, done: int, total: int) -> None:
         """Move the bar; ``epoch`` counts from 0."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from qdeploy.core.confidence import score
 from qdeploy.core.errors import InputError
 from qdeploy.core.reference import Reference
+from qdeploy.core.words import percent
 
 CHANGE = 0.1
 """Least population stability index that counts as a change, by convention; above 0.25 it is called a large one."""
@@ -319,4 +320,4 @@ def _classes_words(expected: Sequence[int], found: Sequence[int], labels: Sequen
     shares = [(b / m - a / n, a / n, b / m) for a, b in zip(expected, found, strict=True)]
     most = max(range(len(shares)), key=lambda k: abs(shares[k][0]))
     _, before, now = shares[most]
-    return f"other classes, first of all {labels[most]}, {now:.0%} instead of {before:.0%}"
+    return f"other classes, first of all {labels[most]}, {percent(now, 0)} instead of {percent(before, 0)}"

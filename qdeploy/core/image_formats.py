@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qdeploy.core.errors import InputError
+from qdeploy.core.words import counted
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """By Pillow's names. A multi-picture JPEG (MPO) is a JPEG; PPM are also PGM and PBM."""
@@ -140,7 +141,7 @@ def without_foreign(problems: Iterable[str]) -> tuple[list[str], dict[str, int]]
 
 def foreign_words(foreign: dict[str, int]) -> str:
     """Say how many files are no images, by their suffix."""
-    return f"{sum(foreign.values()):,} file(s) that are no images, left out: {suffix_counts(foreign)}"
+    return f"{counted(sum(foreign.values()), 'file')} left out (no image): {suffix_counts(foreign)}"
 
 
 def suffix_counts(counts: dict[str, int]) -> str:

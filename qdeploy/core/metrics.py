@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.intervals import PairedDifference, paired_counts
+from qdeploy.core.words import counted, percent
 
 Floats = NDArray[np.float32]
 
@@ -91,6 +92,10 @@ class Parity:
     flips: int
     """Number of images whose largest logit is another one."""
     n: int
+
+    def same_words(self) -> str:
+        """Return for how many images both have the same largest logit: ``60 of 63 images (95.24 %)``."""
+        return f"{self.n - self.flips:,} of {counted(self.n, 'image')} ({percent(self.top1_agreement, 2)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; an exact match has an sqnr_db of None."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qdeploy.core.image_formats import foreign_words, without_foreign
 from qdeploy.core.preprocessing import Preprocessing
+from qdeploy.core.words import counted
 
 GENERATED = "generated"
 """Name of the data set of a model that was made without data."""
@@ -74,7 +75,7 @@ class Dataset:
         if foreign:
             said.append(foreign_words(foreign))
         listing = f"`qdeploy data {shlex.quote(self.source)}` lists them"
-        return (f"{count:,} problem(s) with the data: {'; '.join(said)}; {listing}",)
+        return (f"{counted(count, 'problem')} with the data: {'; '.join(said)}; {listing}",)
 
     @property
     def sha256(self) -> str:

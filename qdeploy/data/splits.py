@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import DataError
+from qdeploy.core.words import counted
 from qdeploy.data.dataset import SPLITS
 from qdeploy.data.source import Record, Source
 
@@ -76,11 +77,11 @@ def _without_repeats(
             same = "" if labels[first_row] == label else " under another label"
             source = records[row].source
             if isinstance(source, np.ndarray):
-                unnamed[f"of {name} repeat an image of {first}{same}"] += 1
+                unnamed[f"of {name} like one of {first}{same}"] += 1
             else:
                 problems.append(f"{source}: {REPEATED} {records[first_row].source} of {first}{same}; left out")
         kept[name] = np.asarray(rows, np.int64)
-    problems += [f"{count} image(s) {what}; left out" for what, count in unnamed.items()]
+    problems += [f"{counted(count, 'image')} {what}; left out" for what, count in unnamed.items()]
     return kept
 
 
@@ -110,4 +111,4 @@ def _note_missing_classes(rows: dict[str, Index], labels: Index, source: Source,
 
 
 def _because(problems: list[str]) -> str:
-    return f" ({len(problems)} problem(s), e.g. {problems[0]})" if problems else ""
+    return f" ({counted(len(problems), 'problem')}, e.g. {problems[0]})" if problems else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qdeploy.core.errors import DataError
 from qdeploy.core.progress import Progress
+from qdeploy.core.words import counted
 from qdeploy.data.download import Checksum, fetch
 from qdeploy.data.places import cache_folder, look_for
 from qdeploy.data.source import Place, Reader, Record, Source
@@ -67,7 +68,7 @@ def _train_images(tree: Tree, wnid: str) -> list[str]:
     listed = {line.split("\t")[0] for line in (tree.text(f"train/{wnid}/{wnid}_boxes.txt") or "").splitlines() if line}
     missing = sorted(listed - set(names))
     if missing:
-        raise DataError(f"{tree} lacks {len(missing)} image(s) of {folder}, e.g. {missing[0]}; {AGAIN}")
+        raise DataError(f"{tree} lacks {counted(len(missing), 'image')} of {folder}, e.g. {missing[0]}; {AGAIN}")
     return [f"{folder}/{name}" for name in names]
 
 

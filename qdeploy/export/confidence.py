@@ -25,6 +25,7 @@ from qdeploy.core.reliability import (
     reliability,
     scores_of,
 )
+from qdeploy.core.words import percent
 from qdeploy.data.dataset import Split
 
 LEAST_IMAGES = 100
@@ -191,7 +192,7 @@ def _threshold(scores_N: Doubles, coverage: float) -> float:
     if not (scores_N < threshold).any():
         raise InputError(
             "no threshold can be set: the least score of the validation images is that of too many of them",
-            found=f"{float((scores_N == threshold).mean()):.1%} with {threshold:.4g}",
+            found=f"{percent(float((scores_N == threshold).mean()))} with {threshold:.4g}",
             fix="a model whose logits are all equal knows nothing; leave out `coverage`",
         )
     return threshold

@@ -222,7 +222,7 @@ def _half_step(work: Work, fp32: Made) -> Made:
     card = replace(fp32.card, precision="fp16", origin=origin)
     half = finish(work, to_fp16(fp32.model), card, fp32.parity_logits, "model.fp16.onnx", HALF_GOLDEN_DB, fp32=fp32)
     require_sound("fp32 to fp16", half.parity, HALF_GOLDEN_DB)
-    work.note(f"fp16: {half.parity.sqnr_db:.1f} dB, top-1 agrees on {half.parity.top1_agreement:.1%} of images")
+    work.note(f"fp16: {half.parity.sqnr_db:.1f} dB, top-1 agrees on {half.parity.same_words()}")
     return half
 
 

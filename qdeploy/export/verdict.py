@@ -8,6 +8,7 @@ from enum import Enum
 from qdeploy.bench import Comparison, Speed
 from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.intervals import PairedDifference
+from qdeploy.core.words import rounded
 from qdeploy.export.stress import Stress
 
 
@@ -145,7 +146,7 @@ def in_words(
     """
     speed = _speed_words(verdict.speed)
     if verdict.outcome is not Outcome.REJECTED:
-        accuracy = f"{test.points:+.2f} +- {test.margin95:.2f} points of top-1 on {test.n} test images"
+        accuracy = f"{rounded(test.points, 2, '+')} +- {test.margin95:.2f} points of top-1 on {test.n} test images"
         doubt = f"; NOT SHOWN: {_not_shown_words(verdict)}" if verdict.outcome is Outcome.NOT_SHOWN else ""
         slow = "" if verdict.faster or verdict.speed is None else "; it is not faster, and kept as `allow_slower` asks"
         return f"{what} accepted: {accuracy}, {speed}{slow}{doubt}"
@@ -159,13 +160,13 @@ def in_words(
         )
     if policy.allow_drop or verdict.budget.tolerates(loss, flips, strict=policy.strict):
         return (
-            f"{what} REJECTED: not faster on this device, {speed}{_slower_words(p50_ms)}; kept {kept}; keep INT8 with "
-            "`allow_slower`"
+            f"{what} REJECTED: not faster on this device; kept {kept}; keep INT8 with `allow_slower`; measured: {speed}"
+            f"{_slower_words(p50_ms)}"
         )
     hint = "" if final else "try `qat_epochs=2` when exporting a run, or "
     cost = (
-        f"it costs {-loss.points:.2f} +- {loss.margin95:.2f} points of top-1 on {loss.n} validation images, at most "
-        f"{verdict.budget.points:.3g} allowed"
+        f"it costs {rounded(-loss.points, 2)} +- {loss.margin95:.2f} points of top-1 on the {loss.n} validation images "
+        f"that the search did not see, at most {verdict.budget.points:.3g} allowed"
         if verdict.shown is Shown.OVER
         else _not_shown_words(verdict)
     )
@@ -189,9 +190,9 @@ def _slower_words(p50_ms: tuple[float, float] | None) -> str:
     if p50_ms is None:
         return ""
     return (
-        f": an image takes {p50_ms[0]:.3f} ms in INT8 and {p50_ms[1]:.3f} ms in fp32. What single parts save is "
-        "measured while all others are INT8 and does not add up: between INT8 and float every value is converted, and "
-        "layers that fp32 computes in one go are apart"
+        f", {p50_ms[0]:.3f} ms an image in INT8 and {p50_ms[1]:.3f} ms in fp32; why: wherever INT8 and float layers "
+        "meet, values are converted, and layers that fp32 computes in one step take several, which can cost more than "
+        "the INT8 layers save"
     )
 
 
@@ -199,8 +200,8 @@ def _not_shown_words(verdict: Verdict) -> str:
     loss, flips = verdict.loss.difference, verdict.loss.flips
     needed = verdict.budget.images_needed(loss)
     more = f"; about {needed} labelled images would show it" if needed else ""
-    other = f", {flips.flips} of {flips.n} predictions changed" if flips else ""
+    other = f", {flips.flips} of {flips.n} predictions changed on all images that did not calibrate" if flips else ""
     return (
-        f"a loss of {0.0 - loss.points:.2f} +- {loss.margin95:.2f} points on {loss.n} validation images{other}: too "
-        f"few to tell whether it is within {verdict.budget.points:.3g}{more}"
+        f"a loss of {rounded(-loss.points, 2)} +- {loss.margin95:.2f} points on the {loss.n} validation images that "
+        f"the search did not see{other}: too few to tell whether it is within {verdict.budget.points:.3g}{more}"
     )

@@ -18,6 +18,7 @@ from qdeploy.core.errors import InputError, VerdictError
 from qdeploy.core.files import BusyError, locked
 from qdeploy.core.machine import cpu_name, environment, wanted_threads
 from qdeploy.core.records import RecordError, decode
+from qdeploy.core.words import counted
 from qdeploy.data.catalog import location_of
 from qdeploy.study import checks
 from qdeploy.study.forecast import Forecast, unfinished
@@ -178,7 +179,9 @@ class Campaign:
         """
         if self.config.budget_minutes is None:
             record, count = self.record, len(self.record.models)
-            self.progress.note(f"plan: {count} models, {record.most_epochs} epoch(s) each, {self._recipe()}")
+            self.progress.note(
+                f"plan: {counted(count, 'model')}, {counted(record.most_epochs, 'epoch')} each, {self._recipe()}"
+            )
             rung = Rung(epochs=record.most_epochs, models=tuple(record.models))
             return replace(record, planned=(record.most_epochs,), rungs=(rung,))
         self._probe()
@@ -198,7 +201,7 @@ class Campaign:
             )
         whole_s = self._elapsed() + finish_s + predicted_s(loads, epochs, slots)
         self.progress.note(
-            f"plan: {len(names)} models, {' -> '.join(map(str, epochs))} epoch(s), {self._recipe()}; about "
+            f"plan: {counted(len(names), 'model')}, epochs {' -> '.join(map(str, epochs))}, {self._recipe()}; about "
             f"{whole_s / 60:.1f} of {self.config.budget_minutes:g} minutes"
         )
         rung = Rung(epochs=epochs[0], models=tuple(names))
@@ -270,7 +273,7 @@ class Campaign:
         if not epochs:
             self.progress.note(f"the budget has no time for another rung of {len(names)} models")
             return None
-        self.progress.note(f"{len(names)} of {len(scores)} models go on, for {' -> '.join(map(str, epochs))} epoch(s)")
+        self.progress.note(f"{len(names)} of {len(scores)} models go on, epochs {' -> '.join(map(str, epochs))}")
         return Rung(epochs=epochs[0], models=tuple(names))
 
     def _scores(self, rung: int) -> list[Score]:

@@ -12,6 +12,7 @@ from qdeploy.core.errors import InputError, MissingDependencyError
 from qdeploy.core.files import dated_folder
 from qdeploy.core.progress import Progress
 from qdeploy.core.whole import files_in, require_writable
+from qdeploy.core.words import counted
 from qdeploy.data.catalog import find_place, location_of
 from qdeploy.models import registry
 from qdeploy.study.process import LocalPool, Pool
@@ -76,7 +77,7 @@ def small_enough(config: SweepConfig, models: dict[str, Model], note: Callable[[
         least = min(m.params for m in models.values())
         raise InputError(f"no model has at most {config.max_params:,} parameters; the smallest has {least:,}")
     if left_out := len(models) - len(kept):
-        note(f"{left_out} model(s) with more than {config.max_params:,} parameters are left out")
+        note(f"left out: {counted(left_out, 'model')} with more than {config.max_params:,} parameters")
     return kept
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qdeploy.core.words import counted
 from qdeploy.study.row import Row
 from qdeploy.study.settings import SweepConfig
 
@@ -63,7 +64,7 @@ def _judged(row: Row, base: Row, config: SweepConfig) -> Judged:
     if drop is None:
         reason = "it has no accuracy" if row.test_top1_fp32 is None else "the baseline has no accuracy"
     elif row.epochs != base.epochs:
-        reason = f"trained for {row.epochs} epoch(s), the baseline for {base.epochs}"
+        reason = f"trained for {counted(row.epochs or 0, 'epoch')}, the baseline for {base.epochs}"
     elif config.max_params is not None and row.params > config.max_params:
         reason = f"more than {config.max_params:,} parameters"
     elif drop > config.max_drop:

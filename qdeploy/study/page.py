@@ -14,6 +14,7 @@ from qdeploy.core.intervals import wilson_interval
 from qdeploy.core.machine import cpu_words
 from qdeploy.core.page_style import STYLE
 from qdeploy.core.progress import Note
+from qdeploy.core.words import counted
 from qdeploy.study.pareto import Point, points
 from qdeploy.study.record import Record
 from qdeploy.study.row import Row
@@ -141,7 +142,7 @@ def _interval(top1: float, n: int | None) -> tuple[float, float] | None:
 
 
 def _summary(record: Record, rows: Sequence[Row]) -> str:
-    rungs = ", then ".join(f"{len(r.models)} models for {r.epochs} epoch(s)" for r in record.rungs)
+    rungs = ", then ".join(f"{counted(len(r.models), 'model')} for {counted(r.epochs, 'epoch')}" for r in record.rungs)
     text = f"Recipe {record.config.recipe}, seed {record.config.seed}: {rungs}; {record.spent_s / 60:.1f} minutes"
     text += "." if record.complete else " so far; not complete."
     if len(record.rungs) > 1:

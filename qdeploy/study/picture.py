@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
+from qdeploy.core.words import counted
 from qdeploy.study.pareto import Point, front, points
 from qdeploy.study.row import Row
 from qdeploy.training.figure import Axes, Figure, FigureCanvasAgg, FuncFormatter, Line2D, LogLocator, NullFormatter
@@ -112,7 +113,7 @@ def _legend(rows: Sequence[Row]) -> list[Line2D]:
     rungs = sorted({(r.rung, r.epochs) for r in rows if r.rung and r.epochs})
     for rung, epochs in rungs:
         colour = COLOURS[min(rung, len(COLOURS)) - 1]
-        shown.append(Line2D([], [], marker="o", linestyle="none", color=colour, label=f"{epochs} epoch(s)"))
+        shown.append(Line2D([], [], marker="o", linestyle="none", color=colour, label=counted(epochs, "epoch")))
     if any(r.at_chance(precision) for r in rows for precision in MARKERS):
         shown.append(Line2D([], [], marker="o", linestyle="none", color=AT_CHANCE, label="no better than chance"))
     return shown

@@ -73,7 +73,7 @@ def test_a_quiet_minute_is_valid() -> None:
         (Watch(wall_s=61, own_cpu_s=60.5, stolen_s=9), STEADY, BenchConfig(), "other guests"),
         (Watch(wall_s=61, own_cpu_s=60.5, busy_s=80), STEADY, BenchConfig(), "other processes used 0.3"),
         (Watch(wall_s=61, own_cpu_s=60.5, throttled=4), STEADY, BenchConfig(), "quota stopped the process 4 times"),
-        (Watch(wall_s=61, own_cpu_s=40), STEADY, BenchConfig(), "had the CPU for 66%"),
+        (Watch(wall_s=61, own_cpu_s=40), STEADY, BenchConfig(), "had the CPU for 66 %"),
         (Watch(wall_s=61, own_cpu_s=120), STEADY, BenchConfig(), "used 2.0 cores instead of 1"),
         (Watch(wall_s=61, own_cpu_s=60.5), {"model": [1.0] * 500 + [1.1] * 500}, BenchConfig(), "drifted by +10.0 %"),
     ],

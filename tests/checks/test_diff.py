@@ -52,7 +52,8 @@ def test_the_numbers_follow_from_the_single_answers(boots: Path, tmp_path: Path)
     assert 100 * (numbers.gained - numbers.lost) / 60 == pytest.approx(numbers.difference.points)
     assert sum(f.changed for f in numbers.flips) == numbers.parity.flips
     assert sum(f.lost for f in numbers.flips) == numbers.lost
-    assert numbers.p_value < 0.01
+    assert numbers.p_value < 0.001
+    assert "points, McNemar p < 0.001: B is worse" in result.meaning[-1]
     assert result.meaning[-1].endswith("B is worse")
 
 

@@ -103,7 +103,7 @@ def test_a_file_finds_planted_errors(boots: Path, tmp_path: Path, capsys: pytest
     assert "exists" in capsys.readouterr().err
     assert run([*words, "--force"]) == 0
     text = capsys.readouterr().out
-    assert "2 label(s) are likely wrong, 2 are estimated to be" in text
+    assert "2 labels likely wrong, estimated to be wrong 2 " in text
     assert "wrong.png" in text
 
 

@@ -118,7 +118,7 @@ def test_explain(empty_folder: Path, capsys: Capture) -> None:
     assert run(["explain", BAG, BAG]) == 0
     out, err = capsys.readouterr()
     assert "model: " in err
-    assert re.search(r"int8 +Bag +99\.9% +8\.\d+ +row \d, column \d", out)
+    assert re.search(r"int8 +Bag +99\.9 % +8\.\d+ +row \d, column \d", out)
     page = (empty_folder / "explanation.html").read_text()
     assert page.count("<img") == 2 * 2 * 2  # images, files, and of each the image and the map
     assert "class map of Bag" in page

@@ -52,18 +52,18 @@ def test_thousands_of_problems_are_counted_and_the_first_ten_shown(
         (root / "dog" / f"broken {i:02}.png").write_bytes(b"x")
     assert run(["data", str(root)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    at = lines.index("74 problem(s)")
+    at = lines.index("74 problems")
     assert [Path(line.split(": ")[0]).name for line in lines[at + 1 : at + 11]] == [
         f"broken {i:02}.png" for i in range(10)
     ]
     assert lines[at + 11 :] == [
-        "  60 file(s) that are no images, left out: .ogg 30, .txt 30",
+        "  60 files left out (no image): .ogg 30, .txt 30",
         "  ... and 4 more; --all lists every one",
     ]
     assert run(["data", str(root), "--all"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == at + 1 + 74
     assert run(["predict", str(root / "cat"), "--model", "qdeploy/shipped"]) == 0
-    assert "60 file(s) that are no images, left out: .ogg 30, .txt 30" in capsys.readouterr().err
+    assert "60 files left out (no image): .ogg 30, .txt 30" in capsys.readouterr().err
 
 
 def test_the_first_problems_that_are_told_are_those_of_images(image_folder: MakeImages) -> None:
@@ -72,8 +72,8 @@ def test_the_first_problems_that_are_told_are_those_of_images(image_folder: Make
         (root / "cat" / f"{i:02}.ogg").write_bytes(b"OggS")
     (root / "dog" / "broken.png").write_bytes(b"x")
     (note,) = load_dataset(str(root)).problem_notes()
-    assert note.startswith(f"10 problem(s) with the data: {root / 'dog' / 'broken.png'}: not a readable")
-    assert note.endswith(f"; 9 file(s) that are no images, left out: .ogg 9; `qdeploy data {root}` lists them")
+    assert note.startswith(f"10 problems with the data: {root / 'dog' / 'broken.png'}: not a readable")
+    assert note.endswith(f"; 9 files left out (no image): .ogg 9; `qdeploy data {root}` lists them")
 
 
 def test_train_and_export_by_json(

@@ -99,7 +99,7 @@ def test_a_folder_and_its_files_move_no_cursor(
     (root / "cat" / f"{name}.png").write_bytes(b"x")
     (root / "cat" / f"text {name}").write_bytes(b"x")
     assert run(["data", str(root)]) == 0
-    assert "2 problem(s)" in shown(capsys)
+    assert "2 problems" in shown(capsys)
     image_folder((name, "dog"), name="other")
     assert run(["data", str(root.parent / "other")]) in (0, 2)
     shown(capsys)

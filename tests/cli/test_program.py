@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,11 @@ def test_the_help_of_a_verb(verb: str, capsys: Capture) -> None:
     assert all(option in out for option in ("--json", "--quiet", "--traceback"))
     function = getattr(importlib.import_module(f"qdeploy.cli.{verb}"), f"{verb}_command")
     assert " ".join(function.__doc__.split()) in " ".join(out.split())
+    ends = [line.rstrip() for line in out.split("╭")[0].splitlines()]
+    for line, following in pairwise(ends):  # a line ends where the next word has no place
+        first = next(iter(following.split()), "")
+        assert not (line and first) or len(line) + 1 + len(first) > 79, out
+    assert "NAME=]ARTIFACT;" not in out.replace("[NAME=]", "")
     assert function.__doc__.startswith(VERBS[verb].removesuffix("."))
 
 

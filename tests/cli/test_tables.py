@@ -13,8 +13,10 @@ from qdeploy.bench import BenchConfig, BenchReport, bench
 from qdeploy.bench.tune import Limits, TuneReport
 from qdeploy.bench.tune.report import CandidateReport
 from qdeploy.checks.confidence import Trust
+from qdeploy.checks.diff import Change, Difference
 from qdeploy.checks.evaluate import ClassScore, Evaluation
 from qdeploy.cli import bench as bench_verb
+from qdeploy.cli import diff as diff_verb
 from qdeploy.cli import eval as eval_verb
 from qdeploy.cli import sweep as sweep_verb
 from qdeploy.cli import tune as tune_verb
@@ -216,9 +218,9 @@ def test_eval(labels: tuple[str, ...], count: int, capsys: Capture) -> None:
     eval_verb.show(result)
     captured = capsys.readouterr()
     assert ("40 labels: which was taken for which is in --json" in captured.out) == (len(labels) == 40)
-    assert "mean over the classes: precision 50.0%, recall 25.0%, F1 33.3%" in captured.out
+    assert "mean over the classes: precision 50.0 %, recall 25.0 %, F1 33.3 %" in captured.out
     assert "temperature 1.200, ECE 0.0100 (95 % interval 0.0050 to 0.0200)" in captured.out
-    assert "answered 90.00% (95 % interval 85.00% to 95.00%), top-1 of these 55.00 %; the others are" in captured.out
+    assert "answered 90.00 % (95 % interval 85.00 to 95.00), top-1 of these 55.00 %; the others are" in captured.out
     eval_verb.show(result)
     found = tables(capsys)
     check(found, count, ["precision  ", "recall  ", "most confused with"])
@@ -229,7 +231,7 @@ def test_eval(labels: tuple[str, ...], count: int, capsys: Capture) -> None:
 def test_models(capsys: Capture) -> None:
     assert run(["models"]) == 0
     found = tables(capsys)
-    check(found, 1, ["side  classes"])
+    check(found, 1, ["px  classes"])
     assert [line.split()[0] for line in found[0][2:]] == list(MODELS)  # no name is broken
 
 
@@ -238,6 +240,30 @@ def test_lint_and_diff(capsys: Capture) -> None:
     check(tables(capsys), 1, ["runtime", "support", "findings"])
     assert run(["diff", str(SHIPPED / "model.fp32.onnx"), str(SHIPPED / "model.int8.onnx")]) == 0
     check(tables(capsys), 1, ["subject", "field"])
+
+
+def test_diff_in_words(capsys: Capture) -> None:
+    changes = [
+        Change(
+            subject="calibration", field="float_choice", a=None, b={"by": "search", "layers": ("stem",), "like": None}
+        ),
+        Change(subject="confidence", field="before.ece", a=0.20798188186497316, b=0.2),
+        Change(subject="confidence", field="after.ece", a=0.20798188186497316, b=0.2),
+        Change(subject="confidence", field="before.nll", a=1.0, b=2.0),
+        Change(subject="confidence", field="after.nll", a=1.0, b=1.5),
+        Change(subject="graph", field="shape", a=[1, 64], b=[True]),
+        Change(subject="precision", field="mean", a=3.3792482, b=3.3792483),
+    ]
+    diff_verb.show(Difference(a="a", b="b", changes=tuple(changes), same=(), meaning=(), numbers=None))
+    (found,) = tables(capsys)
+    assert [" ".join(line.split()) for line in found[4:]] == [
+        "calibration float_choice - by: search; layers: stem",
+        "confidence after.ece 0.208 0.2",  # before.ece is the same
+        "confidence before.nll 1 2",
+        "confidence after.nll 1 1.5",
+        "graph shape 1, 64 yes",
+        "precision mean 3.3792482 3.3792483",
+    ]
 
 
 def test_doctor_breaks_its_lines_between_words(capsys: Capture) -> None:

@@ -196,7 +196,7 @@ def test_without_shares_of_the_rate_many_looks_would_raise_alarms() -> None:
         (lambda z: 0.3 * z, "confidence", "less sure"),
         (lambda z: 2.0 * z, "confidence", "surer"),
         (lambda z: z + 2.0, "score", "higher scores"),
-        (lambda z: z[z.argmax(1) != 2], "classes", "other classes, first of all c, 0% instead of "),
+        (lambda z: z[z.argmax(1) != 2], "classes", "other classes, first of all c, 0 % instead of "),
         (lambda z: z + np.array([3.0, 0, 0, 0, 0]), "classes", "other classes, first of all a, "),
     ],
 )

@@ -93,9 +93,9 @@ def test_a_person_labels_by_keyboard_and_the_images_are_sorted(
 ) -> None:
     hashes = fill(place / "collected")
     assert run(["review", "collected"]) == 0
-    assert "review.html: 8 image(s), 13 labels" in capsys.readouterr().out
+    assert "review.html: 8 images, 13 labels" in capsys.readouterr().out
     page, problems = opened(browser, place / "review.html")
-    assert page.text_content("h1") == "8 image(s) to label"
+    assert page.text_content("h1") == "8 images to label"
     assert "the model called it unknown" in (page.text_content("#card") or "")
     page.wait_for_selector("#card img.small")
     assert page.locator("#labels button").count() == len(LABELS)
@@ -126,7 +126,7 @@ def test_a_person_labels_by_keyboard_and_the_images_are_sorted(
             copy = place / "more" / label.replace("/", "-") / f"{digest}.png"
             assert sha256_of(copy.read_bytes()) == digest
     assert run(words) == 0
-    assert "0 image(s) written, 6 were there" in capsys.readouterr().out
+    assert "0 images written, 6 were there" in capsys.readouterr().out
 
 
 def test_labels_are_found_by_typing_and_with_the_mouse(browser: Browser, place: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_data_set_takes_the_images_beside_its_own(place: Path, capsys: pytest.
     labels_file(place, (hashes[0], "bag"), (hashes[1], "coat"), ("0" * 64, "coat"))
     assert run(["review", "collected", "--labels", "labels.json", "--out", "data"]) == 0
     captured = capsys.readouterr()
-    assert "1 labelled image(s) are not in the folder" in captured.err
+    assert "1 labelled image not in the folder" in captured.err
     dataset = load_dataset(str(place / "data"))
     assert dataset.classes == ("bag", "coat")
     assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 8, "val": 6, "test": 6}

@@ -136,7 +136,7 @@ def test_a_watched_folder_names_them_and_answers_when_they_are_back(folder: Path
 @pytest.mark.slow
 def test_train_and_quantize_name_them(folder: Path, fp32_file: Path, tmp_path: Path) -> None:
     done = run("train", folder, "--model", "nano-ar", "--epochs", "1", "--out", tmp_path / "run")
-    assert f"{len(LOST) + len(LINKED)} problem(s) with the data" in done.stderr
+    assert f"{len(LOST) + len(LINKED)} problems with the data" in done.stderr
     lines: list[str] = []
     export_onnx(fp32_file, str(folder), tmp_path / "out", config=ExportConfig(search=SHORT), note=lines.append)
-    assert any("problem(s) with the data" in line and "Bag/gone.png: leads to no file" in line for line in lines)
+    assert any("problems with the data" in line and "Bag/gone.png: leads to no file" in line for line in lines)

@@ -90,7 +90,7 @@ def test_the_report_of_an_export_says_what_each_class_and_process_got(exported: 
             r'<img src="data:image/jpeg;base64,[^"]+" alt="([a-z0-9]+): class map of ([^,]+), logit', figure
         )
         assert maps == [("fp32", names[1]), ("int8", names[2])]
-    rows = re.findall(r"<td>(\d+)</td><td>([0-9.]+)%</td><td>([0-9.]+)%</td>", section)
+    rows = re.findall(r"<td>(\d+)</td><td>([0-9.]+) %</td><td>([0-9.]+) %</td>", section)
     assert [n for n, _, _ in rows] == ["100"] * 10
     for artifact, column in zip(exported.artifacts, (1, 2), strict=True):
         assert artifact.accuracy is not None
@@ -99,6 +99,24 @@ def test_the_report_of_an_export_says_what_each_class_and_process_got(exported: 
         assert 30e6 < artifact.peak_rss_bytes < 200e6
         assert page.count("come from the same runs") == 1
         assert min(artifact.launches_p50_ms) <= (artifact.latency_ms["p50"] or 0.0) <= max(artifact.launches_p50_ms)
+
+
+def test_the_report_of_an_export_says_what_its_numbers_are_of(exported: ExportReport) -> None:
+    """A file with one part whose error makes up for that of others, and a choice that costs less than nothing."""
+    document = exported.to_dict()
+    int8 = document["int8"][0]
+    unit = {"unit": "*.act", "operators": 7, "time_gain": 0.1}
+    int8["units"] = [{**unit, "error": -0.671}, {**unit, "error": 0.5}]
+    int8["choices"][0]["val_drop"] = -0.001
+    int8["loss"]["difference"]["points"] = -0.001
+    page = html_report(document)
+    assert "-0.00" not in Parser(page).text
+    assert "<td>7</td><td>+10.0 %</td>" in page
+    assert re.search(r'-67\.1 %</td><td><span class="bar" style="width:5\.37rem">', page)
+    assert re.search(r'\+50\.0 %</td><td><span class="bar minus" style="width:4\.00rem">', page)
+    for words in "the shares do not add up to 100 %", "on the third of the validation images that chooses":
+        assert words in page
+    assert page.count("\u2192") == 3 * len(document["artifacts"])
 
 
 def test_the_page_of_a_sweep(tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def test_a_baseline_is_trained_too_and_judges_and_what_is_too_large_is_left_out(
     config = SweepConfig(models=("m0", "m1", "m2"), epochs=4, baseline="m3", max_params=1001)
     result = sweep(config, tmp_path / "s", shown)
     assert [t.name for t in result.trials] == ["m0", "m1", "m3"]
-    assert "1 model(s) with more than 1,001 parameters are left out" in shown.notes
+    assert "left out: 1 model with more than 1,001 parameters" in shown.notes
     assert result.judgement is not None
     assert (result.judgement.baseline, result.judgement.pick) == ("m3", "m0")
     assert [m.accepted for m in result.judgement.models] == [True, False]

@@ -41,7 +41,7 @@ def test_a_model_a_quarter_point_too_low_is_not_accepted() -> None:
     found = judged()
     reasons = {m.name: m.reason for m in found.models}
     assert reasons == {
-        "short": "trained for 4 epoch(s), the baseline for 36",
+        "short": "trained for 4 epochs, the baseline for 36",
         "failed": "it has no accuracy",
         "small": "1.25 points below the baseline, more than 1",
         "close": "",

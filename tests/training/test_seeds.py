@@ -30,7 +30,7 @@ def test_seeds_are_runs_of_their_own_and_their_mean(
         "n": 2, "mean": statistics.fmean(tests), "std": statistics.stdev(tests), "values": tests,
     }  # fmt: skip
     assert run(["train", root, *options, "--seeds", "2", "--out", str(tmp_path / "other")]) == 0
-    assert "test top-1 of 2 seed(s): " in capsys.readouterr().out
+    assert "test top-1 of 2 seeds: " in capsys.readouterr().out
 
 
 def test_what_stands_in_the_way_is_found_before_the_first_run(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from qdeploy.bench.tune.candidate import Candidate
 from qdeploy.core.budget import AccuracyBudget, Shown
 from qdeploy.core.errors import InputError
+from qdeploy.core.words import rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Limits:
         if candidate.difference and not self.budget.allows(candidate.difference):
             shown = self.budget.judge(candidate.difference)
             doubt = "" if shown is Shown.OVER else f"; {candidate.difference.n} images are too few to tell"
-            found = f"drops {0.0 - candidate.difference.points:.2f} points, over {self.max_drop:g}{doubt}"
+            found = f"drops {rounded(-candidate.difference.points, 2)} points, over {self.max_drop:g}{doubt}"
         return found
 
     def broken(self, candidate: Candidate) -> str | None:

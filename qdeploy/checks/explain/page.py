@@ -12,6 +12,7 @@ from qdeploy.checks.explain.pictures import common_scale, pictures
 from qdeploy.checks.explain.run import Explanation
 from qdeploy.core.html import Markup, page, tag
 from qdeploy.core.page_style import STYLE
+from qdeploy.core.words import percent
 
 _STYLE = f"""{STYLE}
 .row{{display:flex;flex-wrap:wrap;gap:.8rem;margin:.4rem 0 1rem}}
@@ -34,7 +35,7 @@ def html_page(images: Iterable[tuple[str, Sequence[Explanation]]]) -> str:
 def _rows(found: Sequence[Explanation]) -> Iterable[Markup]:
     full = common_scale(found)
     for e in found:
-        answer = f"{e.precision}: {e.label} {e.probability:.1%}"
+        answer = f"{e.precision}: {e.label} {percent(e.probability)}"
         figures = [_figure(enlarged(e.pixels), "the image as the model sees it")]
         figures += [_figure(picture, caption) for caption, picture in pictures(e, full)]
         yield tag("p", answer, tag("br"), tag("small", e.path))

@@ -16,6 +16,7 @@ from qdeploy.core.html import Markup, page, tag
 from qdeploy.core.page_style import STYLE
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.progress import Progress
+from qdeploy.core.words import counted
 from qdeploy.data.review.collected import REASONS, Collected
 
 SIDE = 320
@@ -46,7 +47,7 @@ def review_page(
         if progress:
             progress(i + 1, len(images))
     identity = sha256_of("\n".join(row["sha256"] for row in rows).encode())[:16]
-    title = f"{len(rows)} image(s) to label"
+    title = f"{counted(len(rows), 'image')} to label"
     data = json.dumps({"id": identity, "labels": labels, "images": rows}).replace("<", "\\u003c")
     assets = files("qdeploy.data.review")
     style, script = (assets.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))

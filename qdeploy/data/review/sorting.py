@@ -13,6 +13,7 @@ from qdeploy.core.image import image_bytes
 from qdeploy.core.image_formats import is_hidden
 from qdeploy.core.records import RecordError, decode
 from qdeploy.core.whole import require_writable
+from qdeploy.core.words import counted
 from qdeploy.data.folders import SPLIT_FOLDERS
 from qdeploy.data.review.collected import Collected
 
@@ -128,7 +129,7 @@ def sort_images(images: list[Collected], labels: dict[str, str | None], out: Pat
         written += 1
     lost = len(labels.keys() - {image.sha256 for image in images})
     if lost:
-        problems.append(f"{lost} labelled image(s) are not in the folder")
+        problems.append(f"{counted(lost, 'labelled image')} not in the folder")
     return Sorted(
         out=str(root),
         classes=dict(sorted(counts.items())),

@@ -46,7 +46,8 @@ class UnitCost:
     """What INT8 does to one part, all others being INT8."""
 
     unit: str
-    layers: int
+    operators: int
+    """Nodes of the graph in it that INT8 can hold."""
     time_gain: float | None
     """Share of the time that the part's INT8 saves; negative where its floats are faster. None if not timed."""
     error: float
@@ -127,7 +128,7 @@ class Survey:
         return tuple(
             UnitCost(
                 unit=u.name,
-                layers=u.layers,
+                operators=len(u.nodes),
                 time_gain=self.gains.get(u.name),
                 error=1 - self.errors[u.name] / max(self.noise, 1e-30),
             )

@@ -269,8 +269,8 @@ def _finished(
     int8 = finish(work, found.model, card, fp32.parity_logits, file, golden_db, float_layers=words, fp32=fp32)
     require_sound(f"fp32 to INT8 for {card.target}", int8.parity)
     work.note(
-        f"int8 for {card.target}: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.top1_agreement:.1%} of "
-        f"images; left in float: {words}"
+        f"int8 for {card.target}: {int8.parity.sqnr_db:.1f} dB, top-1 agrees on {int8.parity.same_words()}; "
+        f"left in float: {words}"
     )
     return int8
 

@@ -24,8 +24,6 @@ class Unit:
     name: str
     nodes: frozenset[str]
     """Names of its nodes in the graph."""
-    layers: int
-    """How many of them multiply matrices."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def _roles(model: onnx.ModelProto, nodes: list[_Node], known: set[frozenset[str]
     roles = [_unit((f"*.{step}",), members[step]) for step, where in modules.items() if len(where) > 1]
     gelus = frozenset(n.name for n in model.graph.node if is_standard(n, "Gelu"))
     if gelus:
-        roles.append(Unit(name="every Gelu", nodes=gelus, layers=0))
+        roles.append(Unit(name="every Gelu", nodes=gelus))
     return [r for r in roles if r.nodes not in known]
 
 
@@ -137,4 +135,4 @@ def _largest(units: list[Unit], count: int) -> list[Unit]:
 
 def _unit(prefix: tuple[str, ...], nodes: list[_Node]) -> Unit:
     name = prefix[-1] if "/" in prefix[-1] else ".".join(prefix)
-    return Unit(name=name, nodes=frozenset(n.name for n in nodes), layers=sum(n.is_layer for n in nodes))
+    return Unit(name=name, nodes=frozenset(n.name for n in nodes))

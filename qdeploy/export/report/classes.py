@@ -8,6 +8,7 @@ import numpy as np
 
 from qdeploy.core.figures import matrix
 from qdeploy.core.html import Markup, table, tag
+from qdeploy.core.words import percent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,8 +44,8 @@ def _row(confusion: Confusion, last: NDArray[np.int64], i: int) -> list[str]:
     return [
         confusion.labels[i],
         str(int(last[i].sum())),
-        f"{_recall(confusion.fp32, i):.1%}",
-        "-" if confusion.int8 is None else f"{_recall(confusion.int8, i):.1%}",
+        percent(_recall(confusion.fp32, i)),
+        "-" if confusion.int8 is None else percent(_recall(confusion.int8, i)),
         f"{confusion.labels[most]} ({wrong[most]})" if wrong[most] else "",
     ]
 

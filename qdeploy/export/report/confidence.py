@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qdeploy.core.html import Markup, table, tag
+from qdeploy.core.words import percent
 
 _SIDE, _EDGE = 240, 34
 _BEFORE, _AFTER = "var(--soft)", "var(--good)"
@@ -18,9 +19,11 @@ def confidence_section(artifacts: Sequence[dict[str, Any]]) -> list[Markup]:
         return []
     words = (
         "Of answers given with 80 %, 80 % should be right. Logits are divided by the temperature before they become "
-        "probabilities; labels do not change. ECE: 15 bins of equally many test images, 95 % bootstrap interval."
+        "probabilities; labels do not change. An arrow leads from before that division to after it. ECE: 15 bins of "
+        "equally many test images; the 95 % bootstrap interval is that of the ECE after."
     )
-    head = ("file", "temperature", "ECE", "", "NLL", "Brier", "unknown below", "coverage on test", "top-1 of these")
+    measures = ("ECE", "95 % interval", "NLL", "Brier")
+    head = ("file", "temperature", *measures, "unknown below", "coverage on test", "top-1 of these")
     return [
         tag("h2", "Confidence"),
         tag("p", words, class_="small"),
@@ -37,14 +40,14 @@ def _row(name: str, c: dict[str, Any]) -> list[str]:
     measured = ["not measured", "", "", ""]
     if before and after:
         low, high = after["ece_ci95"]
-        measured = [f"{before['ece']:.4f} to {after['ece']:.4f}", f"{low:.4f} to {high:.4f}"]
-        measured += [f"{before[k]:.4f} to {after[k]:.4f}" for k in ("nll", "brier")]
+        measured = [f"{before['ece']:.4f} \u2192 {after['ece']:.4f}", f"{low:.4f} to {high:.4f}"]
+        measured += [f"{before[k]:.4f} \u2192 {after[k]:.4f}" for k in ("nll", "brier")]
     return [
         name,
         f"{c['temperature']:.3f}",
         *measured,
         cut,
-        "" if coverage is None else f"{coverage:.2%}",
+        "" if coverage is None else percent(coverage, 2),
         "" if right is None else f"{right:.2f} %",
     ]
 
@@ -70,7 +73,8 @@ def _figure(name: str, diagram: dict[str, Any]) -> Markup:
         line = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts.append(tag("path", d=f"M{line}", fill="none", stroke=colour, stroke_width=2))
         for b, (x, y) in zip(diagram[which], points, strict=True):
-            title = tag("title", f"{which}: {b['n']} answers given {b['confidence']:.1%}, right {b['accuracy']:.1%}")
+            said, right = percent(b["confidence"]), percent(b["accuracy"])
+            title = tag("title", f"{which}: {b['n']} answers given {said}, right {right}")
             parts.append(tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.5, fill=colour))
     size = _SIDE + 2 * _EDGE
     label = f"reliability of {name}"

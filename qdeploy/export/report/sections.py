@@ -6,8 +6,18 @@ from typing import Any
 
 from qdeploy.core.figures import Dot, scatter
 from qdeploy.core.html import Markup, join, table, tag
+from qdeploy.core.words import counted, percent, rounded
 
 PLUS_MINUS = "\u00b1"
+CHOICES = (
+    "SQNR and points lost are those on the third of the validation images that chooses; the verdict's are those on the "
+    "other two thirds, and the SQNR under From step to step is that on validation images of both, so the three differ. "
+    "Timed during the search, in fewer runs than the verdict's: ratios may differ by some per cent."
+)
+"""Why a choice's numbers are not those elsewhere on the page."""
+
+STEPS = "Each form of the model against the one before, on the first validation images: all of them, or 512."
+"""What the steps are measured on."""
 
 
 def int8_sections(int8: dict[str, Any]) -> list[Markup]:
@@ -21,7 +31,7 @@ def int8_sections(int8: dict[str, Any]) -> list[Markup]:
         tag(
             "details",
             tag("summary", "Every choice of float layers"),
-            tag("p", "Timed during the search, in fewer runs than the verdict's: ratios may differ by some per cent."),
+            tag("p", CHOICES, class_="small"),
             table(
                 ("left in float", "SQNR dB", "val. points lost", "times fp32's speed"),
                 map(_choice_row, int8["choices"]),
@@ -39,11 +49,11 @@ def _words(int8: dict[str, Any]) -> Markup:
         if flips
         else ""
     )
-    tuned = f" Weights fine-tuned for INT8, {int8['qat_epochs']} epoch(s)." if int8["qat_epochs"] else ""
+    tuned = f" Weights fine-tuned for INT8, {counted(int8['qat_epochs'], 'epoch')}." if int8["qat_epochs"] else ""
     words = (
-        f" ({methods}; everything in INT8). Top-1 {difference['points']:+.2f} {PLUS_MINUS} "
-        f"{difference['margin95']:.2f} points on {difference['n']} validation images that chose nothing, "
-        f"{int8['budget']['points']:.3g} allowed.{changed}{tuned}"
+        f" ({methods}; everything in INT8). Top-1 {rounded(difference['points'], 2, '+')} {PLUS_MINUS} "
+        f"{difference['margin95']:.2f} points on the {difference['n']} validation images that the search did not see "
+        f"(it uses a third of them), {int8['budget']['points']:.3g} allowed.{changed}{tuned}"
     )
     return tag("p", "Ranges by ", tag("b", int8["calibration"]), words)
 
@@ -85,7 +95,7 @@ def _stress(stress: dict[str, Any]) -> list[Markup]:
             join([row["name"], " ", tag("b", "(rejected)")]) if row["broken"] or not row["finite"] else row["name"],
             "not finite" if not row["finite"] else "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}",
             "yes" if row["same_top1"] else "no",
-            "not finite" if row["confidence"] is None else f"{row['confidence']:.1%}",
+            "not finite" if row["confidence"] is None else percent(row["confidence"]),
         ]
         for row in stress["rows"]
     ]
@@ -100,13 +110,15 @@ def _parts(int8: dict[str, Any]) -> list[Markup]:
     if not int8["units"]:
         return []
     words = (
-        "What INT8 does to each part while all others are INT8: time it saves (orange: floats are faster), and share "
-        "of the error of the logits that it causes."
+        "What INT8 does to each part while all others are INT8. Time saved: orange where the part is faster in float. "
+        "Error caused: by how much of it the squared error of the logits shrinks if the part alone is left in float. "
+        "Errors of different parts partly cancel out, and parts hold one another, so the shares do not add up to "
+        "100 %; one below zero (blue) means that without this part's error the others' would be larger."
     )
     return [
         tag("h3", "What each part costs and gains"),
         tag("p", words, class_="small"),
-        table(("part", "layers", "time saved", "", "error caused", ""), _unit_rows(int8)),
+        table(("part", "operators", "time saved", "", "error caused", ""), _unit_rows(int8)),
     ]
 
 
@@ -116,11 +128,11 @@ def _unit_rows(int8: dict[str, Any]) -> list[list[str]]:
     return [
         [
             u["unit"] + (" (float)" if u["unit"] in int8["float_units"] else ""),
-            str(u["layers"]),
-            "" if u["time_gain"] is None else f"{u['time_gain']:+.1%}",
+            str(u["operators"]),
+            "" if u["time_gain"] is None else percent(u["time_gain"], 1, "+"),
             "" if u["time_gain"] is None else _bar(u["time_gain"] / longest, u["time_gain"] < 0),
-            f"{u['error']:+.1%}",
-            _bar(max(u["error"], 0.0), minus=True),
+            percent(u["error"], 1, "+"),
+            _bar(u["error"], u["error"] > 0),
         ]
         for u in units
     ]
@@ -135,7 +147,7 @@ def _choice_row(t: dict[str, Any]) -> list[str]:
     return [
         join([names, " ", tag("b", "(chosen)")]) if t["chosen"] else names,
         f"{t['sqnr_db']:.1f}",
-        f"{t['val_drop']:.2f} {PLUS_MINUS} {t['val_margin']:.2f}",
+        f"{rounded(t['val_drop'], 2)} {PLUS_MINUS} {t['val_margin']:.2f}",
         "" if speed is None else f"{speed:.2f}",
     ]
 
@@ -184,7 +196,7 @@ def engine_section(engines: list[dict[str, Any]]) -> list[Markup]:
 def step_section(steps: list[dict[str, Any]]) -> list[Markup]:
     """Show how well each form of the model agrees with the one before."""
     head = ("step", "max |d logit|", "mean", "cosine", "SQNR dB", "same top-1", "flips", "images")
-    return [tag("h2", "From step to step"), table(head, map(_step_row, steps))]
+    return [tag("h2", "From step to step"), tag("p", STEPS, class_="small"), table(head, map(_step_row, steps))]
 
 
 def _step_row(s: dict[str, Any]) -> list[str]:
@@ -194,7 +206,7 @@ def _step_row(s: dict[str, Any]) -> list[str]:
         f"{s['mean_abs']:.1e}",
         f"{s['cosine']:.5f}",
         "exact" if s["sqnr_db"] is None else f"{s['sqnr_db']:.1f}",
-        f"{s['top1_agreement']:.2%}",
+        percent(s["top1_agreement"], 2),
         str(s["flips"]),
         str(s["n"]),
     ]
