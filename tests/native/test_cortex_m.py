@@ -72,7 +72,7 @@ def test_flash_and_ram_are_within_the_limits(artifact: Artifact) -> None:
     assert needed["whole_ram_bytes"] <= RAM
     untrained = memory_on_integers(create_model("pico", 10), 64, artifact.card.target)  # what a sweep forecasts
     assert untrained["whole_ram_bytes"] == needed["whole_ram_bytes"]
-    assert 0 <= needed["whole_flash_bytes"] - untrained["whole_flash_bytes"] <= 4  # the temperature
+    assert untrained["whole_flash_bytes"] == needed["whole_flash_bytes"]
 
 
 @needs_board
