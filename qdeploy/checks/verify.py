@@ -151,7 +151,7 @@ def _sums(kit: Path) -> Check:
     if changed := changed_files(kit, sums):
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return Check(name=SUMS, ok=False, detail=f"{changed[0]}{more} changed or missing since the kit was written")
-    device = "; --device checks the answers of what is compiled from them" if "model.c" in sums else ""
+    device = "; what they answer, `device` checks" if "model.c" in sums else ""
     return Check(name=SUMS, ok=True, detail=f"{len(sums)} files as the kit lists them{device}")
 
 

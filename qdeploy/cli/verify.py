@@ -10,7 +10,7 @@ import typer
 from qdeploy.cli.options import Json, ModelFile
 from qdeploy.cli.output import Bar, emit_json, note, say
 from qdeploy.cli.tables import print_finding
-from qdeploy.core.errors import InputError
+from qdeploy.core.errors import InputError, for_command_line
 
 if TYPE_CHECKING:
     from qdeploy.checks.verify import Verification
@@ -47,7 +47,7 @@ def verify_command(
         emit_json(result.to_dict())
     else:
         for check in result.checks:
-            print_finding(MARKS[check.ok], f"{check.name}: {check.detail}")
+            print_finding(MARKS[check.ok], f"{check.name}: {for_command_line(check.detail)}")
         failed = sum(c.ok is False for c in result.checks)
         unknown = sum(c.ok is None for c in result.checks)
         say(f"{path}: {len(result.checks)} checks, {failed} failed, {unknown} not possible here")

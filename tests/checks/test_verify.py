@@ -197,7 +197,7 @@ def test_a_kit_is_compared_with_its_own_list(name: str, tmp_path: Path) -> None:
     result = verify(kit)
     assert result.ok
     assert result.checks[0].name == "SHA256SUMS"
-    assert ("--device" in result.checks[0].detail) == (name == "native")
+    assert ("`device`" in result.checks[0].detail) == (name == "native")
     assert any(c.name.endswith("goldens") for c in result.checks) == (name in ("c", "ray"))
     flip(kit / "README.md")
     assert failed(verify(kit)) == {"SHA256SUMS"}

@@ -56,7 +56,7 @@ def test_one_flipped_bit_anywhere_is_found(file: Path) -> None:
 @pytest.mark.parametrize("size", [0, 1, 8, 30, 44, 2000, -1])
 def test_a_truncated_file_is_refused(file: Path, size: int) -> None:
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(ArtifactError, match=r"damaged|has no qdeploy card"):
+    with pytest.raises(ArtifactError, match=r"damaged|has no qdeploy card" if size else "is empty"):
         read_artifact(file)
 
 

@@ -110,7 +110,7 @@ def repeat_a_class(root: Path) -> None:
 
 DAMAGE = [
     (remove_class, "no images in train/n03126707/images"),
-    (remove_image, "lacks 1 image.s. of train/n01443537/images, e.g. n01443537_3.JPEG"),
+    (remove_image, "lacks 1 image of train/n01443537/images, e.g. n01443537_3.JPEG"),
     (remove_annotations, "has no val/val_annotations.txt"),
     (remove_validation_image, "names val_5.JPEG, which val/images does not have"),
     (annotate_an_unknown_class, "gives val_3.JPEG the class 'n00000000'"),

@@ -394,11 +394,14 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
         lint_file(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"some text\n", bytes(range(256))])
-def test_what_is_no_onnx_is_one_line(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "is empty"), (b"some text\n", "is no ONNX file"), (bytes(range(256)), "is no ONNX file")],
+)
+def test_what_is_no_onnx_is_one_line(content: bytes, says: str, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"model.onnx is no ONNX file") as caught:
+    with pytest.raises(InputError, match=f"model.onnx {says}") as caught:
         lint_file(file)
     assert "\n" not in str(caught.value)
 

@@ -47,7 +47,7 @@ def _require_module(given: object) -> None:
         holding = next((key for key, value in given.items() if isinstance(value, nn.Module)), None)
         weights = any(isinstance(value, torch.Tensor) for value in given.values())
         found = "a state_dict" if weights else f"a dictionary of {', '.join(map(str, list(given)[:4])) or 'nothing'}"
-        fix = "build the model and give it these weights with `load_state_dict`"
+        fix = "build the model and give it these weights with its method load_state_dict"
         fix = fix if holding is None else f"give its entry {holding!r}"
     elif isinstance(given, type):
         found, fix = f"the class {given.__name__}", f"give a trained instance of it, as `{given.__name__}()`"
