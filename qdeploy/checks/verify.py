@@ -22,6 +22,7 @@ from qdeploy.core.progress import Progress
 from qdeploy.core.reliability import log_softmax
 from qdeploy.core.signing import require_signature, trusted_keys
 from qdeploy.core.sums import SUMS, changed_files, read_sums
+from qdeploy.core.words import counted
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Dataset
 from qdeploy.native.prebuilt import library_files, read_library
@@ -85,7 +86,7 @@ def verify(
     signers = trusted_keys() if keys is None else tuple(keys)
     folder = path if path.is_dir() else path.parent
     kit = path.is_dir() and (path / SUMS).exists() and not (path / REPORT).exists()
-    files = sorted(path.glob(ONNX_FILES)) if kit else model_files(path)
+    files = sorted(path.rglob(ONNX_FILES)) if kit else model_files(path)
     checks: list[Check] = [_sums(path)] if kit else []
     artifacts: list[Artifact] = []
     for file in files:
@@ -96,6 +97,11 @@ def verify(
             if signers:
                 checks.append(_signature(found, signers))
             checks += [_library(library, found, signers) for library in library_files(file)]
+    if kit and not artifacts:
+        if data is not None:
+            raise InputError(f"{path} holds no model file, so that `data` cannot be compared", fix="leave `data` out")
+        if signers:
+            checks.append(Check(name=f"{SUMS}: signature", ok=False, detail="no signed model file is in this kit"))
     if not kit:
         checks += _report_checks(folder, files, required=path.is_dir())
     for artifact in artifacts:
@@ -143,7 +149,10 @@ def _whole(artifact: Artifact) -> Check:
 
 
 def _sums(kit: Path) -> Check:
-    """Compare a kit's files with its list; what has been added, such as what a compiler made, is not looked at."""
+    """Compare a kit's files with its list, against accidents: whoever changes a file can change the list.
+
+    What has been added, such as what a compiler made, is not looked at.
+    """
     try:
         sums = read_sums(kit)
     except (OSError, ValueError) as error:
@@ -152,7 +161,7 @@ def _sums(kit: Path) -> Check:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return Check(name=SUMS, ok=False, detail=f"{changed[0]}{more} changed or missing since the kit was written")
     device = "; what they answer, `device` checks" if "model.c" in sums else ""
-    return Check(name=SUMS, ok=True, detail=f"{len(sums)} files as the kit lists them{device}")
+    return Check(name=SUMS, ok=True, detail=f"{counted(len(sums), 'file')} as the kit lists them{device}")
 
 
 def _report_checks(folder: Path, files: list[Path], *, required: bool) -> Iterator[Check]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 
 from qdeploy.core.files import sha256_of
 from qdeploy.core.regular import read_regular
 
 SUMS = "SHA256SUMS"
+LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 MOST_SUMS_BYTES = 1 << 20
 MOST_FILE_BYTES = 1 << 31
 
@@ -19,13 +21,19 @@ def read_sums(folder: Path) -> dict[str, str]:
         OSError: If there is no list, or it cannot be read.
         ValueError: If it is not one, or names a file outside the folder.
     """
-    lines = read_regular(folder / SUMS, MOST_SUMS_BYTES).decode().splitlines()
-    sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    if not sums:
-        raise ValueError("it lists no file")
-    for name in sums:
+    sums: dict[str, str] = {}
+    for line in read_regular(folder / SUMS, MOST_SUMS_BYTES).decode().splitlines():
+        found = LINE.fullmatch(line)
+        if found is None:
+            raise ValueError("a line is not a checksum and a name")
+        digest, name = found.groups()
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"it names {name}, which is outside the folder")
+        if name in sums:
+            raise ValueError(f"it names {name} twice")
+        sums[name] = digest
+    if not sums:
+        raise ValueError("it lists no file")
     return sums
 
 

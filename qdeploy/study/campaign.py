@@ -134,7 +134,7 @@ def resume(
         record = replace(record, steps=tuple(s for s in record.steps if s.kind != "measure"))
     kept = record.without_other_targets()
     if len(kept.steps) < len(record.steps):
-        progress.note(f"INT8 is for {record.config.target} now; what was exported for another target is exported again")
+        progress.note(f"INT8 is for {record.config.target} now; exports for another or an unknown target are repeated")
     record = replace(kept, environment=environment(*PACKAGES))
     with closing(checks.open_pool(record.config)) as pool:
         return _run(record, pool, progress)

@@ -13,6 +13,7 @@ import pytest
 from qdeploy.checks.verify import Verification, verify
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.errors import ArtifactError, InputError
+from qdeploy.core.signing import new_key
 from qdeploy.data.catalog import load_dataset
 from qdeploy.export import write_kits
 from qdeploy.export.report.record import ExportReport
@@ -198,14 +199,33 @@ def test_a_kit_is_compared_with_its_own_list(name: str, tmp_path: Path) -> None:
     assert result.ok
     assert result.checks[0].name == "SHA256SUMS"
     assert ("`device`" in result.checks[0].detail) == (name == "native")
-    assert any(c.name.endswith("goldens") for c in result.checks) == (name in ("c", "ray"))
+    assert any(c.name.endswith("goldens") for c in result.checks) == (name != "native")
     flip(kit / "README.md")
     assert failed(verify(kit)) == {"SHA256SUMS"}
     (kit / "README.md").unlink()
     assert failed(verify(kit)) == {"SHA256SUMS"}
 
 
-@pytest.mark.parametrize("text", ["", "no sums", f"{64 * '0'}  ../other\n", f"{64 * '0'}  /etc/hosts\n"])
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_a_kit_s_list_is_no_signature(name: str, tmp_path: Path) -> None:
+    public = new_key(tmp_path / "release.key")
+    kit = write_kits(SHIPPED, [name], tmp_path)[name]
+    wrong = {c.name.rpartition(": ")[2] for c in verify(kit, keys=[public]).checks if c.ok is False}
+    assert wrong == {"signature"}
+
+
+def test_data_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    kit = write_kits(SHIPPED, ["native"], tmp_path)["native"]
+    with pytest.raises(InputError, match="`data` cannot be compared"):
+        verify(kit, "fashion-mnist-mini")
+
+
+SUM = 64 * "0"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no sums", f"{SUM}  ../other\n", f"{SUM}  /etc/hosts\n", f"{SUM}  a\n{SUM} *a\n", f"{SUM}\n"]
+)
 def test_a_kit_s_list_that_is_none_fails(text: str, tmp_path: Path) -> None:
     (tmp_path / "SHA256SUMS").write_text(text)
     assert failed(verify(tmp_path)) == {"SHA256SUMS"}

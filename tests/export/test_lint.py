@@ -373,6 +373,26 @@ def test_a_microcontroller_takes_what_is_compiled() -> None:
     assert "Erf" in refused.why or "Det" in refused.why
 
 
+def test_a_window_that_no_kernel_takes_is_refused_for_a_microcontroller() -> None:
+    """The graph can be read; what it comes to in C is refused only where it is laid out."""
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (uint8[N, 64, 64, 3] image) => (float[N, 3] logits, float[N, 3] probabilities) {
+      floats = Cast <to = 1> (image)
+      planes = Transpose <perm = [0, 3, 1, 2]> (floats)
+      seen = Conv (planes, w)
+      mean = GlobalAveragePool (seen)
+      logits = Flatten (mean)
+      probabilities = Softmax (logits)
+    }"""
+    for rows, support in ((16, "ok"), (17, "refused")):
+        model = onnx.parser.parse_model(text)
+        weights = np.full((3, 3, rows, 3), 0.01, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+        assert lint(model).support["cortex-m"] == support
+    assert f"a window of {rows} rows" in lint(model).findings_for("cortex-m")[0].why
+
+
 def test_every_target_is_listed_everywhere() -> None:
     docs = SHIPPED.parents[1] / "docs"
     for page, option, names in (("export", "--target", ENCODINGS), ("lint", "--for", RUNTIMES)):

@@ -19,7 +19,7 @@ from qdeploy.export.lint.find import CONTRIB_Q_OPERATORS, DYNAMIC, Q_OPERATORS
 from qdeploy.export.lint.graph import DEQUANTIZE, QUANTIZE, Graph
 from qdeploy.export.lint.rules import ALL, CORTEX_M, ORT, RULES
 from qdeploy.native.lowering import UnsupportedError
-from qdeploy.native.source import program_from
+from qdeploy.native.source import memory_of_program, program_from
 from qdeploy.runtime.engines.onnxruntime_binding import VERSION, open_binding
 from qdeploy.runtime.engines.onnxruntime_options import OnnxRuntimeError
 from qdeploy.runtime.trial import require_bounded_file
@@ -183,6 +183,7 @@ def _compiled(model: onnx.ModelProto, quantized: bool) -> list[Finding]:
     """Compile the graph to a program of C, as ``qdeploy export --kit native`` does."""
     try:
         program = program_from(model.SerializeToString(), _image_size(model))
+        memory_of_program(program)  # which lays it out, and refuses what no kernel takes
     except ArtifactError as error:
         reason = f"{error.kind}: {error.why}" if isinstance(error, UnsupportedError) else error.what
         fix = "give a file that `qdeploy adopt` or `qdeploy export` wrote, or replace what the message names"
