@@ -483,6 +483,32 @@ def test_labels_beside_the_file_are_read(name: str, text: str, tmp_path: Path) -
     assert name in notes
 
 
+def test_guessed_labels_of_another_number_hide_nothing_and_choose_no_output(tmp_path: Path) -> None:
+    file = by_tone(tmp_path, BY_NUMBER[:4], {"signature": json.dumps({"names": ["image", "mask"]})})
+    source, _ = onnx_source(file, PLAIN)
+    assert source.labels is None
+    assert "metadata 'signature' of tones.onnx holds 2 labels and not 4: it is left alone" in source.notes
+    (tmp_path / "classes.json").write_text('["image", "mask"]')
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {str(i): n for i, n in enumerate(NAMES[:4])}}))
+    source, _ = onnx_source(file, PLAIN)
+    assert source.labels is not None
+    assert source.labels.labels == NAMES[:4]
+    assert any("classes.json holds 2 labels" in n for n in source.notes)
+    model = onnx.load(file)
+    model.graph.node.append(make("Slice", ["y", "from", "to", "axis"], ["few"]))
+    for name, value in (("from", 0), ("to", 2), ("axis", 1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray([value]), name))
+    model.graph.output.append(helper.make_tensor_value_info("few", TensorProto.FLOAT, ["N", 2]))
+    onnx.save(model, file)
+    with pytest.raises(InputError, match="several outputs that could be scores of classes: 'y' of 4, 'few' of 2"):
+        onnx_source(file, PLAIN)
+    (tmp_path / "classes.json").unlink()
+    (tmp_path / "config.json").unlink()
+    source, _ = onnx_source(file, PLAIN)
+    assert source.labels is not None
+    assert source.labels.labels == ("image", "mask")
+
+
 def test_numbers_in_the_order_of_text_are_said(tmp_path: Path) -> None:
     data = toned(tmp_path / "data", NUMBERS, TONES)
     top1, notes = adopted(by_tone(tmp_path, BY_NUMBER), data, tmp_path / "out")

@@ -6,15 +6,17 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
 from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.data.dataset import Dataset
-from qdeploy.export.sources.labels import find_labels, labels_from_file, matched
+from qdeploy.data.dataset import Dataset, Split
+from qdeploy.export.sources.labels import FoundLabels, find_labels, fitting, labels_from_file, matched
 
 NUMBERS_READ = "; numbers at the start of lines were read as class numbers"
 NINES = "9" * 5000
@@ -34,6 +36,10 @@ UNUSABLE = {
     "thousands of tables": '{"names": ' * 900 + "[]" + "}" * 900,
     "the same in the end": "ant\nant (0)\nant",
 }
+
+
+def first_labels(*given: Any) -> FoundLabels | None:
+    return next(find_labels(*given), None)
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -57,18 +63,18 @@ def test_what_holds_no_labels_is_refused_only_if_it_was_asked_for(where: str, na
         path = written(tmp_path, UNUSABLE[name])
     if where != "given":
         notes: list[str] = []
-        assert find_labels(model, None, tmp_path / "theirs.onnx", notes.append) is None
+        assert first_labels(model, None, tmp_path / "theirs.onnx", notes.append) is None
         assert len(notes) == 1
         assert notes[0].startswith("no labels were taken from a place that should hold them: ")
         assert ("metadata 'names'" if where == "metadata" else "labels.txt") in notes[0]
         return
     with pytest.raises(InputError, match=r"labels\.txt (must hold|holds)") as refused:
-        find_labels(model, path, tmp_path / "theirs.onnx")
+        first_labels(model, path, tmp_path / "theirs.onnx")
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_may_be_called_as_long_as_a_name_can_be(tmp_path: Path) -> None:
-    assert find_labels(onnx.ModelProto(), None, tmp_path / f"{'x' * 250}.onnx") is None
+    assert first_labels(onnx.ModelProto(), None, tmp_path / f"{'x' * 250}.onnx") is None
 
 
 @pytest.mark.parametrize(
@@ -119,9 +125,9 @@ def test_a_number_that_is_left_out_is_named_and_nothing_moves_up(where: str, tex
         helper.set_model_props(model, {"names": text})
     if where == "given":
         with pytest.raises(InputError, match=re.escape(f"{path} {says}; name each class")):
-            find_labels(model, path, tmp_path / "theirs.onnx")
+            first_labels(model, path, tmp_path / "theirs.onnx")
         return
-    assert find_labels(model, None, tmp_path / "theirs.onnx", notes.append) is None
+    assert first_labels(model, None, tmp_path / "theirs.onnx", notes.append) is None
     assert len(notes) == 1
     assert says in notes[0]
 
@@ -157,7 +163,7 @@ TURNED = {name: int(number) for number, name in TABLE.items()}
 def test_metadata_of_any_tool_give_labels(key: str, value: str) -> None:
     model = onnx.ModelProto()
     helper.set_model_props(model, {"framework": "torch", "shape": '{"x": [1, 3]}', key: value})
-    found = find_labels(model, None, Path("theirs.onnx"))
+    found = first_labels(model, None, Path("theirs.onnx"))
     assert found is not None
     assert found.labels == ("melon", "apple", "berry")
     assert found.where == f"metadata '{key}' of theirs.onnx"
@@ -167,23 +173,23 @@ def test_metadata_of_other_things_are_no_labels() -> None:
     model = onnx.ModelProto()
     props = {"stride": "32", "args": '{"batch": 1}', "shapes": "[1, 2]", "note": "{", "empty": "", "classes": ""}
     helper.set_model_props(model, props)
-    assert find_labels(model, None, Path("theirs.onnx")) is None
+    assert first_labels(model, None, Path("theirs.onnx")) is None
 
 
 @pytest.mark.parametrize("name", ["class_indices.json", "index_to_name.json", "class_to_idx.json", "labels.json"])
 def test_tables_beside_a_file_give_labels(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(json.dumps(TURNED if name == "class_to_idx.json" else TABLE))
-    found = find_labels(onnx.ModelProto(), None, tmp_path / "theirs.onnx")
+    found = first_labels(onnx.ModelProto(), None, tmp_path / "theirs.onnx")
     assert found is not None
     assert found.labels == ("melon", "apple", "berry")
-    assert found.beside
+    assert found.guessed
 
 
 def test_numbers_of_a_zipmap_that_are_not_the_places_are_labels() -> None:
     for numbers, labels in (([0, 1, 2], None), ([0, 2, 3], ("0", "2", "3")), ([2, 0, 1], ("2", "0", "1"))):
         node = helper.make_node("ZipMap", ["p"], ["y"], domain="ai.onnx.ml", classlabels_int64s=numbers)
         model = helper.make_model(helper.make_graph([node], "g", [], []))
-        found = find_labels(model, None, Path("theirs.onnx"))
+        found = first_labels(model, None, Path("theirs.onnx"))
         assert (found and found.labels) == labels
 
 
@@ -205,7 +211,7 @@ def test_the_order_of_the_data_is_said_where_nothing_else_is_known() -> None:
 def test_numbers_that_were_read_are_said_of_metadata_too() -> None:
     model = onnx.ModelProto()
     helper.set_model_props(model, {"labels": "0 ant\n1 bee"})
-    found = find_labels(model, None, Path("theirs.onnx"))
+    found = first_labels(model, None, Path("theirs.onnx"))
     assert found is not None
     assert found.labels == ("ant", "bee")
     assert found.said() == f"the labels are those of metadata 'labels' of theirs.onnx{NUMBERS_READ}"
@@ -293,3 +299,136 @@ def test_lists_of_yaml_and_tables_by_name_give_names(text: str, tmp_path: Path) 
 
 def test_a_dash_before_one_name_is_part_of_it(tmp_path: Path) -> None:
     assert labels_from_file(written(tmp_path, "cat\n- ant\nbee\n")).labels == ("cat", "- ant", "bee")
+
+
+FOLDERS = sorted(map(str, range(11)))
+TO_NUMBER = {name: i for i, name in enumerate(FOLDERS)}
+TO_NAME = {str(i): int(name) for i, name in enumerate(FOLDERS)}
+
+
+@pytest.mark.parametrize("where", ["metadata", "inside", "config", "beside"])
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        ("idx_to_class", TO_NAME),
+        ("id2label", TO_NAME),
+        ("index_to_name", TO_NAME),
+        ("class_to_idx", TO_NUMBER),
+        ("label2id", {name: str(i) for name, i in TO_NUMBER.items()}),
+    ],
+)
+def test_what_a_table_of_numbers_is_called_says_which_is_the_place(
+    where: str, key: str, table: dict[str, Any], tmp_path: Path
+) -> None:
+    model = onnx.ModelProto()
+    if where in ("metadata", "inside"):
+        helper.set_model_props(
+            model, {key: json.dumps(table)} if where == "metadata" else {"x": json.dumps({key: table})}
+        )
+    elif where == "config":
+        (tmp_path / "config.json").write_text(json.dumps({key: table}))
+    else:
+        name = key if key in ("idx_to_class", "class_to_idx") else "labels"
+        (tmp_path / f"{name}.json").write_text(json.dumps({key: table} if name == "labels" else table))
+    found = first_labels(model, None, tmp_path / "theirs.onnx")
+    assert found is not None
+    assert found.labels == tuple(FOLDERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ('{"0": 7, "1": 1, "2": 4, "3": 9}', ("7", "1", "4", "9")),
+        ('{"7": 0, "1": 1, "4": 2, "9": 3}', ("7", "1", "4", "9")),
+        ("{7: 0, 1: 1, 4: 2}", ("7", "1", "4")),
+        ('{"1": 20, "2": 10}', ("20", "10")),
+        ('{"1": 0, "2": 1, "10": 2}', ("1", "2", "10")),
+        ("{0: 0, 1: 2, 2: 1}", ("0", "2", "1")),
+        ("{0: 1, 1: 2, 2: 0}", ("1", "2", "0")),
+        ('{"0": "1", "1": "2", "2": "0"}', ("1", "2", "0")),
+        ('{"names": {"0": 1, "1": 2, "2": 0}}', ("1", "2", "0")),
+    ],
+)
+def test_numbers_without_a_gap_are_the_places(text: str, labels: tuple[str, ...], tmp_path: Path) -> None:
+    assert labels_from_file(written(tmp_path, text)).labels == labels
+
+
+def test_a_table_of_numbers_that_may_be_read_both_ways_is_refused(tmp_path: Path) -> None:
+    says = r"labels\.txt is a table of numbers, .*, found 0: 1, 1: 2, 2: 0; call it class_to_idx or idx_to"
+    with pytest.raises(InputError, match=says):
+        labels_from_file(written(tmp_path, '{"0": 1, "1": 2, "2": 0}'))
+
+
+COCO = json.dumps([{"id": i, "name": name} for i, name in ((1, "cat"), (3, "dog"), (4, "emu"), (9, "fox"))])
+
+
+@pytest.mark.parametrize(
+    ("text", "folders", "labels"),
+    [
+        ('{"1": "cat", "2": "dog", "3": "emu"}', ("1", "2"), ["cat", "dog"]),
+        ('{"cat": 1, "dog": 2, "emu": 3}', ("3", "1"), ["emu", "cat"]),
+        ("1: cat\n2: dog\n3: emu", ("01", "03"), ["cat", "emu"]),
+        ("1: cat\n2: dog\n3: emu", ("0", "1"), None),
+        ("names:\n  1: cat\n  2: dog\n  3: emu\n", ("1", "2"), ["cat", "dog"]),
+        ("names: {1: cat, 2: dog, 3: emu}", ("1", "2"), ["cat", "dog"]),
+        (COCO, ("1", "3"), ["cat", "dog"]),
+        (COCO, ("1", "2"), None),
+        (COCO, ("9",), ["fox"]),
+        ("cat\ndog\nemu", ("0", "2"), ["cat", "emu"]),
+        ("cat\ndog\nemu", ("1", "3"), None),
+        ("10\n20\n2", ("0", "1", "2"), None),
+    ],
+)
+def test_folders_that_are_numbers_are_those_of_the_table(
+    text: str, folders: tuple[str, ...], labels: list[str] | None, tmp_path: Path
+) -> None:
+    found = labels_from_file(written(tmp_path, text))
+    places = np.arange(len(folders))
+    pixels = np.zeros((len(folders), 8, 8, 3), np.uint8)
+    splits = {"test": Split(pixels=pixels, labels=places, hashes=())}
+    data = Dataset(name="coins", classes=folders, preprocessing=Preprocessing(), splits=splits, problems=())
+    if labels is None:
+        with pytest.raises(InputError, match="coins has the class"):
+            matched(data, found, len(found.labels), Path("theirs.onnx"))
+        return
+    same, _ = matched(data, found, len(found.labels), Path("theirs.onnx"))
+    assert [same.classes[i] for i in same.splits["test"].labels] == labels
+
+
+SIGNATURE = json.dumps({"names": ["image", "mask"]})
+FOUR = ("ant", "bee", "cat", "dog")
+
+
+def test_an_entry_that_only_looks_like_labels_gives_way(tmp_path: Path) -> None:
+    model, notes = onnx.ModelProto(), list[str]()
+    helper.set_model_props(model, {"signature": SIGNATURE})
+    file = tmp_path / "theirs.onnx"
+    assert fitting(find_labels(model, None, file), 4, notes.append) is None
+    assert notes == ["metadata 'signature' of theirs.onnx holds 2 labels and not 4: it is left alone"]
+    (tmp_path / "labels.txt").write_text("ant\nbee")
+    found = fitting(find_labels(model, None, file), 2)
+    assert found is not None
+    assert found.labels == ("ant", "bee")
+    helper.set_model_props(model, {"signature": SIGNATURE, "hf": json.dumps({"names": FOUR[:3], "id2label": TABLE})})
+    assert [c.where.split("'")[1] for c in find_labels(model, None, file) if "metadata" in c.where] == [
+        "hf",
+        "signature",
+    ]
+    assert first_labels(model, None, file).labels == tuple(TABLE.values())
+
+
+def test_labels_of_another_number_hide_no_others(tmp_path: Path) -> None:
+    model, notes = onnx.ModelProto(), list[str]()
+    file = tmp_path / "theirs.onnx"
+    (tmp_path / "classes.json").write_text('["image", "mask"]')
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": dict(enumerate(FOUR))}))
+    found = fitting(find_labels(model, None, file, notes.append), 4, notes.append)
+    assert found is not None
+    assert found.labels == FOUR
+    assert notes == [f"{tmp_path / 'classes.json'} holds 2 labels and not 4: it is left alone"]
+    helper.set_model_props(model, {"names": str(list(FOUR[:3]))})
+    assert fitting(find_labels(model, None, file), 4, notes.append) == found
+    assert notes[1] == "metadata 'names' of theirs.onnx holds 3 labels and not 4: it is left alone"
+    said = fitting(find_labels(model, None, file), 7)
+    assert said is not None
+    assert said.where == "metadata 'names' of theirs.onnx"

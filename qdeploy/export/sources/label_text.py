@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 
 from qdeploy.core.errors import InputError
 
-KEYS = (
-    *("names", "id2label", "label_names", "labels", "classes", "class_names", "idx_to_class", "index_to_name"),
-    *("label_map", "label2id", "class_to_idx"),
-)
+SURE = ("id2label", "label_names", "class_names", "idx_to_class", "index_to_name", "label2id", "class_to_idx")
+"""Keys that hold labels wherever they stand; others may name other things, as the tensors of a graph."""
+KEYS = (*SURE, "names", "labels", "classes", "label_map")
 """Where Ultralytics, Hugging Face, timm, torchvision, TorchServe and others keep them, in any case of letters."""
 TABLES = (*KEYS, "categories")
 MOST = 10**9
 """Largest number that is a name."""
 SHOWN = 5
 """Numbers in a message."""
+BY_NAME = re.compile(r"(2|to)_?(id|idx|index)|class_indices", re.IGNORECASE)
+BY_NUMBER = re.compile(r"(id|idx|index)_?(2|to)|names$", re.IGNORECASE)
+"""What a table from number to name is called, and one from name to number: asked where both are numbers."""
 NUMBERED = re.compile(r"([0-9]{1,9})(\s*[\s:,;]\s*)(\S.*)")
 NUMBER = re.compile(r"\s*-?[0-9]{1,9}\s*")
 JSON = re.compile(r"[\[{]\s*['\"\d\[{]")
@@ -31,8 +33,8 @@ FLOW = re.compile(r"[ \t]*[\[{](.*?)[\]}]", re.DOTALL)
 ITEM = re.compile(r"[ \t]*(?:-|([0-9]{1,9})[ \t]*:)[ \t]+(.+)")
 QUOTED = re.compile(r"""('[^']*(?:''[^']*)*'|"[^"\\]*(?:\\.[^"\\]*)*")[ \t]*(?:[ \t]#.*)?""")
 COMMENT = re.compile(r"(?:^|[ \t])#")
-Rows = list[tuple[str, str]]
-"""A line, and the name in it."""
+Rows = list[tuple[int, str, str]]
+"""A number, its line, and the name in it."""
 
 
 class Names(NamedTuple):
@@ -41,30 +43,39 @@ class Names(NamedTuple):
     names: list[str]
     lines: list[str]
     """The whole lines, in the same order, if numbers at their start were read as numbers of classes."""
-    left_out: list[int]
-    """Numbers that the ``id`` of no entry is, between those that are."""
+    numbers: list[int]
+    """The number that stands with each name, growing; empty for names without."""
 
 
-def names_in(value: Any, where: str) -> Names:
+def names_in(value: Any, where: str, key: str) -> Names:
     """Return the names of a list or a table, or of a text that holds one, or one a line.
 
+    Args:
+        value: The list, table or text.
+        where: What it is called in messages.
+        key: What its entry or file is called, which may say whether a table is from number to name or the other way.
+
     Raises:
-        InputError: If it begins as JSON and is none, holds what is no name, or leaves out the number of a class.
+        InputError: If it begins as JSON and is none, holds what is no name, leaves out the number of a class, or does
+            not say which of two numbers is the name.
     """
     if isinstance(value, str):
         value = _read(value.strip(), where)
     if isinstance(value, str):
         lines = lines_of(value)
         rows = by_numbers(lines, where)
-        return Names([name for _, name in rows] or lines, [line for line, _ in rows], [])
-    while isinstance(value, Mapping) and (inner := _table_in(value)) is not None:
-        value = inner
+        return Names([name for *_, name in rows] or lines, [line for _, line, _ in rows], [n for n, *_ in rows])
+    while isinstance(value, Mapping) and (inner := _table_in(value, TABLES)) is not None:
+        key, value = inner
+    numbers: list[int] = []
     if isinstance(value, Mapping):
-        value = _ordered(value, where)
-    return _named(list(value), where) if isinstance(value, (list, tuple)) else Names([], [], [])
+        table = _ordered(value, where, key)
+        value, numbers = list(table.values()), list(table)
+    found = _named(list(value), where) if isinstance(value, (list, tuple)) else Names([], [], [])
+    return found if found.numbers else found._replace(numbers=numbers)
 
 
-def _left_out(numbers: Collection[int], first: int) -> list[int]:
+def left_out(numbers: Collection[int], first: int) -> list[int]:
     """Return the whole numbers that are missing from the first to the largest, a few of them."""
     known = set(numbers)
     return list(islice((n for n in range(first, max(known, default=0)) if n not in known), SHOWN + 1))
@@ -80,18 +91,19 @@ def _require_all(numbers: Collection[int], where: str) -> None:
     fix = "name each class, counted from 0, or give a list without numbers"
     if min(numbers, default=0) < 0:
         raise InputError(f"{where} numbers its labels, one of them {min(numbers)}", fix=fix)
-    if missing := _left_out(numbers, 1 if 0 not in numbers and 1 in numbers else 0):
+    if missing := left_out(numbers, 1 if 0 not in numbers and 1 in numbers else 0):
         raise InputError(f"{where} numbers its labels and has none for {listed(missing)}", fix=fix)
 
 
-def _table_in(table: Mapping[Any, Any]) -> Any:
-    return next((table[k] for k in TABLES if isinstance(table.get(k), (Mapping, list, tuple))), None)
+def _table_in(table: Mapping[Any, Any], keys: Sequence[str]) -> tuple[str, Any] | None:
+    return next(((k, table[k]) for k in keys if table.get(k) and isinstance(table[k], (Mapping, list, tuple))), None)
 
 
-def holds_labels(text: str) -> bool:
-    """Tell whether a text is a table that says, in one of its entries, how classes are called."""
+def key_of_labels(text: str) -> str | None:
+    """Return the first of ``TABLES`` under which a text, if it is a table, holds another one or a list."""
     table = _literal(text) if text.lstrip().startswith("{") else None
-    return isinstance(table, Mapping) and _table_in(table) is not None
+    found = _table_in(table, TABLES) if isinstance(table, Mapping) else None
+    return found and found[0]
 
 
 def lines_of(text: str) -> list[str]:
@@ -128,7 +140,7 @@ def by_numbers(lines: Sequence[str], where: str) -> Rows:
     if repeated and any(not m[2].strip(" ") for m in ordered):
         return []
     _require_all(table, where)
-    return [(m[0], name) for m, name in zip(ordered, names, strict=True)]
+    return [(int(m[1]), m[0], name) for m, name in zip(ordered, names, strict=True)]
 
 
 def _unquoted(text: str) -> str:
@@ -163,7 +175,7 @@ def _yaml(text: str, where: str) -> Any:
         read = _literal(flow[0].strip())
         parts = _parts(flow[1])
         rows = by_numbers(parts, where) if read is None and flow[0].lstrip().startswith("{") else []
-        return read if read is not None else [name for _, name in rows] or parts
+        return read if read is not None else {number: name for number, _, name in rows} or parts
     names: dict[int, str] = {}
     for line in text.splitlines():
         item = ITEM.fullmatch(line)
@@ -182,24 +194,53 @@ def _without_comment(text: str) -> str:
     return COMMENT.split(text, maxsplit=1)[0].strip()
 
 
-def _ordered(table: Mapping[Any, Any], where: str) -> list[Any]:
-    """Return the names of a table in the order of their numbers: from number to name, or from name to number.
+def _ordered(table: Mapping[Any, Any], where: str, key: str) -> dict[int, Any]:
+    """Return the names of a table by their numbers, in their order: from number to name, or from name to number.
 
     Nothing is returned where those are no whole numbers, or one is there twice.
 
     Raises:
-        InputError: If a number is left out.
+        InputError: If a number is left out, or it is not said which of two is the name.
     """
     rows = list(table.items())
-    by_name = all(_whole(v) is not None for v in table.values()) and any(_whole(k) is None for k in table)
-    if by_name or all(isinstance(v, int) for v in table.values()):
+    if _is_by_name(table, where, key):
         rows = [(number, name) for name, number in rows]
     by_number = {_whole(number): name for number, name in rows}
     numbers = [number for number in by_number if number is not None]
     if len(numbers) < len(rows):
-        return []
+        return {}
     _require_all(numbers, where)
-    return [by_number[number] for number in sorted(numbers)]
+    return {number: by_number[number] for number in sorted(numbers)}
+
+
+def _is_by_name(table: Mapping[Any, Any], where: str, key: str) -> bool:
+    """Tell whether a table is from name to number.
+
+    Where both are numbers, what the table is called decides, else which of them count without a gap, from 0 or else
+    from 1. If both do, numbers as keys or texts as values are taken to be from number to name.
+
+    Raises:
+        InputError: If nothing of that tells.
+    """
+    keys = [n for k in table if (n := _whole(k)) is not None]
+    values = [n for v in table.values() if (n := _whole(v)) is not None]
+    if len(keys) < len(table) or len(values) < len(table):
+        return len(values) == len(table)
+    if BY_NAME.search(key) or BY_NUMBER.search(key):
+        return BY_NAME.search(key) is not None
+    for first in (0, 1):
+        places = list(range(first, first + len(table)))
+        counting = sorted(keys) == places, sorted(values) == places
+        told = not all(isinstance(k, str) for k in table) or any(isinstance(v, str) for v in table.values())
+        if all(counting) and not told and {*zip(keys, values, strict=True)} != {*zip(values, keys, strict=True)}:
+            raise InputError(
+                f"{where} is a table of numbers, and either may be the label",
+                found=", ".join(f"{k}: {v}" for k, v in islice(table.items(), SHOWN)),
+                fix="call it class_to_idx or idx_to_class, or give one label a line",
+            )
+        if any(counting):
+            return not counting[0]
+    return False
 
 
 def _whole(value: Any) -> int | None:
@@ -214,23 +255,20 @@ def _whole(value: Any) -> int | None:
 def _named(entries: list[Any], where: str) -> Names:
     """Return the names of entries: texts, numbers, pairs as Keras has them, or tables with a name.
 
-    Tables are taken in the order of their ``id`` if each has a whole number there, else as they stand; COCO's leave
-    some out.
+    Tables are taken in the order of their ``id`` if each has a whole number of its own there, else as they stand;
+    COCO's leave some out.
     """
-    missing: list[int] = []
+    ids: list[int] = []
     if entries and all(isinstance(e, Mapping) and "name" in e for e in entries):
-        numbers = [_whole(e.get("id")) for e in entries]
-        rows = [(number, e["name"]) for number, e in zip(numbers, entries, strict=True) if number is not None]
-        whole = len(rows) == len(entries)
-        entries = [name for _, name in sorted(rows, key=lambda r: r[0])] if whole else [e["name"] for e in entries]
-        ids = [number for number, _ in rows]
-        missing = _left_out(ids, min(ids)) if whole else []
+        by_id = {number: e["name"] for e in entries if (number := _whole(e.get("id"))) is not None}
+        ids = sorted(by_id) if len(by_id) == len(entries) else []
+        entries = [by_id[number] for number in ids] or [e["name"] for e in entries]
     if entries and all(isinstance(e, (list, tuple)) and len(e) == 2 for e in entries):
         entries = [e[1] for e in entries]
     wrong = [e for e in entries if not isinstance(e, (str, int, float)) or (isinstance(e, int) and abs(e) > MOST)]
     if wrong:
         raise InputError(f"{where} holds what is no label", found=_shown(wrong[0]), fix="give one label a line")
-    return Names([str(e).strip() for e in entries], [], missing)
+    return Names([str(e).strip() for e in entries], [], ids)
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from qdeploy.core.progress import Note, silent
 from qdeploy.core.regular import TooLargeError, read_regular
 from qdeploy.data.dataset import Dataset
 from qdeploy.export.graph.walk import all_nodes
-from qdeploy.export.sources.label_text import KEYS, holds_labels, listed, names_in
+from qdeploy.export.sources.label_text import KEYS, SURE, key_of_labels, left_out, listed, names_in
 
 BESIDE = (
     *("labels.txt", "classes.txt", "class_names.txt", "labels.json", "classes.json", "class_names.json"),
@@ -38,28 +38,28 @@ class FoundLabels:
 
     labels: Labels
     where: str
-    beside: bool = False
-    """Whether they stand in another file that nobody named, which may belong to another model."""
+    guessed: bool = False
+    """Whether nobody said that they are the file's: they stand in another file, or in an entry of another name."""
     repeated: tuple[str, ...] = ()
     """Those that stood there several times, as ``crane`` in ImageNet, with the numbers that tell them apart."""
     written: Labels = ()
     """Lines that were read as a number and a name, for folders that are called so."""
-    left_out: tuple[int, ...] = ()
-    """Numbers that are no label's ``id``: the labels behind them moved up."""
+    numbers: tuple[int, ...] = ()
+    """The number that stands with each, growing; empty for labels without. Those of COCO leave some out."""
 
     def said(self) -> str:
         """Return whose labels they are, for the user to know."""
         text = f"the labels are those of {self.where}"
         if self.written:
             text += "; numbers at the start of lines were read as class numbers"
-        if self.left_out:
-            text += f"; no label has the id {listed(self.left_out)}: they are taken in the order of ids, closed up"
+        if missing := left_out(self.numbers, min(self.numbers, default=0)):
+            text += f"; no label has the id {listed(missing)}: they are taken in the order of ids, closed up"
         if self.repeated:
             text += f"; {len(self.repeated)} of them are names of several classes and got their number: "
         return text + _some(self.repeated)
 
 
-def found_labels(labels: Sequence[str], where: str, *, beside: bool = False) -> FoundLabels:
+def found_labels(labels: Sequence[str], where: str, *, guessed: bool = False) -> FoundLabels:
     """Return labels that are all different: what stands there several times gets its number, counted from 0.
 
     Raises:
@@ -72,15 +72,15 @@ def found_labels(labels: Sequence[str], where: str, *, beside: bool = False) -> 
         twice = next(label for label, n in Counter(apart).items() if n > 1)
         raise InputError(f"{where} holds the label '{twice}' twice", fix="give each class a label of its own")
     repeated = tuple(a for a, form in zip(apart, forms, strict=True) if counts[form] > 1)
-    return FoundLabels(labels=apart, where=where, beside=beside, repeated=repeated)
+    return FoundLabels(labels=apart, where=where, guessed=guessed, repeated=repeated)
 
 
-def labels_from_file(path: Path, *, beside: bool = False) -> FoundLabels:
+def labels_from_file(path: Path, *, guessed: bool = False) -> FoundLabels:
     """Read labels from a file: one a line, maybe with its number, JSON as a list or table, or ``names`` in YAML.
 
     Args:
         path: The file.
-        beside: Whether nobody named it.
+        guessed: Whether nobody named it.
 
     Raises:
         InputError: If it cannot be read, or holds no labels.
@@ -93,24 +93,24 @@ def labels_from_file(path: Path, *, beside: bool = False) -> FoundLabels:
         raise InputError(f"the labels' file {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"the labels' file {path} is no UTF-8 text; save it as such") from error
-    return read_labels(text, str(path), beside=beside)
+    return read_labels(text, str(path), path.stem, guessed=guessed)
 
 
-def read_labels(value: Any, where: str, *, beside: bool = False) -> FoundLabels:
-    """Return the labels of a text, list or table.
+def read_labels(value: Any, where: str, key: str, *, guessed: bool = False) -> FoundLabels:
+    """Return the labels of a text, list or table that stands in an entry or file of a name.
 
     Raises:
         InputError: If it holds none, or such as cannot be used.
     """
-    found = names_in(value, where)
-    labels = found_labels(checked(found.names, where), where, beside=beside)
-    return replace(labels, written=tuple(found.lines), left_out=tuple(found.left_out))
+    found = names_in(value, where, key)
+    labels = found_labels(checked(found.names, where), where, guessed=guessed)
+    return replace(labels, written=tuple(found.lines), numbers=tuple(found.numbers))
 
 
 def find_labels(
     model: onnx.ModelProto, given: Labels | Path | None, file: Path, note: Note = silent
-) -> FoundLabels | None:
-    """Find the labels: given, in the file's metadata, or in files beside it; None if there are none.
+) -> Iterator[FoundLabels]:
+    """Yield what may be the labels, the surest first: given ones alone, else in the metadata, then in files beside.
 
     Args:
         model: The file's graph.
@@ -122,37 +122,61 @@ def find_labels(
         InputError: If given ones cannot be used.
     """
     if isinstance(given, Path):
-        return labels_from_file(given)
-    if given is not None:
-        return found_labels(checked(list(given), "`labels`"), "`labels`")
-    for where, value in _inside(model, file):
-        if found := _usable(partial(read_labels, value, where), note):
-            return found
+        yield labels_from_file(given)
+    elif given is not None:
+        yield found_labels(checked(list(given), "`labels`"), "`labels`")
+    else:
+        for read in _places(model, file):
+            if found := _usable(read, note):
+                yield found
+
+
+def fitting(found: Iterable[FoundLabels], classes: int, note: Note = silent) -> FoundLabels | None:
+    """Return the first labels of that many classes, else the first that are said to be the file's, else None.
+
+    Args:
+        found: What may be the labels, the surest first.
+        classes: Number of the file's classes.
+        note: Told of those that are passed over.
+    """
+    others: list[FoundLabels] = []
+    right = None
+    for right in found:
+        if len(right.labels) == classes:
+            break
+        others.append(right)
+    else:
+        right = next((labels for labels in others if not labels.guessed), None)
+    for labels in others:
+        if labels is not right:
+            note(f"{labels.where} holds {len(labels.labels)} labels and not {classes}: it is left alone")
+    return right
+
+
+def _places(model: onnx.ModelProto, file: Path) -> Iterator[Callable[[], FoundLabels]]:
+    """Yield how labels are read where they may stand, the surest place first."""
+    entries = [p for p in model.metadata_props if p.value and p.key != CARD_KEY]
+    places = {p.key: f"metadata '{p.key}' of {file.name}" for p in entries}
+    for known in KEYS:
+        for p in entries:
+            if p.key.lower() == known:
+                yield partial(read_labels, p.value, places[p.key], p.key)
+    for node in all_nodes(model):
+        if node.op_type == "ZipMap" and (names := _of_zipmap(node)):
+            yield partial(read_labels, names, f"the ZipMap of {file.name}", "")
+    others = [(p, key) for p in entries if p.key.lower() not in KEYS and (key := key_of_labels(p.value))]
+    for p, key in others:
+        if key in SURE:
+            yield partial(read_labels, p.value, places[p.key], p.key, guessed=True)
     for name in (f"{file.stem}.labels.txt", f"{file.stem}.txt", *BESIDE):
         beside = file.parent / name
         if os.path.isfile(beside):  # unlike pathlib's it takes any length
-            found = _usable(partial(labels_from_file, beside, beside=True), note)
-            if found:
-                return found
-    for where, value in _in_config(file.parent / "config.json"):
-        if found := _usable(partial(read_labels, value, where, beside=True), note):
-            return found
-    return None
-
-
-def _inside(model: onnx.ModelProto, file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield where a file itself may say its labels, and what stands there."""
-    entries = [p for p in model.metadata_props if p.value and p.key != CARD_KEY]
-    for known in KEYS:
-        yield from ((f"metadata '{p.key}' of {file.name}", p.value) for p in entries if p.key.lower() == known)
-    yield from (
-        (f"metadata '{p.key}' of {file.name}", p.value)
-        for p in entries
-        if p.key.lower() not in KEYS and holds_labels(p.value)
-    )
-    for node in all_nodes(model):
-        if node.op_type == "ZipMap" and (names := _of_zipmap(node)):
-            yield f"the ZipMap of {file.name}", names
+            yield partial(labels_from_file, beside, guessed=True)
+    for where, key, value in _in_config(file.parent / "config.json"):
+        yield partial(read_labels, value, where, key, guessed=True)
+    for p, key in others:
+        if key not in SURE:
+            yield partial(read_labels, p.value, places[p.key], p.key, guessed=True)
 
 
 def _of_zipmap(node: onnx.NodeProto) -> list[str]:
@@ -164,14 +188,14 @@ def _of_zipmap(node: onnx.NodeProto) -> list[str]:
     return [] if numbers == list(range(len(numbers))) else [str(n) for n in numbers]
 
 
-def _in_config(path: Path) -> Iterator[tuple[str, Any]]:
+def _in_config(path: Path) -> Iterator[tuple[str, str, Any]]:
     try:
         config = json.loads(read_regular(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return
     tables = [config, *(config.get(k) for k in INSIDE)] if isinstance(config, dict) else []
     for table in (t for t in tables if isinstance(t, dict)):
-        yield from ((f"'{key}' of {path}", table[key]) for key in KEYS if table.get(key))
+        yield from ((f"'{key}' of {path}", key, table[key]) for key in KEYS if table.get(key))
 
 
 def _usable(read: Callable[[], FoundLabels], note: Note) -> FoundLabels | None:
@@ -248,15 +272,16 @@ def require_count(found: FoundLabels, classes: int, file: Path) -> None:
 
 
 def _positions(classes: Labels, found: FoundLabels, name: str) -> list[int]:
-    """Return each class' place among the labels: by name, else by number where all classes are numbers."""
+    """Return each class' place among the labels: by name; by number if all are numbers and none is a label."""
     by_name = {unicodedata.normalize("NFC", label): i for i, label in enumerate(found.labels)}
     wanted = [unicodedata.normalize("NFC", c) for c in classes]
     strange = [c for c in wanted if c not in by_name]
     if not strange:
         return [by_name[c] for c in wanted]
-    numbers = [int(c) for c in classes if c.isascii() and c.isdigit()]
-    if len(set(numbers)) == len(classes) and max(numbers) < len(found.labels):
-        return numbers
+    places = {n: i for i, n in enumerate(found.numbers or range(len(found.labels)))}
+    numbers = {int(c) for c in classes if c.isascii() and c.isdigit()}
+    if len(numbers) == len(strange) == len(classes) and numbers <= set(places):
+        return [places[int(c)] for c in classes]
     raise InputError(
         f"{name} has the class '{strange[0]}'{near_miss(strange[0], by_name)}; {found.where} names "
         f"{_some(found.labels)}",

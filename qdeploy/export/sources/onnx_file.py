@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from qdeploy.export.sources.inputs import (
     rules_for,
     values_for,
 )
-from qdeploy.export.sources.labels import FoundLabels, find_labels
+from qdeploy.export.sources.labels import FoundLabels, find_labels, fitting
 from qdeploy.export.sources.onnx_read import LEAST_OPSET, opset_of, prepared, read_onnx
 from qdeploy.export.sources.source import Reference, Source
 from qdeploy.runtime.engines.onnxruntime_binding import open_binding
@@ -111,12 +112,14 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
     if other:
         original = in_float32(original)
     notes: list[str] = []
-    labels = find_labels(original, foreign.labels, file, notes.append)
+    found = find_labels(original, foreign.labels, file, notes.append)
+    candidates = list(islice(found, 1))
+    if candidates and candidates[0].guessed:  # no guess alone says which output is the one
+        candidates += found
+    counts = {len(c.labels) for c in candidates}
     entrance = read_entrance(original, foreign, file)
     rules = rules_for(entrance, foreign, file)
-    graph, head, said = _adopted(
-        original, entrance, rules, foreign, None if labels is None else len(labels.labels), file
-    )
+    graph, head, said = _adopted(original, entrance, rules, foreign, counts.pop() if len(counts) == 1 else None, file)
     if other in HALVES.values() and not _is_same(came, original, foreign, rules, head, file):
         notes.append(f"ONNX Runtime does not run {other} here, so that it was not compared with the file as it came")
     notes += [f"the file computes in {other}, at least in parts, and what is made of it in float32"] if other else []
@@ -125,9 +128,7 @@ def onnx_source(file: Path, foreign: ForeignConfig = AS_IT_IS) -> tuple[OnnxSour
         notes.append(hint)
     elif not {"mean", "std", "range"} & set(foreign.given) and rules.mean == IMAGENET_MEAN:
         notes += own_normalisation(original, entrance.name)
-    if labels is not None and labels.beside and len(labels.labels) != head.classes:
-        notes.append(f"{labels.where} holds {len(labels.labels)} labels and not {head.classes}: it is left alone")
-        labels = None
+    labels = fitting(chain(candidates, found), head.classes, notes.append)
     source = OnnxSource(
         model=ModelInfo(
             name=file.stem,
