@@ -330,9 +330,19 @@ def by_chance(tmp_path: Path) -> Path:
     return file
 
 
+def by_chance_beside(tmp_path: Path) -> Path:
+    """The same with an answer that is always the same, as the second output."""
+    file = by_chance(tmp_path)
+    model = onnx.load(str(file))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 3]))
+    onnx.save(model, str(file))
+    return file
+
+
 @pytest.mark.parametrize(
     ("form", "given", "says"),
     [
+        (by_chance_beside, {}, "draws random numbers; export it .* or give `output=z`, which depends on none"),
         (
             by_chance,
             {},

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from qdeploy.core.errors import InputError
 from qdeploy.export.int8.step import require_layers
 from qdeploy.export.sources.onnx_file import onnx_source
 from tests.export.test_foreign_graphs import PIXELS, logits, theirs
@@ -107,7 +109,18 @@ def recurrent(net: Net, kind: str, gates: int, lengths: bool) -> str:
     states = [net.weight(1, 1, 4, scale=1.0) for _ in range(2 if kind == "LSTM" else 1)]
     count = net.constant([20], dtype=np.int32) if lengths else ""
     net.node(kind, rows, *weights, count, *states, outputs=["every", "last"], hidden_size=4)
+    return "last"
+
+
+def in_places(net: Net, kind: str, gates: int, lengths: bool) -> str:
+    recurrent(net, kind, gates, lengths)
     return net.node("Unsqueeze", net.node("Squeeze", "last", net.integers(0)), net.integers(2, 3))
+
+
+def flat_and_back(net: Net) -> str:
+    """By shapes as torch's newer exporter writes them."""
+    flat = net.node("Reshape", net.stem(), net.integers(1, -1), allowzero=1)
+    return net.node("Reshape", flat, net.integers(1, 8, 5, 5), allowzero=1)
 
 
 def sampled(net: Net) -> str:
@@ -122,8 +135,9 @@ def joined_behind(net: Net) -> str:
 SINGLE: dict[str, tuple[Callable[[Net], str], int]] = {
     **{f"Resize, {m}": (lambda n, m=m: resized(n, m, 7, 9), 8) for m in ("nearest", "linear", "cubic")},  # type: ignore[misc]
     "Resize to less": (lambda n: resized(n, "linear", 3, 4), 8),
-    **{k: (lambda n, k=k, g=g: recurrent(n, k, g, False), 4) for k, g in (("LSTM", 4), ("GRU", 3), ("RNN", 1))},  # type: ignore[misc]
-    "LSTM with lengths": (lambda n: recurrent(n, "LSTM", 4, True), 4),
+    **{k: (lambda n, k=k, g=g: in_places(n, k, g, False), 4) for k, g in (("LSTM", 4), ("GRU", 3), ("RNN", 1))},  # type: ignore[misc]
+    "LSTM with lengths": (lambda n: in_places(n, "LSTM", 4, True), 4),
+    "Reshape with allowzero": (flat_and_back, 8),
     "GridSample": (sampled, 8),
     "joined along the last axis": (joined_behind, 8),
 }
@@ -135,6 +149,32 @@ def test_what_is_written_for_one_image_is_made_for_any(form: str, tmp_path: Path
     make, channels = SINGLE[form]
     net.head(make(net), channels=channels)
     require_the_same(net.model(batch=1), tmp_path, alone=False)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_an_answer_behind_the_directions_of_an_lstm_is_taken(soft: bool, tmp_path: Path) -> None:
+    net = Net(7)
+    scores = net.node("MatMul", recurrent(net, "LSTM", 4, False), net.weight(4, CLASSES, scale=3.0), end="z")
+    net.node("Softmax" if soft else "Identity", scores, end="y")
+    model = net.model(batch=1, shape=[1, 1, CLASSES])
+    require_the_same(model, tmp_path, alone=False, probabilities=soft)
+    model.graph.node.append(helper.make_node("ArgMax", ["y"], ["chosen"], axis=2))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("chosen", TensorProto.INT64, [1, 1, 1]))
+    onnx.save(model, tmp_path / "chosen.onnx")
+    source, _ = onnx_source(tmp_path / "chosen.onnx")
+    assert not any("one image at a time" in n for n in source.notes)
+    assert np.abs(logits(source.graph) - logits(onnx_source(tmp_path / "theirs.onnx")[0].graph)).max() < 1e-5
+
+
+def test_states_beside_an_answer_that_is_refused_are_none(tmp_path: Path) -> None:
+    net = Net(7)
+    state = recurrent(net, "LSTM", 4, False)
+    net.node("Sigmoid", table(net, net.nodes[1].output[0]), end="y")
+    model = net.model(batch=1)
+    model.graph.output.append(helper.make_tensor_value_info(state, TensorProto.FLOAT, [1, 1, 4]))
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(InputError, match="'y' of .* independent probabilities"):
+        onnx_source(tmp_path / "theirs.onnx")
 
 
 def test_a_resize_of_a_batch_of_four_is_made_for_any(tmp_path: Path) -> None:

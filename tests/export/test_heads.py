@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qdeploy.core.errors import InputError
 from qdeploy.core.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from qdeploy.export import ForeignConfig
+from qdeploy.export.sources.answers import answers_of
 from qdeploy.export.sources.onnx_file import OnnxSource, onnx_source
 from tests.ort_session import plain_session
 
@@ -270,18 +271,15 @@ def no_numbers(tmp_path: Path) -> Path:
     return saved(tmp_path, [*nodes, make("Exp", ["raw"], ["e"]), *roots], tensors, {"y": (FLOAT, ["N", K])})
 
 
-def choices(kind: str) -> Callable[[Path], Path]:
-    """1 for the largest and 0 for the others."""
-
-    def form(tmp_path: Path) -> Path:
-        nodes, tensors = body(K)
-        if kind == "Hardmax":
-            return saved(tmp_path, [*nodes, make("Hardmax", ["raw"], ["y"])], tensors, {"y": (FLOAT, ["N", K])})
-        tensors |= {"depth": np.asarray(K), "values": np.asarray([0, 1], np.float32)}
-        tail = [make("ArgMax", ["raw"], ["m"], axis=1, keepdims=0), make("OneHot", ["m", "depth", "values"], ["y"])]
-        return saved(tmp_path, [*nodes, *tail], tensors, {"y": (FLOAT, [None, None])})
-
-    return form
+def marks(tmp_path: Path) -> Path:
+    """1 for what is as large as the largest, and 0 for the others."""
+    nodes, tensors = body(K)
+    tail = [
+        make("ReduceMax", ["raw"], ["m"], axes=[1]),
+        make("Equal", ["raw", "m"], ["e"]),
+        make("Cast", ["e"], ["y"], to=FLOAT),
+    ]
+    return saved(tmp_path, [*nodes, *tail], tensors, {"y": (FLOAT, ["N", K])})
 
 
 def rows_of_places(tmp_path: Path) -> Path:
@@ -289,8 +287,8 @@ def rows_of_places(tmp_path: Path) -> Path:
     return saved(tmp_path, [*PAIR, rows], {**body(K)[1], "rows": np.asarray([0, 8, 25])}, {"y": (FLOAT, ["N", 8, 25])})
 
 
-def detector(inside: bool) -> Callable[[Path], Path]:
-    """Boxes whose scores compete; in a branch, too."""
+def detector(inside: bool, beside: dict[str, tuple[int, list[Any]]] | None = None) -> Callable[[Path], Path]:
+    """Numbers of boxes whose scores compete; in a branch, too."""
 
     def form(tmp_path: Path) -> Path:
         nodes, tensors = body(20)
@@ -303,8 +301,11 @@ def detector(inside: bool) -> Callable[[Path], Path]:
             yes = helper.make_graph([make("NonMaxSuppression", ["b", "t", "one"], ["i"])], "yes", [], [numbers("i")])
             nms = make("If", ["cond"], ["y"], then_branch=yes, else_branch=no)
             tensors["none"] = np.zeros((1, 3), np.int64)
-        outputs: dict[str, tuple[int, list[Any]]] = {"y": (INT64, [None, 3]), "b": (FLOAT, ["N", 5, 4])}
-        return saved(tmp_path, [*nodes, *cut, make("Reshape", ["s", "scores"], ["t"]), nms], tensors, outputs)
+        outputs: dict[str, tuple[int, list[Any]]] = {"y": (INT64, [None, 3]), "f": (FLOAT, [None, 3])}
+        outputs = {**outputs, **(beside or {})}
+        tail = [make("Reshape", ["s", "scores"], ["t"]), nms, make("Cast", ["y"], ["f"], to=FLOAT)]
+        nodes[3].output[0] = nodes[4].input[0] = "flat"  # ``f`` is an output
+        return saved(tmp_path, [*nodes, *cut, *tail], tensors, outputs)
 
     return form
 
@@ -317,13 +318,11 @@ def numbers(name: str) -> onnx.ValueInfoProto:
 @pytest.mark.parametrize(
     ("form", "says"),
     [
-        *(
-            (choices(kind), "gives 1 for a class and 0 for all others, .* say with `output`")
-            for kind in ("Hardmax", "")
-        ),
+        (marks, "gives 1 for a class and 0 for all others, .* say with `output`"),
         (rows_of_places, r"found \[7, 8, 25\], rows for places of an image, as detectors give; give a classifier"),
         (detector(inside=False), "finds objects and no class of an image: it holds NonMaxSuppression"),
         (detector(inside=True), "finds objects and no class of an image: it holds NonMaxSuppression"),
+        (detector(inside=False, beside={"b": (FLOAT, ["N", 5, 4])}), r"'b' of .* found \[7, 5, 4\], rows for places"),
         (sigmoids, "4 independent probabilities .* give `output=raw`"),
         (one_number, "gives one number for an image"),
         (only_a_map, r"'r' of .* must give \[batch, K\] for 7 images, found \[7, 8, 5, 5\], a map of each image"),
@@ -334,6 +333,50 @@ def numbers(name: str) -> onnx.ValueInfoProto:
 def test_what_is_no_choice_of_a_class_is_refused(form: Callable[[Path], Path], says: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=says):
         onnx_source(form(tmp_path))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_found_objects_beside_scores_are_no_obstacle(inside: bool, tmp_path: Path) -> None:
+    file = detector(inside, {"raw": (FLOAT, ["N", 20])})(tmp_path)
+    logits, _ = ours(onnx_source(file)[0])
+    assert np.abs(logits - theirs(file, "raw")).max() < 1e-5
+
+
+def test_another_operator_of_a_detectors_name_finds_no_objects(tmp_path: Path) -> None:
+    model = onnx.load(str(with_tail(tmp_path, LOGITS["identity"])))
+    node = model.graph.node[-1]
+    node.op_type, node.domain = "NonMaxSuppression", "my"
+    assert [a.output for a in answers_of(model, None, tmp_path)] == ["y"]
+    node.domain = ""
+    with pytest.raises(InputError, match="finds objects"):
+        answers_of(model, None, tmp_path)
+
+
+MARKED: dict[str, Tail] = {
+    "Hardmax": ([make("Hardmax", ["raw"], ["y"])], ["N", K], FLOAT),
+    **{
+        f"OneHot of {kind}": (
+            [
+                make("ArgMax", ["raw"], ["m"], axis=1, keepdims=0),
+                make("Constant", [], ["depth"], value_int=K),
+                make("Constant", [], ["values"], value=numpy_helper.from_array(np.asarray([0, 1], dtype))),
+                make("OneHot", ["m", "depth", "values"], ["y"]),
+            ],
+            [None, None],
+            kind,
+        )
+        for kind, dtype in ((FLOAT, np.float32), (INT64, np.int64))
+    },
+}
+
+
+@pytest.mark.parametrize("tail", MARKED)
+def test_a_mark_of_the_largest_leads_to_all(tail: str, tmp_path: Path) -> None:
+    file = with_tail(tmp_path, MARKED[tail])
+    source, _ = onnx_source(file)
+    logits, _ = ours(source)
+    assert (np.eye(K)[logits.argmax(1)] == theirs(file)).all()
+    assert "'raw', whose largest is output 'y'" in source.notes[-1]
 
 
 def test_an_inner_tensor_can_be_taken(tmp_path: Path) -> None:

@@ -38,6 +38,15 @@ def caffe(net: Net) -> str:
     return net.node("Sub", "x", net.constant(three((123.7, 116.8, 103.9))))
 
 
+def caffe_and_scaled(net: Net) -> str:
+    return net.node("Div", caffe(net), net.constant(three((58.4, 57.1, 57.4))))
+
+
+def scaled_up(net: Net) -> str:
+    bytes_of_it = net.node("Mul", "x", net.constant(255.0))
+    return net.node("Sub", bytes_of_it, net.constant(three((123.7, 116.8, 103.9))))
+
+
 def to_plus_minus_one(net: Net) -> str:
     factor = net.node("Constant", value=tensor(1 / 127.5))
     return net.node("Add", net.node("Mul", net.node("Cast", "x", to=TensorProto.FLOAT), factor), net.constant(-1.0))
@@ -79,6 +88,8 @@ def written(folder: Path, form: Callable[[Net], str]) -> Path:
         (torch_module, "(Sub, Div), as if it took pixels from 0 to 1, .* give `mean=0` and `std=1`"),
         (to_plus_minus_one, "(Mul, Add), as if it took pixels from 0 to 255, .* give `range=0-255`"),
         (caffe, "(Sub), as if it took pixels from 0 to 255, .* give `range=0-255`"),
+        (caffe_and_scaled, "(Sub, Div), as if it took pixels from 0 to 255, .* give `range=0-255`"),
+        (scaled_up, "(Mul, Sub), as if it took pixels from 0 to 1, .* give `mean=0` and `std=1`"),
         (from_half, "(Sub, Mul), as if it took pixels from 0 to 1, .* give `mean=0` and `std=1`"),
         (none, ""),
         (batch_norm, ""),

@@ -228,6 +228,15 @@ def _drawn(kind: str, place: str = "graph") -> onnx.ModelProto:
     return net.model()
 
 
+def _never_dropped(ratio: str) -> onnx.ModelProto:
+    """A Dropout in training mode that drops nothing, as torch writes one of ``p=0.0`` in training mode."""
+    net = Net(13)
+    net.node("Constant", end="never", **({"value": tensor(0.0)} if ratio == "tensor" else {"value_float": 0.0}))
+    yes = net.constant(True, dtype=np.bool_)
+    net.head(net.node("Dropout", net.stem(), "never", yes))
+    return net.model()
+
+
 def _nodeless(output: str) -> onnx.ModelProto:
     """A graph that holds no node, whose output is the image, a weight or nothing."""
     model = _plain().model()
@@ -278,6 +287,7 @@ TAKEN: dict[str, Callable[[], onnx.ModelProto]] = {
     },
     **{f"GroupNormalization of {groups}": partial(_group_norm, groups) for groups in (1, 2, 8)},
     "a graph without a name": _unnamed,
+    **{f"Dropout of nothing, {r}": partial(_never_dropped, r) for r in ("tensor", "number")},
     "random numbers that nobody reads": partial(_drawn, "RandomNormalLike", "unused"),
 }
 REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 
@@ -67,6 +67,16 @@ def read_by(node: onnx.NodeProto) -> set[str]:
         own.update(v.name for g in with_bodies(body) for v in (*g.input, *g.initializer))
         read |= names - own
     return read
+
+
+def leading_to(graph: onnx.GraphProto, names: Iterable[str]) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes that some tensors depend on, the last first, and those inside them."""
+    needed = set(names)
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed |= read_by(node)
+            yield node
+            yield from (n for body in bodies(node) for g in with_bodies(body) for n in g.node)
 
 
 class FreeNames:

@@ -17,12 +17,13 @@ from onnx import TensorProto
 
 from qdeploy.core.errors import InputError, near_miss
 from qdeploy.export.graph.finite import origin
-from qdeploy.export.graph.walk import all_nodes
+from qdeploy.export.graph.walk import is_standard, leading_to
 from qdeploy.export.sources.inputs import FLOATS
 
-PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
-DETECTING = ("NonMaxSuppression", "EfficientNMS_TRT", "BatchedNMS_TRT")
-"""Operators of detectors."""
+PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "OneHot")
+CHOOSING = ("ArgMax", "TopK", "Hardmax")
+DETECTING = ("EfficientNMS_TRT", "BatchedNMS_TRT")
+"""TensorRT's operators of detectors, which have no domain, or one of several; ONNX's own is NonMaxSuppression."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,11 @@ class Answer:
 
     output: str
     tensor: str
-    """The output itself, or what its ArgMax or TopK reads."""
+    """The output itself, or what its ArgMax, TopK or Hardmax reads."""
 
 
 def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[Answer]:
-    """Return the outputs that may hold an answer: floats, or numbers of classes from an ArgMax.
+    """Return the outputs that may hold an answer: floats, or choices of classes, and nothing made of found objects.
 
     Args:
         model: The file as it came.
@@ -46,11 +47,6 @@ def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[A
         InputError: If there is none.
     """
     graph = model.graph
-    if wanted is None and (node := next((n for n in all_nodes(model) if n.op_type in DETECTING), None)):
-        raise InputError(
-            f"{file} finds objects and no class of an image: it holds {node.op_type}",
-            fix="give a classifier, or say with `output` which tensor holds the scores of its classes",
-        )
     made = {name: node for node in graph.node for name in node.output if name}
     outputs = {o.name: o.type.tensor_type.elem_type for o in graph.output}  # 0 for sequences and maps
     if wanted is not None and wanted not in {*made, *outputs}:
@@ -59,10 +55,13 @@ def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[A
             + ", ".join(outputs),
             fix="give one of them with `output`",
         )
-    found = []
+    found, objects = [], None
     for name in [n for n in outputs if n in made] if wanted is None else [wanted]:  # others are weights or inputs
         if name in made and made[name].op_type == "ZipMap":
             name = str(made[name].input[0])  # the scores that it writes as a table for each image
+        if wanted is None and (finds := next((n for n in leading_to(graph, [name]) if _finds_objects(n)), None)):
+            objects = finds
+            continue
         kind = outputs.get(name, TensorProto.FLOAT)
         source = _chosen_from(made, name)
         if source is not None:
@@ -74,6 +73,11 @@ def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[A
         raise InputError(
             f"{file} must have an output that its graph computes", found=unmade, fix="say with `output` which tensor"
         )
+    if not found and objects is not None:
+        raise InputError(
+            f"{file} finds objects and no class of an image: it holds {objects.op_type}",
+            fix="give a classifier, or say with `output` which tensor holds the scores of its classes",
+        )
     if not found:
         kinds = ", ".join(f"'{n}' of {_kind(t)}" for n, t in outputs.items())
         raise InputError(
@@ -84,16 +88,20 @@ def answers_of(model: onnx.ModelProto, wanted: str | None, file: Path) -> list[A
     return found
 
 
+def _finds_objects(node: onnx.NodeProto) -> bool:
+    return is_standard(node, "NonMaxSuppression") or node.op_type in DETECTING
+
+
 def _kind(dtype: int) -> str:
     return str(TensorProto.DataType.Name(dtype)).lower() if dtype else "no tensor"
 
 
 def _chosen_from(made: Mapping[str, onnx.NodeProto], name: str) -> str | None:
-    """Return the scores that an output is the choice of, its numbers or its values; None for any other output."""
+    """Return the scores of which an output says the largest, by number, value or mark; None for any other output."""
     node = made.get(name)
     while node is not None and node.op_type in PASSING:
         node = made.get(node.input[0])
-    return str(node.input[0]) if node is not None and node.op_type in ("ArgMax", "TopK") else None
+    return str(node.input[0]) if node is not None and node.op_type in CHOOSING else None
 
 
 def require_finite(
@@ -131,12 +139,21 @@ def _row(values: NDArray[np.float64]) -> str:
 
 
 def require_largest(answer: Answer, table: NDArray[np.float64], chosen: NDArray[Any], file: Path) -> None:
-    """Refuse chosen classes, or values, ``[P, ...]`` that are not the largest of the scores ``[P, K]``."""
-    first = chosen.reshape(len(chosen), -1)[:, 0]
-    wholes = len(table) == len(chosen) and (first == np.round(first)).all()
-    if not (wholes and (table.argmax(1) == first).all()) and not np.allclose(table.max(1), first):
+    """Refuse choices ``[P, M]`` that are not the largest of the scores ``[P, K]``.
+
+    Args:
+        answer: Where both are from.
+        table: The scores.
+        chosen: Numbers of classes or values, the largest first, or one value for the chosen class and another for all
+            others.
+        file: Name of the file.
+    """
+    first, largest = chosen[:, 0], table.argmax(1)
+    marks = chosen.shape == table.shape and len(np.unique(chosen)) == 2
+    marks = marks and (table.shape[1] > 2 or chosen.dtype.kind == "f")  # two whole numbers may be those of both classes
+    marked = marks and (chosen.argmax(1) == largest).all()
+    if not ((first == largest).all() or marked or np.allclose(table.max(1), first)):
         raise InputError(
-            f"output '{answer.output}' of {file} gives numbers of classes that are not the largest of "
-            f"'{answer.tensor}'",
+            f"output '{answer.output}' of {file} chooses other classes than the largest of '{answer.tensor}'",
             fix="say with `output` which tensor holds logits or probabilities",
         )

@@ -169,15 +169,14 @@ def _difference(
     model: onnx.ModelProto, entrance: Entrance, names: Sequence[str], values: NDArray[Any], alone: list[NDArray[Any]]
 ) -> str:
     """Return why a graph does not give in batches what the file gives image by image; nothing if it does."""
-    axes = {o.name: len(o.type.tensor_type.shape.dim) for o in model.graph.output}
     try:
         session = open_with_outputs(model, names)
         for size in BATCHES:
             found = session.run(list(names), {entrance.name: values[:size]})
             for name, tensor, expected in zip(names, found, alone, strict=True):
                 rows = np.asarray(tensor)
-                states = rows.ndim > 2 and len(rows) == 1 and axes.get(name) == rows.ndim  # of an LSTM, [1, N, H]
-                if size > 1 and rows.shape[:1] != (size,) and not states:
+                behind = rows.ndim > 2 and len(rows) == 1  # images behind an axis of one, as those of an LSTM
+                if size > 1 and rows.shape[:1] != (size,) and not behind:
                     return f"'{name}' is {list(rows.shape)} for {size} images"
                 if rows.size != expected[:size].size or not close(rows.reshape(size, -1), expected[:size]):
                     return f"'{name}' differs in batches of {size}"

@@ -89,7 +89,8 @@ def own_normalisation(model: onnx.ModelProto, image: str) -> list[str]:
             found.append(node.op_type)
             size = float(np.abs(values).mean(dtype=np.float64))
             divisor *= {"Div": size, "Mul": 1 / size if size else 1.0}.get(node.op_type, 1.0)
-            largest = max(largest, divisor, size if node.op_type in ("Add", "Sub") else 0.0)
+            offset = size * divisor if node.op_type in ("Add", "Sub") else 0.0  # in the units of the image
+            largest = max(largest, divisor, offset)
     if not found:
         return []
     options, pixels = ("`range=0-255`", 255) if largest >= WIDE else ("`mean=0` and `std=1`", 1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
 from onnx import numpy_helper
 
 from qdeploy.core.errors import InputError
-from qdeploy.export.graph.walk import all_nodes, bodies, is_standard, read_by, with_bodies
+from qdeploy.export.graph.walk import all_nodes, is_standard, leading_to, with_bodies
 
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 FIX = "export it in evaluation mode, after `model.eval()`, without random operators"
@@ -26,30 +26,38 @@ def require_evaluation(model: onnx.ModelProto, file: Path) -> None:
             )
 
 
-def require_no_chance(model: onnx.ModelProto, names: Iterable[str], file: Path) -> None:
+def require_no_chance(model: onnx.ModelProto, names: Sequence[str], file: Path) -> None:
     """Refuse a graph in which some tensors depend on random numbers, however small these are."""
-    constants = ((n.output[0], a.t) for n in all_nodes(model) if is_standard(n, "Constant") for a in n.attribute)
-    weights = ((t.name, t) for g in with_bodies(model.graph) for t in g.initializer)
-    yes = {name for name, tensor in (*weights, *constants) if _is_true(tensor)}
-    for node in _leading_to(model.graph, names):
-        for inner in (node, *(n for body in bodies(node) for g in with_bodies(body) for n in g.node)):
-            training = is_standard(inner, "Dropout") and len(inner.input) > 2 and inner.input[2] in yes
-            if training or is_standard(inner, *RANDOM):
-                raise InputError(
-                    f"{file} answers the same image differently each time: {inner.op_type} "
-                    f"'{inner.name or inner.output[0]}' draws random numbers",
-                    fix=FIX,
-                )
+    known = _constants(model)
+    drawing = {name: next((n for n in leading_to(model.graph, [name]) if _draws(n, known)), None) for name in names}
+    node = next((n for n in drawing.values() if n is not None), None)
+    if node is None:
+        return
+    free = " or ".join(f"`output={name}`" for name, drawn in drawing.items() if drawn is None)
+    raise InputError(
+        f"{file} answers the same image differently each time: {node.op_type} '{node.name or node.output[0]}' draws "
+        "random numbers",
+        fix=f"{FIX}; or give {free}, which depends on none" if free else FIX,
+    )
 
 
-def _is_true(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_type == onnx.TensorProto.BOOL and bool(numpy_helper.to_array(tensor).all())
+def _draws(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto | float]) -> bool:
+    """Tell whether a node's values are chance; those of a Dropout in training mode with a ratio of 0 are not."""
+    if not is_standard(node, "Dropout"):
+        return is_standard(node, *RANDOM)
+    ratio, training = (constants.get(node.input[i]) if len(node.input) > i else None for i in (1, 2))
+    return training is not None and _is_true(training) and (ratio is None or _is_true(ratio))
 
 
-def _leading_to(graph: onnx.GraphProto, names: Iterable[str]) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes that some tensors depend on, the last first."""
-    needed = set(names)
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed |= read_by(node)
-            yield node
+def _is_true(value: onnx.TensorProto | float) -> bool:
+    return bool(numpy_helper.to_array(value).any() if isinstance(value, onnx.TensorProto) else value)
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto | float]:
+    """Return the constants of a graph and of those inside it, by name."""
+    graphs = list(with_bodies(model.graph))
+    nodes = (n for g in graphs for n in g.node if is_standard(n, "Constant"))
+    return {
+        **{t.name: t for g in graphs for t in g.initializer},
+        **{n.output[0]: a.t if a.name == "value" else a.f for n in nodes for a in n.attribute},
+    }

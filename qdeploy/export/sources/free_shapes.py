@@ -52,6 +52,7 @@ def free_shapes(graph: onnx.GraphProto, batch: int, image: str, *, everywhere: b
         if free is not None:
             node.input[1] = new(f"{node.input[1]}_of_{i}")
             graph.initializer.append(numpy_helper.from_array(free, node.input[1]))
+            del node.attribute[:]  # a 0 of ours means as it was
             changed = True
         for k, axis in _single(node, constants) if batch == 1 else ():
             name, rank = node.input[k], constants[node.input[k]].ndim
@@ -109,6 +110,8 @@ def _free_shape(
     if shape is None or shape.ndim != 1 or not len(shape) or (batch or shape[0]) != shape[0] or shape[0] < 1:
         return None
     if batch is None and (shape == -1).any() and shape[0] != 1:
+        return None
+    if not shape.all() and any(a.name == "allowzero" and a.i for a in node.attribute):
         return None
     free = shape.astype(np.int64)
     free[0] = -1 if (free != -1).all() else 0

@@ -93,6 +93,9 @@ def find_head(
     chains = {a.tensor: _before(model.graph, names[a.tensor]) for a in answers}
     every = [name for chain in chains.values() for name in chain]
     values = _run(model, feed, dict.fromkeys([*every, *(names[a.output] for a in answers)]))
+    behind = {n for n, v in values.items() if v.ndim > 2 and len(v) == 1}
+    values.update({n: _images_first(values[n]) for n in behind})
+    answers = [a for a in answers if names[a.tensor] not in behind] or answers  # beside others they are states
     heads, wrong = [], []
     for answer in answers:
         chain = [n for n in chains[answer.tensor] if n in values]
@@ -114,7 +117,10 @@ def find_head(
 
 
 def _steady_rank(model: onnx.ModelProto, feed: dict[str, NDArray[Any]], head: Head) -> int:
-    """Return the number of axes of the logits; 0 where a single image has others, as behind a Squeeze of all axes."""
+    """Return the number of axes of the logits; 0 where only a Reshape makes them two.
+
+    That is so behind a Squeeze of all axes, and where the images are the second axis.
+    """
     one = _run(model, {name: values[:1] for name, values in feed.items()}, [head.logits])[head.logits]
     return head.rank if one.ndim == head.rank else 0
 
@@ -144,6 +150,13 @@ def _run(model: onnx.ModelProto, feed: dict[str, NDArray[Any]], names: Iterable[
     return dict(zip(wanted, session.run(wanted, feed), strict=True))
 
 
+def _images_first(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a tensor whose images lie behind axes of one, as those of an LSTM, without these axes."""
+    while values.ndim > 2 and len(values) == 1:
+        values = values[0]
+    return values
+
+
 def _table(values: NDArray[Any]) -> NDArray[np.float64] | None:
     """Return ``[P, K]`` where a tensor has one number for each image and class, whatever axes of one it has."""
     if values.ndim < 1 or values.shape[0] != PROBES or values.dtype.kind != "f":
@@ -164,12 +177,13 @@ def _head(answer: Answer, chain: list[str], values: Values, names: Mapping[str, 
             fix="give a classifier, or say with `output` which tensor holds the scores of its classes",
         )
     head = Head(**_found(own, values), form="logits", classes=table.shape[1], answer=answer, gives="logits")
-    table = table[np.isfinite(table).all(1)]
+    finite = np.isfinite(table).all(1)
+    table = table[finite]
     half = any(values[n].dtype == np.float16 for n in chain)
     rounding = COARSE if half else FINE
     tables = {n: t for n in chain[1:] if (t := _table(values[n])) is not None and t.shape[1] == head.classes}
     if answer.output != answer.tensor:
-        require_largest(answer, table, values[names[answer.output]], file)
+        require_largest(answer, table, values[names[answer.output]].reshape(PROBES, -1)[finite], file)
     if head.classes > 1 and are_probabilities(table, 1e-2 if half else 1e-3):
         found = _source(table, tables, softmax, rounding)
         if found is None:
