@@ -75,8 +75,13 @@ def held_out(model: str, k: int, seed: int, epochs: int, test: Split, icons: Pat
             places = np.array([artifact.card.labels.index(classes[label]) for label in known.labels])
             others = {classes[k]: unknown.pixels, **dict(other_images(known.pixels, icons, artifact))}
             found = measured(artifact, model, {"val": splits["val"], "test": replace(known, labels=places)}, others)
-            rows += [{"without": classes[k], "seed": seed, **row} for row in found]
+            rows += [{"without": classes[k], "seed": seed, **row, "confidence": shortened(row)} for row in found]
     return rows
+
+
+def shortened(row: Row) -> dict[str, Any]:
+    """Return what a file's card says of its confidence, without its histograms."""
+    return {name: value for name, value in row["confidence"].items() if name != "reference"}
 
 
 def as_folder(name: str) -> str:
