@@ -252,10 +252,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="judge N at a time")
     given = parser.parse_args()
     wanted = given.corpora or ["graphs", "modules", "images"]
-    begin = time.monotonic()
+    begin, continued = time.monotonic(), False
     rows: list[dict[str, Any]] = []
     if given.rows and given.rows.exists():
-        rows = rows_done(given.rows)
+        rows, continued = rows_done(given.rows), True
     corpora: dict[str, tuple[Iterable[Any], Callable[[Any], str], Callable[[Any, Path], dict[str, Any]]]] = {
         "graph": (foreign_graphs(), lambda g: f"{g.kind}: {g.name}", judged_graph),
         "module": (MODULES, str, judged_module),
@@ -278,10 +278,11 @@ def main() -> int:
         kind: dict(Counter(r["outcome"] for r in rows if r["kind"] == kind)) for kind in ("graph", "module", "image")
     }
     reasons = Counter(without_details(r["says"]) for r in rows if r["outcome"] == "refused")
+    seconds = round(time.monotonic() - begin)
     print(json.dumps(counts))
     if given.every == 1 and not given.corpora:
-        refusals, seconds = dict(reasons.most_common()), round(time.monotonic() - begin)
-        keep("foreign_files", rows, counts=counts, refusals=refusals, seconds=seconds)
+        refusals = dict(reasons.most_common())
+        keep("foreign_files", rows, counts=counts, refusals=refusals, seconds=None if continued else seconds)
         real_exports.write()
     return int(any(r["faults"] for r in rows))
 
