@@ -149,7 +149,9 @@ def in_words(
         accuracy = f"{rounded(test.points, 2, '+')} +- {test.margin95:.2f} points of top-1 on {test.n} test images"
         doubt = f"; NOT SHOWN: {_not_shown_words(verdict)}" if verdict.outcome is Outcome.NOT_SHOWN else ""
         slow = "" if verdict.faster or verdict.speed is None else "; it is not faster, and kept as `allow_slower` asks"
-        return f"{what} accepted: {accuracy}, {speed}{slow}{doubt}"
+        over = verdict.shown is Shown.OVER or verdict.stressed
+        lossy = "; it loses more than is allowed, and is kept as `allow_drop` asks" if over else ""
+        return f"{what} accepted: {accuracy}, {speed}{slow}{lossy}{doubt}"
     if verdict.not_finite:
         return f"{what} REJECTED: its answer is not finite for {_images(verdict.not_finite)}; kept {kept}"
     loss, flips = verdict.loss.difference, verdict.loss.flips

@@ -115,7 +115,7 @@ def test_ray_serve_gives_our_answers(url: str, kit: Path, tmp_path: Path) -> Non
         ImageOps.invert(image).save(tmp_path / f"inverted {path.name}")
     images = sorted(tmp_path.iterdir())
     with qdeploy.load(kit / "model.onnx") as classifier:
-        predictions = classifier(images)
+        predictions = classifier([*images])
         assert {p.unknown for p in predictions} == {True, False}
         for path, prediction in zip(images, predictions, strict=True):
             status, found = ask(url, path.read_bytes())

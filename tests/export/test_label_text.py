@@ -414,7 +414,9 @@ def test_an_entry_that_only_looks_like_labels_gives_way(tmp_path: Path) -> None:
         "hf",
         "signature",
     ]
-    assert first_labels(model, None, file).labels == tuple(TABLE.values())
+    first = first_labels(model, None, file)
+    assert first is not None
+    assert first.labels == tuple(TABLE.values())
 
 
 def test_labels_of_another_number_hide_no_others(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_what_passed_with_300_images_no_longer_does() -> None:
             "INT8 REJECTED: not faster on this device; kept model.fp32.onnx; keep INT8 with `allow_slower`",
         ),
         (UNSURE, TIE, Policy(), "INT8 REJECTED: not faster on this device"),
+        (OVER, FASTER, Policy(allow_drop=True), "; it loses more than is allowed, and is kept as `allow_drop` asks"),
         (OVER, TIE, Policy(allow_drop=True), "INT8 REJECTED: not faster on this device"),
         (
             UNSURE,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 STANDARD = ("", "ai.onnx")
 """Domains of ONNX's own operators; one of another domain may share the name of an operator, and nothing else."""
@@ -49,6 +51,19 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from graph.initializer
     for node in all_nodes(model):
         yield from (a.t for a in node.attribute if a.HasField("t"))
+
+
+def known_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the initializers and Constants of a graph, and of those inside it, by the name of their tensor."""
+    graphs = list(with_bodies(graph))
+    known = {t.name: t for g in graphs for t in g.initializer}
+    for node in (n for g in graphs for n in g.node if is_standard(n, "Constant")):
+        for a in node.attribute:
+            if a.name == "value":
+                known[node.output[0]] = a.t
+            elif a.name == "value_float":
+                known[node.output[0]] = numpy_helper.from_array(np.asarray(a.f, np.float32))
+    return known
 
 
 def read_inside(graph: onnx.GraphProto) -> set[str]:

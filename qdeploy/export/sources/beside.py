@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from qdeploy.core.preprocessing import Preprocessing
-from qdeploy.export.graph.walk import is_standard
+from qdeploy.export.graph.walk import is_standard, known_tensors
 
 FILES = (("preprocessor_config.json", "image_mean", "image_std"), ("config.json", "mean", "std"))
 """Hugging Face's, and timm's; the keys of mean and std."""
@@ -72,20 +72,17 @@ def own_normalisation(model: onnx.ModelProto, image: str) -> list[str]:
         model: The graph.
         image: Name of its input.
     """
-    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    for node in model.graph.node:
-        tensor = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-        if tensor is not None:
-            constants[node.output[0]] = numpy_helper.to_array(tensor)
+    known = known_tensors(model.graph)
     found, divisor, largest = [], 1.0, 1.0
     while len(readers := [n for n in model.graph.node if image in n.input]) == 1 and is_standard(
         node := readers[0], *MOVING, *ARITHMETIC
     ):
         image = node.output[0]
         if node.op_type in ARITHMETIC:
-            values = next((constants[name] for name in node.input if name in constants), None)
-            if values is None or values.size not in (1, 3):
+            tensor = next((known[name] for name in node.input if name in known), None)
+            if tensor is None or math.prod(tensor.dims) not in (1, 3):
                 break
+            values = numpy_helper.to_array(tensor)
             found.append(node.op_type)
             size = float(np.abs(values).mean(dtype=np.float64))
             divisor *= {"Div": size, "Mul": 1 / size if size else 1.0}.get(node.op_type, 1.0)

@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from qdeploy.core.errors import InputError
-from qdeploy.export.graph.walk import all_nodes, is_standard, leading_to, with_bodies
+from qdeploy.export.graph.walk import all_nodes, is_standard, known_tensors, leading_to
 
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 FIX = "export it in evaluation mode, after `model.eval()`, without random operators"
@@ -28,7 +28,7 @@ def require_evaluation(model: onnx.ModelProto, file: Path) -> None:
 
 def require_no_chance(model: onnx.ModelProto, names: Sequence[str], file: Path) -> None:
     """Refuse a graph in which some tensors depend on random numbers, however small these are."""
-    known = _constants(model)
+    known = known_tensors(model.graph)
     drawing = {name: next((n for n in leading_to(model.graph, [name]) if _draws(n, known)), None) for name in names}
     node = next((n for n in drawing.values() if n is not None), None)
     if node is None:
@@ -41,23 +41,13 @@ def require_no_chance(model: onnx.ModelProto, names: Sequence[str], file: Path) 
     )
 
 
-def _draws(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto | float]) -> bool:
+def _draws(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
     """Tell whether a node's values are chance; those of a Dropout in training mode with a ratio of 0 are not."""
     if not is_standard(node, "Dropout"):
         return is_standard(node, *RANDOM)
-    ratio, training = (constants.get(node.input[i]) if len(node.input) > i else None for i in (1, 2))
+    ratio, training = (known.get(node.input[i]) if len(node.input) > i else None for i in (1, 2))
     return training is not None and _is_true(training) and (ratio is None or _is_true(ratio))
 
 
-def _is_true(value: onnx.TensorProto | float) -> bool:
-    return bool(numpy_helper.to_array(value).any() if isinstance(value, onnx.TensorProto) else value)
-
-
-def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto | float]:
-    """Return the constants of a graph and of those inside it, by name."""
-    graphs = list(with_bodies(model.graph))
-    nodes = (n for g in graphs for n in g.node if is_standard(n, "Constant"))
-    return {
-        **{t.name: t for g in graphs for t in g.initializer},
-        **{n.output[0]: a.t if a.name == "value" else a.f for n in nodes for a in n.attribute},
-    }
+def _is_true(tensor: onnx.TensorProto) -> bool:
+    return bool(numpy_helper.to_array(tensor).any())

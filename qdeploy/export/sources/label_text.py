@@ -88,7 +88,7 @@ def listed(numbers: Sequence[int]) -> str:
 
 def _require_all(numbers: Collection[int], where: str) -> None:
     """Refuse numbers of classes of which one is missing, or negative: those behind it would move."""
-    fix = "name each class, counted from 0, or give a list without numbers"
+    fix = "name each class, counted from 0, or give the labels as a JSON list"
     if min(numbers, default=0) < 0:
         raise InputError(f"{where} numbers its labels, one of them {min(numbers)}", fix=fix)
     if missing := left_out(numbers, 1 if 0 not in numbers and 1 in numbers else 0):
