@@ -15,7 +15,7 @@ from qdeploy.cli.tables import WIDTH, show_table, table
 from qdeploy.core.words import counted, percent
 
 if TYPE_CHECKING:
-    from qdeploy.bench import BenchReport, BenchResult
+    from qdeploy.bench import BenchConfig, BenchReport, BenchResult
 
 HOW = "How to measure"
 SERVER = "The server scenario"
@@ -112,6 +112,7 @@ def bench_command(
     paths, report_page = _model_files(artifacts or ())
     if earlier:
         require_comparable(earlier, paths, config)
+    _note_tuned(paths, config)
     with Bar("timing") as bar:
         report = bench(paths, config, bar.update)
     document = report.to_dict()
@@ -184,6 +185,17 @@ def _model_files(given: Sequence[Path]) -> tuple[list[Path], Path | None]:
         files += model_files(path, [ONNX_FILES])
     page = folder / "report.html" if folder else None
     return files, page if page and page.is_file() else None
+
+
+def _note_tuned(paths: Sequence[Path], config: BenchConfig) -> None:
+    """Say which engine and threads `qdeploy tune` chose for a file, where they are not measured."""
+    from qdeploy.runtime.device import DEVICE_FILE, setup_for
+
+    for path in paths:
+        tuned = setup_for(path, named=True)
+        if tuned.threads and (tuned.engine not in config.engines or tuned.threads != config.threads):
+            options = f"--engine {tuned.engine} --threads {tuned.threads}"
+            note(f"{path.parent / DEVICE_FILE} chose other settings for {path.name}, not measured here: {options}")
 
 
 _HEAD = ("model", "top-1 %", "p50 ms", "p99 ms", "images/s", "peak MB", "cold ms")

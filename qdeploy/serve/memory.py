@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from typing import Any
@@ -13,6 +14,17 @@ POINTS = 720
 """Readings that are kept: two hours; of an older process every second one is dropped, and so on."""
 SETTLED_S = 60.0
 """Growth is counted from here on: until then pools fill up."""
+
+
+def settle() -> None:
+    """Let later collections of garbage pass over all that is there now.
+
+    A full one of everything that starting leaves would stop all requests for more than ten milliseconds, again and
+    again.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 class Memory:

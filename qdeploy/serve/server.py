@@ -16,6 +16,7 @@ from qdeploy.serve.app import Application
 from qdeploy.serve.config import MOST_CONNECTIONS, ServeConfig
 from qdeploy.serve.connections import Connections, raised_file_limit
 from qdeploy.serve.logs import Log
+from qdeploy.serve.memory import settle
 from qdeploy.serve.models import Event
 from qdeploy.serve.report import machine, report
 from qdeploy.serve.service import Service
@@ -103,6 +104,7 @@ class Server:
             serving = asyncio.ensure_future(self._uvicorn.serve(sockets=doors))
             await asyncio.to_thread(self.service.start)  # liveness is answered meanwhile
             await asyncio.to_thread(self._sources.start, self.service)
+            settle()
             url = self.url
             self._event("ready", url=url)
             self._loop.run_in_executor(None, machine)  # so that the first report need not look it up

@@ -229,6 +229,17 @@ def test_what_is_given_wins_over_what_was_tuned(folder: Path) -> None:
     assert find_setup(folder / "model.fp32.onnx").threads == 2
 
 
+def test_bench_says_what_it_does_not_measure_of_what_was_tuned(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", str(tuned(folder) / "model.fp32.onnx"), "--quick", "--runs", "70"]
+    assert run(words) == 0
+    assert "chose other settings for model.fp32.onnx" in (said := capsys.readouterr().err)
+    assert "--engine ort --threads 2" in said
+    assert run([*words, "--threads", "2"]) == 0
+    assert "chose other settings" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
