@@ -20,6 +20,8 @@ from serving_bench.setup import FP32, IMAGES, INT8, InProcess, Setup, bar, bomb,
 CONNECTIONS = (1, 8, 32)
 BLOCK_S = 1.0
 OPEN_S = 3.0
+LEAD_IN_S = 0.5
+"""Load before what is measured: the first requests wait for new connections, which a steady load does not make."""
 LOAD, TOO_MUCH = 0.7, 2.0
 """Shares of the saturation: the latency's, and the overload's."""
 REFUSED_WITHIN_S = 0.05
@@ -196,6 +198,7 @@ def _latency(setup: Setup, server: Process, kind: str) -> dict[str, Any]:
         top.append(closed(server.port, wire, 32, BLOCK_S).per_s)
         rate = LOAD * top[-1]
         rates.append(rate)
+        client.open(constant(rate, LEAD_IN_S))
         even.append(client.open(constant(rate, OPEN_S)))
         schedule = poisson(rate, OPEN_S, seed=number)
         drawn.append(client.open(schedule))
