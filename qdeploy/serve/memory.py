@@ -20,11 +20,17 @@ def settle() -> None:
     """Let later collections of garbage pass over all that is there now.
 
     A full one of everything that starting leaves would stop all requests for more than ten milliseconds, again and
-    again.
+    again. It is for processes that do nothing but serve: cycles among what is there now are kept for good.
     """
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+def settle_again() -> None:
+    """Do so after a swap, where it was done before."""
+    if gc.get_freeze_count():
+        settle()
 
 
 class Memory:

@@ -23,7 +23,7 @@ from qdeploy.runtime.classifier import find_setup, read_setup
 from qdeploy.runtime.device import DEVICE_FILE
 from qdeploy.runtime.session import SMALL_MACS, Session, open_session
 from qdeploy.serve.config import ServeConfig
-from qdeploy.serve.memory import settle
+from qdeploy.serve.memory import settle_again
 from qdeploy.serve.refusal import RefusedError
 
 WARM_UP_RUNS = 3
@@ -251,7 +251,7 @@ class Models:
             self._event("model-loaded", model=served.name, version=served.version, **_told(opened))
         if former is not None:
             served.swaps += 1  # the former is freed with the last request that was given to it
-            settle()
+            settle_again()
 
     def unload(self, served: Served) -> None:
         """Let a model go; requests for it are refused until it is loaded again."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
@@ -104,7 +105,8 @@ class Server:
             serving = asyncio.ensure_future(self._uvicorn.serve(sockets=doors))
             await asyncio.to_thread(self.service.start)  # liveness is answered meanwhile
             await asyncio.to_thread(self._sources.start, self.service)
-            settle()
+            if threading.current_thread() is threading.main_thread():
+                settle()
             url = self.url
             self._event("ready", url=url)
             self._loop.run_in_executor(None, machine)  # so that the first report need not look it up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,7 @@ from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.session import Rows, Session
 from qdeploy.serve import ServeConfig
+from qdeploy.serve.memory import settle, settle_again
 from qdeploy.serve.models import Opened
 from tests.resealed import with_noise, with_reversed_labels
 from tests.serve.running import FP32, INT8, Running, in_process, in_thread, until
@@ -576,3 +579,40 @@ def test_a_worse_model_can_be_told_apart(tmp_path: Path) -> None:
         answers = [server.send("POST", f"/predict?model=m&version={v}&top=all", BAG).json for v in (1, 2)]
         assert answers[0]["predictions"] != answers[1]["predictions"]
         assert [a["version"] for a in answers] == ["1", "2"]
+
+
+FROZEN = """
+import gc
+from qdeploy.serve import ServeConfig, Server
+
+def started(service, url):
+    print(gc.get_freeze_count())
+    server.stop()
+
+server = Server([], ServeConfig(port=0), event=lambda *_, **__: None, started=started)
+server.run()
+"""
+
+
+def test_what_starting_leaves_is_not_collected_again(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FROZEN], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert int(done.stdout) > 10_000, done.stderr
+
+
+def test_what_a_swap_leaves_is_collected_once() -> None:
+    class Former: ...
+
+    former = Former()
+    former.__dict__["itself"] = former
+    left = weakref.ref(former)
+    settle()
+    try:
+        del former
+        gc.collect()
+        assert left() is not None
+        settle_again()
+        assert left() is None
+    finally:
+        gc.unfreeze()
+    settle_again()
+    assert not gc.get_freeze_count(), "only where the start was settled"
