@@ -131,7 +131,7 @@ SETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
     ),
     "one-nano-a": ("nano-a", 12, one_change(12, MECHANISMS)),
     "one-nano": (
-        "nano", 24, one_change(24, ("boosts", "plateau_resets", "restarts", "dynamic_momentum", "swa", "reloads")),
+        "nano", 24, one_change(24, ("boosts", "plateau_resets", "restarts", "dynamic_momentum")),
     ),
 }  # fmt: skip
 

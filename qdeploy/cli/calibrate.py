@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,7 @@ def calibrate_command(
         return 0
     for line in lines(made.confidence):
         say(line)
-    hint(f"written: {made.path}; next: qdeploy eval {made.path} {made.data}")
+    hint(f"written: {made.path}; next: qdeploy eval {shlex.quote(str(made.path))} {shlex.quote(made.data)}")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qdeploy.cli.options import OUTPUT, Force, Formats, Json, split_names
-from qdeploy.cli.output import Bar, emit_json, extra_needed, note, say
+from qdeploy.cli.output import SHOWN, Bar, emit_json, extra_needed, note, say
 from qdeploy.cli.tables import show_table, table
 from qdeploy.core.errors import InputError
 from qdeploy.core.image_formats import foreign_words, without_foreign
@@ -18,8 +18,6 @@ from qdeploy.core.words import counted, percent
 if TYPE_CHECKING:
     from qdeploy.checks.suspects import Judged, Suspects
 
-SHOWN = 10
-"""Problems that are printed without ``--all``."""
 SUSPECTS = "Label errors"
 
 

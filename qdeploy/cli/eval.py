@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qdeploy.cli.options import OUTPUT, Abstain, Force, Json, Split, split_names
-from qdeploy.cli.output import Bar, emit_json, hint, note, say
+from qdeploy.cli.output import SHOWN, Bar, emit_json, hint, note, say
 from qdeploy.cli.rows import csv_rows
 from qdeploy.cli.tables import WIDTH, show_table, table
 from qdeploy.core.words import counted, percent, rounded
@@ -85,6 +86,7 @@ def eval_command(
     from qdeploy.checks.evaluate import EvalConfig, Scored, evaluate
     from qdeploy.checks.own_data import own_data
     from qdeploy.core.artifact import read_artifact
+    from qdeploy.core.image_formats import foreign_words, without_foreign
     from qdeploy.data.catalog import READERS
     from qdeploy.data.splits import REPEATED
     from qdeploy.runtime.classifier import find_artifact
@@ -108,8 +110,13 @@ def eval_command(
     note(f"model: {path}, data: {config.data}, split: {split}")
     with Bar("evaluating") as bar, csv_rows(csv_file, force, Scored) as each:
         result = evaluate(path, config, bar.update, each)
-    for problem in (p for p in result.problems if REPEATED not in p):
+    images, foreign = without_foreign(p for p in result.problems if REPEATED not in p)
+    for problem in images[:SHOWN]:
         note(f"left out: {problem}")
+    if len(images) > SHOWN:
+        note(f"left out: {len(images) - SHOWN:,} more; `qdeploy data {shlex.quote(config.data)} --all` names them")
+    if foreign:
+        note(foreign_words(foreign))
     if repeats := sum(REPEATED in p for p in result.problems):
         note(f"left out: {counted(repeats, 'image')} there twice; `qdeploy data` names them")
     if json:

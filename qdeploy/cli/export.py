@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,6 +57,8 @@ def steps(bar: Bar) -> StepProgress:
 
 def show(report: ExportReport, json: bool, kits: tuple[str, ...]) -> int:
     """Print a report and return the exit code: 1 if INT8 was rejected."""
+    from qdeploy.core.artifact import EXPORTS
+
     if json:
         emit_json(report.to_dict())
         return int(not report.accepted)
@@ -67,7 +70,9 @@ def show(report: ExportReport, json: bool, kits: tuple[str, ...]) -> int:
         say(f"{e.path}: {e.size_bytes / 1e3:.0f} kB, from {e.source}, {checked}")
     show_kits(kit_folders(Path(report.out), kits))
     say(for_command_line(report.verdict))
-    hint(f"report: {report.out}/report.html; next: qdeploy predict IMAGE, qdeploy bench")
+    out = shlex.quote(report.out)
+    model, bench = ("", "") if Path(report.out).parent == EXPORTS else (f" --model {out}", f" {out}")
+    hint(f"report: {report.out}/report.html; next: qdeploy predict IMAGE{model}, qdeploy bench{bench}")
     return int(not report.accepted)
 
 

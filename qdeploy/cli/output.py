@@ -17,6 +17,8 @@ from qdeploy.core.printable import printable
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+SHOWN = 10
+"""Problems of a data set that are named; of more their number is said."""
 EXTRAS = {
     "torch": "train",
     "safetensors": "train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +83,7 @@ def review_command(
     by_class = ", ".join(f"{name} {n}" for name, n in found.classes.items()) or "none"
     say(f"{found.out}: {counted(found.written, 'image')} written, {found.there} were there ({by_class})")
     say(f"{found.none} show none of the classes, {found.unlabelled} have no label")
-    hint(f"next: qdeploy train --data {out}; with --weights RUN it starts from a run's weights")
+    hint(f"next: qdeploy train --data {shlex.quote(str(out))}; with --weights RUN it starts from a run's weights")
 
 
 def _write_page(
@@ -116,4 +117,4 @@ def _write_page(
         emit_json({"page": str(out), "images": shown, "labels": list(names), "problems": problems})
         return
     say(f"{out}: {counted(shown, 'image')}, {counted(len(names), 'label')}; open it in a browser")
-    hint(f"next: qdeploy review {folder} --labels labels.json --out DATA")
+    hint(f"next: qdeploy review {shlex.quote(str(folder))} --labels labels.json --out DATA")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -209,18 +210,17 @@ def _show_plan(config: Any, json: bool) -> None:
 
 
 def _data_words(found: Any, epochs: int) -> str:
-    """Say what a run would train on and how long an epoch takes, or what would be downloaded first."""
-    if found.images is None:
-        return f"the data are not on this machine: {found.download} would be downloaded first"
+    """Say what a run would train on, what would be downloaded first, and how long an epoch takes."""
     images = ", ".join(f"{n:,} {name}" for name, n in found.images.items())
-    steps = "1 step" if found.steps_per_epoch == 1 else f"{found.steps_per_epoch:,} steps"
-    text = f"{images} images, if all are usable; {steps} an epoch"
+    text = f"{images} images, if all are usable; {counted(found.steps_per_epoch, 'step')} an epoch"
+    if found.download:
+        text = f"the data are not on this machine: {found.download} would be downloaded first; {text}"
     if found.epoch_s is None:
         return text
     whole_s = found.epoch_s * epochs
     whole = f"{whole_s:.0f} s" if whole_s < 120 else f"{whole_s / 60:.0f} min"
     each = f"{found.epoch_s:.0f}" if found.epoch_s >= 10 else f"{found.epoch_s:.2g}"
-    return f"{text}, about {each} s each as busy as the machine is now: {whole} for {epochs} epochs"
+    return f"{text}, about {each} s each as busy as the machine is now: {whole} for {counted(epochs, 'epoch')}"
 
 
 def _show_seeds(result: dict[str, Any], json: bool) -> None:
@@ -234,7 +234,7 @@ def _show_seeds(result: dict[str, Any], json: bool) -> None:
         spread = "" if found["std"] is None else f" +- {found['std']:.2f}"
         say(f"{title} top-1 of {counted(found['n'], 'seed')}: {found['mean']:.2f}{spread} %")
     best = max(result["runs"], key=lambda run: run["val_top1"])
-    hint(f"next: qdeploy export {best['run']} --int8")
+    hint(f"next: qdeploy export {shlex.quote(best['run'])} --int8")
 
 
 def _show_result(result: dict[str, Any], json: bool, last: bool = True) -> None:
@@ -247,4 +247,7 @@ def _show_result(result: dict[str, Any], json: bool, last: bool = True) -> None:
         f"{result['seconds']:.0f} s, {result['images_per_s']:.0f} images/s"
     )
     if last:
-        hint("next: qdeploy export --int8")
+        from qdeploy.core.run_folder import RUNS
+
+        run = "" if Path(result["run"]).parent == RUNS else f" {shlex.quote(result['run'])}"
+        hint(f"next: qdeploy export{run} --int8")

@@ -56,7 +56,9 @@ class ModelInfo:
     @property
     def macs_shown(self) -> str:
         """The multiply-accumulates in words."""
-        return f"{self.macs / 1e6:.1f} M MACs" if self.macs else "MACs not counted"
+        if not self.macs:
+            return "MACs not counted"
+        return f"{self.macs / 1e6:.1f} M MACs" if self.macs >= 1e5 else f"{self.macs:,} MACs"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -43,7 +43,7 @@ def one_answer(labels: Sequence[str], confusion: Confusion, split: str) -> str:
     if n == 0 or max(answers) < n or sum(1 for row in confusion if sum(row)) < 2:
         return ""
     name = labels[answers.index(n)]
-    return f"all {n} {split} images are answered '{name}': it tells no classes apart"
+    return f"all {n} {split} images are answered '{name}': the model does not tell them apart"
 
 
 def no_better_than_the_largest_class(labels: Sequence[str], confusion: Confusion, split: str) -> str:

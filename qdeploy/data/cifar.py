@@ -23,6 +23,7 @@ URL = "https://www.cs.toronto.edu/~kriz/"
 IMAGE_BYTES = 3 * 32 * 32
 HOLDOUT = 0.1
 """5,000 of the 50,000 published training images are kept for validation."""
+IMAGES = {"train": 45_000, "val": 5_000, "test": 10_000}
 _TAR_DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, ValueError)
 
 
@@ -186,7 +187,7 @@ def _reader(layout: Layout) -> Reader:
     def recognise(path: Path) -> Place | None:
         return _place(layout, path.resolve()) if _is_set(layout, path) else None
 
-    return Reader(find=find, recognise=recognise, classes=layout.count)
+    return Reader(find=find, recognise=recognise, classes=layout.count, images=IMAGES)
 
 
 READERS = {layout.name: _reader(layout) for layout in (CIFAR_10, CIFAR_100)}

@@ -28,6 +28,8 @@ FASHION_CLASSES = (
     "Ankle boot",
 )
 
+IMAGES = {"train": 2000, "val": 500, "test": 1000}
+
 
 def embedded_source() -> Source:
     """Return the embedded set: 2,000 training, 500 validation and 1,000 test images, 28x28 grey, balanced."""
@@ -46,4 +48,4 @@ def _find(_: Progress | None) -> Place:
     return Place(name=NAME, path=FILE, read=embedded_source, files=(FILE,))
 
 
-READER = Reader(find=_find, recognise=lambda path: None, classes=len(FASHION_CLASSES))
+READER = Reader(find=_find, recognise=lambda path: None, classes=len(FASHION_CLASSES), images=IMAGES)

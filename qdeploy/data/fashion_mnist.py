@@ -28,6 +28,7 @@ SHA256 = {
 """SHA-256 of the uncompressed contents: Debian's package compresses the same contents differently."""
 HOLDOUT = 1 / 30
 """2,000 of the 60,000 published training images are kept for validation."""
+IMAGES = {"train": 58_000, "val": 2_000, "test": 10_000}
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Folder of Debian's package dataset-fashion-mnist."""
 
@@ -117,4 +118,4 @@ def _place(folder: Path) -> Place:
     )
 
 
-READER = Reader(find=_find, recognise=_recognise, classes=len(FASHION_CLASSES))
+READER = Reader(find=_find, recognise=_recognise, classes=len(FASHION_CLASSES), images=IMAGES)

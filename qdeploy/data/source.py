@@ -122,6 +122,8 @@ class Reader:
     """Tells whether a folder or file is this data set."""
     classes: int
     """Number of classes of the published data set."""
+    images: dict[str, int]
+    """Images of each split of the published data set, after images were held out for validation."""
 
 
 def identity(path: Path) -> str:

@@ -27,6 +27,7 @@ CHECKSUM = Checksum(kind="md5", hex="90528d7ca1a48142e341f4ef8d21d0de")
 """MD5 of the zip of 248,100,043 bytes, as other libraries pin it (Stanford publishes none)."""
 HOLDOUT = 0.2
 CLASSES = 200
+IMAGES = {"train": 80_000, "val": 20_000, "test": 10_000}
 AGAIN = f"unpack or fetch {ARCHIVE} again"
 
 
@@ -146,4 +147,4 @@ def _place(path: Path) -> Place:
     return Place(name=NAME, path=path, read=lambda: tiny_imagenet_source(path), files=files, holdout=HOLDOUT)
 
 
-READER = Reader(find=_find, recognise=_recognise, classes=CLASSES)
+READER = Reader(find=_find, recognise=_recognise, classes=CLASSES, images=IMAGES)

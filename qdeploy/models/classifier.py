@@ -57,6 +57,11 @@ class Classifier(nn.Module):
         """The part whose output are the features that are classified; None where a library's network hides it."""
         return None
 
+    @property
+    def drop_path(self) -> float | None:
+        """The largest rate of its drop paths now, in [0, 1]; None if it has none."""
+        return max((part.rate for part in self.modules() if isinstance(part, DropPath)), default=None)
+
     def set_confidence(self, confidence: float) -> None:
         """Let every drop path follow the controller's confidence in [0, 1]."""
         for module in self.modules():

@@ -16,6 +16,7 @@ PANELS = (
     ("confidence", ("confidence",)),
     ("momentum", ("momentum",)),
     ("EMA decay", ("ema",)),
+    ("drop path", ("drop_path",)),
     ("reward (points)", ("reward",)),
     ("features", ("feature_mean", "feature_std")),
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from qdeploy.core.progress import silent
-from qdeploy.data.catalog import count_classes, find_place
+from qdeploy.data.catalog import READERS, count_classes, find_place
 from qdeploy.data.download import NotHereError, without_downloads
 from qdeploy.data.splits import expected_counts
 from qdeploy.models.classifier import Classifier
@@ -60,14 +60,14 @@ class Plan:
     activation_bytes: int
     """Bytes of the tensors kept for the backward pass of a whole batch, with the weights' low-precision copies; of
     several processes each keeps its share."""
-    images: dict[str, int] | None
-    """Images of each split, if every one is usable; None if the data are not on this machine."""
+    images: dict[str, int]
+    """Images of each split, if every one is usable."""
     download: str | None
     """What would be downloaded first; None if the data are here."""
-    steps_per_epoch: int | None
+    steps_per_epoch: int
     epoch_s: float | None
     """Predicted seconds of an epoch with its two evaluations, from some timed steps on the threads that training would
-    choose now; None on a GPU, or without the data."""
+    choose now; None on a GPU."""
 
     @property
     def memory_bytes(self) -> int:
@@ -104,12 +104,10 @@ def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
     per_image = (kept[1] - kept[0]) / (PROBE[1] - PROBE[0])
     fixed = max(0.0, kept[0] - PROBE[0] * per_image)
     images, download = _images(config.data)
-    steps = None
-    if images is not None:
-        trained_on = images["train"] + (images["val"] if config.all_images else 0)
-        steps = max(1, trained_on // config.batch_size)
+    trained_on = images["train"] + (images["val"] if config.all_images else 0)
+    steps = max(1, trained_on // config.batch_size)
     epoch_s = None
-    if images is not None and steps is not None and precision.device.type == "cpu":
+    if precision.device.type == "cpu":
         count = min(config.batch_size, 64 if summary.macs < MANY_MACS else 4)
         image_s = _image_s(model, precision, config, count, side)
         looked_at = 2 * images["test" if config.all_images else "val"]
@@ -132,13 +130,13 @@ def plan(config: TrainConfig, num_classes: int | None = None) -> Plan:
     )
 
 
-def _images(data: str) -> tuple[dict[str, int] | None, str | None]:
-    """Return the images of each split, or what would be downloaded."""
+def _images(data: str) -> tuple[dict[str, int], str | None]:
+    """Return the images of each split, and what would be downloaded first, if the data are not here."""
     try:
         with without_downloads():
             return expected_counts(find_place(data).read()), None
     except NotHereError as error:
-        return None, error.url
+        return READERS[data].images, error.url  # only what is published is downloaded
 
 
 def _image_s(model: Classifier, precision: Precision, config: TrainConfig, count: int, size: int) -> float:

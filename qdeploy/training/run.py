@@ -224,6 +224,7 @@ class Run:
             "train_loss": train.loss,
             "val_loss": raw.loss,
             **{k: after[k] for k in ("label_smoothing", "auxiliary_weight")},
+            "drop_path": self.learner.model.drop_path,
             **{f"{k}_s": v for k, v in seconds.items()},
             "reward": max(-clamp, min(clamp, raw.top1 - (self.rows[-1]["val_top1"] if self.rows else 0.0))),
             "feature_mean": feature_mean,

@@ -116,9 +116,9 @@ def save_weights(folder: Path, record: RunRecord, weights: Weights) -> RunRecord
 
 
 def write_log(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the epochs so far as ``log.csv``."""
+    """Write the epochs so far as ``log.csv``; the first may be of an earlier version, with fewer columns."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[-1]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     write_bytes(folder / "log.csv", text.getvalue().encode())

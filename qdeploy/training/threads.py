@@ -38,7 +38,7 @@ STUCK = 8.0
 SHARE, URGENT_SHARE = 0.05, 0.15
 """Largest share of the time that measuring may take: out of curiosity, and when training became slower."""
 LEAST_STEPS = 20
-"""Steps left for which measuring pays."""
+"""Steps left for which measuring again pays; before the first step it always does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Threads:
         """Measure if the run has just begun, or its speed has changed; takes no time otherwise."""
         if self.allowed.told and not self._begun:
             self._say_if_collapsed()
-        if not self.allowed.measured or steps_left < LEAST_STEPS:
+        if not self.allowed.measured or (self._begun and steps_left < LEAST_STEPS):
             return
         slower = self._ratio() if self._begun else None
         if not self._begun:

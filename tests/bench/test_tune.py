@@ -169,6 +169,13 @@ def test_int8_that_does_not_pay_gives_way_to_fp32_with_the_reason(folder: Path) 
     assert "INT8 does not pay here: model.int8.onnx with ort, 1 thread, batch 1 takes 1.3" in report.reason
 
 
+def test_a_noisy_clock_does_not_say_that_int8_does_not_pay() -> None:
+    candidates = [candidate(FP32, 1.0, noise=0.3), candidate(INT8, 0.97, noise=0.3)]
+    report = report_of(candidates, candidates[0], {}, Limits())
+    assert "INT8 is not shown to be faster here: model.int8.onnx with ort, 1 thread, batch 1 takes " in report.reason
+    assert "does not pay" not in report.reason
+
+
 @pytest.mark.usefixtures("few")
 def test_nothing_within_the_limits_is_a_verdict_and_writes_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]

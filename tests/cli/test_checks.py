@@ -52,6 +52,20 @@ def test_eval(boots: Path, capsys: Capture) -> None:
     assert sum(r["label"] == r["predicted"] for r in rows) == round(found["top1"] * 0.6)
 
 
+def test_eval_counts_what_it_leaves_out(boots: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(boots, tmp_path / "boots")
+    for i in range(12):
+        (tmp_path / "boots" / "Bag" / f"{i:02}.ogg").write_bytes(b"OggS")
+        (tmp_path / "boots" / "Bag" / f"torn {i:02}.png").write_bytes(b"x")
+    assert run(["eval", INT8, "boots", "--split", "all"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(notes) == 12
+    assert notes[-2:] == [
+        "left out: 3 more; `qdeploy data boots --all` names them",
+        "12 files left out (no image): .ogg 12",
+    ]
+
+
 def test_a_single_argument_that_is_no_model_is_data(empty_folder: Path, capsys: Capture) -> None:
     (empty_folder / "photos" / "Hat").mkdir(parents=True)
     assert run(["eval", "photos"]) == 2

@@ -185,6 +185,12 @@ def test_confidence_is_shown_where_it_drives_the_training(
     (line,) = (w for w in err.splitlines() if w.startswith("epoch "))
     assert ("conf 0." in line) == driven
     assert out.splitlines()[1:] == ["next: qdeploy export --int8"]
+    if driven:
+        return
+    assert run(["train", root, *short, "--out", "my run"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["next: qdeploy export 'my run' --int8"]
+    assert run(["export", "my run", "--out", "elsewhere"]) == 0
+    assert capsys.readouterr().out.endswith("next: qdeploy predict IMAGE --model elsewhere, qdeploy bench elsewhere\n")
 
 
 def test_a_quiet_training_prints_its_result(

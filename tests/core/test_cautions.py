@@ -20,7 +20,7 @@ LABELS = ("animals", "cars", "trees")
 def test_all_images_get_one_label() -> None:
     flat = [[22, 0, 0], [40, 0, 0], [40, 0, 0]]
     text = one_answer(LABELS, flat, "validation")
-    assert text == "all 102 validation images are answered 'animals': it tells no classes apart"
+    assert text == "all 102 validation images are answered 'animals': the model does not tell them apart"
     assert cautions(LABELS, flat, split="test")[0].startswith("all 102 test images are answered")
     assert one_answer(LABELS, [[22, 0, 0], [40, 0, 0], [39, 1, 0]], "test") == ""
     assert one_answer(LABELS, [[22, 0, 0], [0, 0, 0], [0, 0, 0]], "test") == ""  # there is one class only

@@ -110,7 +110,12 @@ def test_the_report_of_an_export_says_what_its_numbers_are_of(exported: ExportRe
     int8["choices"][0]["val_drop"] = -0.001
     int8["loss"]["difference"]["points"] = -0.001
     page = html_report(document)
-    assert "-0.00" not in Parser(page).text
+    text = Parser(page).text
+    assert "-0.00" not in text
+    assert "+-" not in text
+    assert "\u00b1" in text
+    assert '"recipe"' in text, "where it comes from"
+    assert '"swa": false' not in text
     assert "<td>7</td><td>+10.0 %</td>" in page
     assert re.search(r'-67\.1 %</td><td><span class="bar" style="width:5\.37rem">', page)
     assert re.search(r'\+50\.0 %</td><td><span class="bar minus" style="width:4\.00rem">', page)

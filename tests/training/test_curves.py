@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qdeploy.training.curves import PANELS, draw_curves, marks, panels
 from qdeploy.training.recipes import TrainConfig
+from qdeploy.training.run_files import write_log
 from qdeploy.training.schedule import ConfidenceSchedule
 
 
@@ -33,6 +35,11 @@ def test_flat_panels_are_left_out_and_events_are_marked() -> None:
     full = rows_of(("", ""), **{c: (0.0, 1.0) for _, names in PANELS for c in names})
     assert len(panels(full)) == len(PANELS)
     assert draw_curves(full, "run").startswith(b"\x89PNG")
+
+
+def test_a_log_goes_on_whose_first_rows_lack_a_column(tmp_path: Path) -> None:
+    write_log(tmp_path, [{"epoch": 1, "lr": 0.5}, {"epoch": 2, "lr": 0.25, "drop_path": 0.1}])
+    assert (tmp_path / "log.csv").read_text() == "epoch,lr,drop_path\n1,0.5,\n2,0.25,0.1\n"
 
 
 def test_the_controller_names_what_it_does_to_the_rate() -> None:

@@ -91,7 +91,7 @@ def test_the_confidence_reaches_every_drop_path_if_the_recipe_says_so(switch: bo
     made(model, dynamic_drop_path=switch, schedule="confidence").step(batch_of([0, 1]), SETTINGS, Tally(CPU))
     paths = [m for m in model.modules() if isinstance(m, DropPath)]
     assert [p.rate for p in paths] == pytest.approx([p.base_rate * factor for p in paths])
-    assert max(p.rate for p in paths) > 0
+    assert model.drop_path == max(p.rate for p in paths) > 0
 
 
 def test_the_label_s_confidence_is_used_only_when_asked() -> None:

@@ -102,10 +102,14 @@ def test_images_steps_and_time_or_what_would_be_downloaded(
     monkeypatch.setenv("QDEPLOY_CACHE", str(tmp_path / "empty"))
     monkeypatch.chdir(tmp_path)
     absent = plan(config_from_recipe("small", model="nano-ar", data="tiny-imagenet"))
-    assert (absent.images, absent.steps_per_epoch, absent.epoch_s) == (None, None, None)
+    assert absent.images == {"train": 80_000, "val": 20_000, "test": 10_000}
+    assert absent.steps_per_epoch == 80_000 // 64
+    assert absent.epoch_s is not None
     assert str(absent.download).endswith(".zip")
     assert not (tmp_path / "empty").exists()  # nothing was fetched
     assert run(["train", "tiny-imagenet", "--model", "nano-ar", "--dry-run"]) == 0
-    assert f"{absent.download} would be downloaded first" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{absent.download} would be downloaded first; 80,000 train, 20,000 val, 10,000 test images" in said
+    assert "1,250 steps an epoch, about " in said
     assert run(["train", folder, "--model", "nano-ar", "--batch-size", "4", "--epochs", "2", "--dry-run"]) == 0
     assert "7 steps an epoch, about " in capsys.readouterr().out

@@ -138,6 +138,7 @@ def test_a_loss_that_is_no_number_goes_back_to_the_best_weights(
     expected = [max(-5.0, min(5.0, b - a)) for a, b in itertools.pairwise(accuracies)]
     assert [float(r["reward"]) for r in rows] == pytest.approx(expected, abs=1e-5)
     assert all(float(r["feature_std"]) > 0 for r in rows)
+    assert all(0 < float(r["drop_path"]) <= 0.3 for r in rows)
 
 
 @pytest.mark.parametrize(

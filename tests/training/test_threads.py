@@ -135,10 +135,15 @@ def test_measuring_takes_a_small_share() -> None:
     assert machine.now < 1.03 * 3000 * 0.5
 
 
-def test_short_runs_and_fixed_counts_measure_nothing() -> None:
+def test_even_a_short_run_begins_with_the_fastest_count_and_fixed_ones_measure_nothing() -> None:
     machine = Simulated(crowded, 2)
-    machine.threads.before_step(LEAST_STEPS - 1)
-    assert machine.used == set()
+    machine.threads.before_step(1)
+    assert machine.threads.count == 1
+    machine = Simulated(lambda n, now: quiet(n, now) if now < 10 else crowded(n, now), 2)
+    for left in range(LEAST_STEPS - 1, 0, -1):
+        machine.threads.before_step(left)
+        machine.threads.step_took(machine.step())
+    assert machine.threads.count == 2, "towards the end it is not measured again"
     fixed = Simulated(crowded, 2, measured=False)
     fixed.train(50)
     assert fixed.used == set()

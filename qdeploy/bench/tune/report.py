@@ -151,7 +151,10 @@ def _reason(candidates: Sequence[Candidate], chosen: Candidate, made: dict[int, 
     ratio, low, high = best.against(chosen) if timed else (0.0, 0.0, 0.0)
     if ratio < 1.0 and made[id(best)].result != NO_FASTER:
         return f"{says}; INT8 is out: {made[id(best)]}: {made[id(best)].result}"
-    return f"{says}; INT8 does not pay here: {made[id(best)]} takes {ratio:.2f}x the time ({low:.2f} to {high:.2f})"
+    takes = f"{made[id(best)]} takes {ratio:.2f}x the time ({low:.2f} to {high:.2f})"
+    if low > 1.0:
+        return f"{says}; INT8 does not pay here: {takes}"
+    return f"{says}; INT8 is not shown to be faster here: {takes}, and more `seconds` may tell"
 
 
 def _nothing(candidates: Sequence[Candidate], limits: Limits, made: dict[int, CandidateReport]) -> str:

@@ -13,10 +13,18 @@ from PIL import Image
 from qdeploy.core.figures import Bar, Kind, quantities, raw, verdict
 from qdeploy.core.html import Markup, page, table, tag
 from qdeploy.core.machine import cpu_words
+from qdeploy.core.only_with import switched_on
 from qdeploy.core.page_style import STYLE
 from qdeploy.export.report.classes import class_sections
 from qdeploy.export.report.confidence import confidence_section
-from qdeploy.export.report.sections import base_name, engine_section, int8_sections, layer_section, step_section
+from qdeploy.export.report.sections import (
+    PLUS_MINUS,
+    base_name,
+    engine_section,
+    int8_sections,
+    layer_section,
+    step_section,
+)
 
 if TYPE_CHECKING:
     from qdeploy.export.report.record import Confusion, Flip
@@ -40,7 +48,7 @@ def html_report(report: dict[str, Any], flips: Sequence[Flip] = (), confusion: C
         report["name"],
         STYLE,
         tag("h1", report["name"]),
-        verdict(_kind(report), report["verdict"]),
+        verdict(_kind(report), report["verdict"].replace("+-", PLUS_MINUS)),
         quantities(_quantities([*report["artifacts"], *report["rejected"]], elsewhere)),
         table(
             ("file", "top-1 %", "95 % interval", "n", "p50 ms", "size kB", "peak MB", "left in float"),
@@ -140,10 +148,11 @@ def _hashes(artifacts: list[dict[str, Any]]) -> list[Markup]:
 
 def _origin(report: dict[str, Any]) -> dict[str, Any]:
     """Return origin and calibration without the many hashes of images: calibration.json has them."""
-    calibration = report["calibration"]
+    calibration, origin = report["calibration"], dict(report["origin"])
+    origin["training"] = switched_on(origin["training"])
     if calibration is None:
-        return dict(report["origin"])
-    return {**report["origin"], "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
+        return origin
+    return {**origin, "calibration": {**calibration, "images": f"{len(calibration['images'])} hashes"}}
 
 
 def _machine(environment: dict[str, Any]) -> str:
