@@ -13,6 +13,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -156,15 +157,23 @@ def bombs(setup: Setup) -> dict[str, Any]:
 
 
 def soak(setup: Setup) -> dict[str, Any]:
-    """Keep 70 % of the load up for long, all kinds of images in turn, Poisson."""
+    """Keep 70 % of the load up for long, all kinds of images in turn, Poisson; ask for the health once a second."""
     os.sched_setaffinity(0, setup.client)
     server = qdeploy_server(INT8, setup.server, cwd=setup.folder)
     wire = setup.requests(*IMAGES)
     times = array.array("d")
     statuses: dict[int, int] = {}
     memory: list[tuple[float, int]] = []
+    health_s: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            health_s.append(_live(server.port))
+
     try:
         top = statistics.median(closed(server.port, wire, 32, 1.0).per_s for _ in range(3))
+        threading.Thread(target=watch, daemon=True).start()
         client, begin = Client(server.port, wire), time.perf_counter()
         while (now := time.perf_counter() - begin) < setup.soak_s:
             for answer in client.open(poisson(0.7 * top, min(STRETCH_S, setup.soak_s - now + 0.1), seed=int(now))):
@@ -174,10 +183,15 @@ def soak(setup: Setup) -> dict[str, Any]:
             gc.collect()
         client.close()
     finally:
+        over.set()
         server.kill()
+    slowest = round(max(health_s) * 1e3, 2)
     failed = sum(n for status, n in statuses.items() if status != 200)
     growth = _growth(memory)
-    bars = [bar("failed requests", failed, "0", failed == 0)]
+    bars = [
+        bar("failed requests", failed, "0", failed == 0),
+        bar("slowest /v2/health/live, ms", slowest, "<= 100", slowest <= 100),
+    ]
     if growth is not None:
         low, high = growth["MB_per_hour_ci95"]
         flat = low <= 0.0 <= high or abs(growth["MB_per_hour"]) < 1.0
@@ -189,6 +203,7 @@ def soak(setup: Setup) -> dict[str, Any]:
         "statuses": {str(k): v for k, v in sorted(statuses.items())},
         "p50_ms": round(percentile(times, 50) * 1e3, 3),
         "p99_ms": round(percentile(times, 99) * 1e3, 3),
+        "health": {"n": len(health_s), "slowest_ms": slowest},
         "resident_MB": {
             "first": memory[0][1] / 1e6,
             "last": memory[-1][1] / 1e6,
