@@ -28,6 +28,8 @@ COMMANDS = (
     "qdeploy export --int8",
     "qdeploy predict examples/ankle-boot.png examples/bag.png examples/coat.png",
 )
+WIDTH = 104
+"""Columns: those of an epoch's line."""
 PLAIN_FONT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S)
 """Rich's frame without fonts from elsewhere: the picture asks no other machine for anything."""
 
@@ -38,7 +40,7 @@ def main() -> None:
     picture = ROOT / "docs" / "images" / "session.svg"
     parser.add_argument("--out", type=Path, default=picture, metavar="FILE", help="default: docs/images/session.svg")
     out: Path = parser.parse_args().out
-    console = Console(record=True, width=100, file=sys.stderr)
+    console = Console(record=True, width=WIDTH, file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "examples").symlink_to(ROOT / "examples")
@@ -54,7 +56,7 @@ def main() -> None:
 
 def lines(command: str, folder: Path) -> Iterator[tuple[str, bool]]:
     """Run a command; yield its lines as they come, and whether each is a result (stdout) or a note (stderr)."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": str(WIDTH)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     pipe = subprocess.PIPE
     with (
