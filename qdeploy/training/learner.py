@@ -130,8 +130,7 @@ class Learner:
         """Train on one batch and give its loss, without waiting for the device."""
         for group in self.optimizer.param_groups:
             group["lr"], group["betas"] = settings.lr, (settings.momentum, 0.999)
-        if self.config.dynamic_drop_path:
-            self.model.set_confidence(settings.confidence)
+        self.follow(settings.confidence)
         self.model.train()
         with self.precision.autocast():
             paths = self.network(batch.image, batch.labels if self.config.confidence_from_label else None)
@@ -146,6 +145,11 @@ class Learner:
         self.average.update(self.model, settings.ema)
         tally.add(loss.detach(), paths.logits.detach(), batch.labels)
         return loss.detach()
+
+    def follow(self, confidence: float) -> None:
+        """Set the drop paths' rate for a controller's confidence in [0, 1], if the recipe lets them follow it."""
+        if self.config.dynamic_drop_path:
+            self.model.set_confidence(confidence)
 
     def rehearse(self, batch: Batch, limit_s: float) -> None:
         """Compute the forward pass of a step on a copy, and forget it: weights, statistics and random states stay.

@@ -210,6 +210,7 @@ class Run:
     ) -> None:
         """Add the epoch's row. As in the paper's log, the rate is the one used, the rest stands after the update."""
         after = asdict(self.schedule.settings(self._steps_after()))
+        self.learner.follow(after["confidence"])
         seconds = {k: v - sum(row[f"{k}_s"] for row in self.rows) for k, v in self.seconds.items()}
         clamp = self.constants.reward_clamp
         row: dict[str, Any] = {

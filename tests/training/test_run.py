@@ -264,6 +264,24 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         resume(tmp_path / "cut")
 
 
+def test_a_run_cut_after_an_epochs_last_step_logs_the_same(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a row tells is in the checkpoint: no step is left to set it again."""
+    config = config_from_recipe("qonstraint-5.9", **{**quick, "epochs": 3}, device="cpu")
+    for name in ("whole", "cut"):
+        with monkeypatch.context() as patch:
+            scripted(patch, [50.0, 90.0, 95.0, 96.0])
+            if name == "cut":
+                cut(config, tmp_path / name)
+                resume(tmp_path / name)
+            else:
+                train(config, tmp_path / name)
+    same_run(tmp_path / "whole", tmp_path / "cut")
+    rows = list(csv.DictReader((tmp_path / "cut" / "log.csv").read_text().splitlines()))
+    assert float(rows[-1]["drop_path"]) > 0.02  # it follows the confidence
+
+
 def cut(config: TrainConfig, folder: Path) -> Path:
     with pytest.raises(KeyboardInterrupt):
         train(config, folder, SignalAt(1, 2, signal.SIGINT))
