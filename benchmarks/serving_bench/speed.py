@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.core.metrics import MIN_SAMPLES, percentile
+from qdeploy.serve import ServeConfig
 from serving_bench.contenders import Contender, contenders, made_environments
 from serving_bench.load import Answered, Client, Closed, closed, constant, ideal_latencies, poisson
 from serving_bench.process import Process, post, qdeploy_server
@@ -257,7 +258,7 @@ def overload(setup: Setup) -> dict[str, Any]:
             bars.append(bar(f"other failures, {kind}", row["other_failures"], "0", row["other_failures"] == 0))
     finally:
         server.kill()
-    return {"model": INT8.name, "queue": 64, "rows": rows, "bars": bars}
+    return {"model": INT8.name, "queue": ServeConfig().queue, "rows": rows, "bars": bars}
 
 
 def _overload(setup: Setup, server: Process, kind: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def serve_command(
     ] = None,
     queue: Annotated[
         int, typer.Option(help="Requests that may wait; more get status 503.", rich_help_panel=PATIENCE)
-    ] = 64,
+    ] = 256,
     deadline: Annotated[float, typer.Option(help="Seconds that a request may wait.", rich_help_panel=PATIENCE)] = 10.0,
     max_body: Annotated[float, typer.Option(help="Largest request in MiB.", rich_help_panel=PATIENCE)] = 32.0,
     drain_delay: Annotated[

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from qdeploy.core.errors import QdeployError
-from qdeploy.serve.body import Header, decompressed, json_object, too_large
+from qdeploy.serve.body import Header, HeldBodies, decompressed, json_object, too_large
 from qdeploy.serve.explanation import explained
 from qdeploy.serve.images import PredictTask
 from qdeploy.serve.lanes import Task
@@ -29,7 +29,7 @@ from qdeploy.serve.oip_models import (
     statistics_document,
 )
 from qdeploy.serve.page import PAGE_HEADERS, page_file
-from qdeploy.serve.refusal import Headers, RefusedError, busy, draining, late
+from qdeploy.serve.refusal import Headers, RefusedError, busy, draining, late, no_memory
 from qdeploy.serve.report import report
 from qdeploy.serve.service import Service
 
@@ -42,6 +42,8 @@ OPEN_TO_ALL = ("/", "/v2/health/live", "/v2/health/ready", "/page/")
 DEFECT = b'{"error": "this is a defect of the server; its log has more", "reason": "defect"}'
 DROPPED = 4
 """Up to so many times the largest body is read before it is refused."""
+HELD = 8
+"""So many times the largest body is what all large bodies may take in memory."""
 CHEAP_BYTES = 256 * 1024
 """Requests below may be parsed and decoded between two events of the loop."""
 REQUEST_ID = b"x-request-id"
@@ -55,6 +57,7 @@ class Application:
         self._service = service
         self._config = service.config
         self._secret = f"Bearer {self._config.token}".encode() if self._config.token else None
+        self._held = HeldBodies(HELD * self._config.max_body_bytes)
         self._finished: deque[Task[Answer]] = deque()
         self._told = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,6 +89,8 @@ class Application:
         else:
             if self._config.log_requests:
                 self._log(scope, identity, status, begin, None)
+        finally:
+            self._held.release(receive)
         length = (b"content-length", str(len(body)).encode())
         await send(
             {"type": "http.response.start", "status": status, "headers": [*more, length, (REQUEST_ID, identity)]}
@@ -234,8 +239,8 @@ class Application:
     async def _body(self, headers: Header, receive: Receive) -> bytes:
         """Return a request's body.
 
-        Of one that is somewhat too large the rest is read and dropped: a client that is still sending when the
-        connection is closed does not see the answer.
+        Of one that is refused the rest is read and dropped, if it is not very large: a client that is still sending
+        when the connection is closed does not see the answer.
         """
         most = self._config.max_body_bytes
         if int(headers.get(b"content-length", b"0")) > DROPPED * most:
@@ -244,22 +249,26 @@ class Application:
         if not message.get("more_body"):
             body = message.get("body", b"")
         else:
-            parts, size = [], 0
+            parts, size, room = [], 0, True
             while True:
                 part = message.get("body", b"")
                 size += len(part)
                 if size > DROPPED * most:
                     raise too_large(most)
-                if size <= most:
+                room = room and size <= most and self._held.add(receive, len(part))
+                if room:
                     parts.append(part)
                 else:
                     parts.clear()
+                    self._held.release(receive)
                 if not message.get("more_body"):
                     break
                 message = await receive()
             body = b"".join(parts)
             if size > most:
                 raise too_large(most)
+            if not room:
+                raise no_memory(self._held.most)
         if message["type"] == "http.disconnect":
             raise RefusedError(400, "bad-request", "the client went away before its request was complete")
         if len(body) > most:

@@ -19,6 +19,31 @@ def too_large(most: int) -> RefusedError:
     return RefusedError(413, "too-large", what, ((b"connection", b"close"),))
 
 
+class HeldBodies:
+    """The large bodies in memory: of requests that arrive, wait or are worked on. Together they have a limit.
+
+    Args:
+        most: Most bytes of all of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._sizes: dict[Any, int] = {}
+        self._all = 0
+
+    def add(self, request: Any, count: int) -> bool:
+        """Count further bytes of a request, and tell whether there was room for them."""
+        if self._all + count > self.most:
+            return False
+        self._sizes[request] = self._sizes.get(request, 0) + count
+        self._all += count
+        return True
+
+    def release(self, request: Any) -> None:
+        """Forget the bytes of a request, if it has any."""
+        self._all -= self._sizes.pop(request, 0)
+
+
 def decompressed(body: bytes, headers: Header, most: int) -> bytes:
     """Undo a body's Content-Encoding, and never make more bytes than are allowed.
 

@@ -34,7 +34,7 @@ class ServeConfig:
     others."""
     workers: int = 1
     """Processes that serve, on one port."""
-    queue: int = 64
+    queue: int = 256
     """Requests that may wait for a free core; one more is refused with status 503."""
     deadline_s: float = 10.0
     """Longest that a request waits for its answer; then it gets status 504."""

@@ -47,6 +47,12 @@ def busy(waiting: int) -> RefusedError:
     return RefusedError(503, "busy", what, ((b"retry-after", b"1"),))
 
 
+def no_memory(most: int) -> RefusedError:
+    """Return the refusal of a request whose body would be one too many in memory."""
+    what = f"the bodies of other requests take {most / 2**20:.4g} MiB already; try again in a second"
+    return RefusedError(503, "busy", what, ((b"retry-after", b"1"),))
+
+
 def late(deadline_s: float) -> RefusedError:
     """Return the refusal of a request that waited too long."""
     return RefusedError(504, "deadline", f"there was no answer within {deadline_s:g} s")

@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -315,6 +316,27 @@ def test_clients_that_send_slowly_are_dropped() -> None:
             assert time.perf_counter() - start < 3
             assert received.split(b" ")[1:2] == ([status] if status else []), received
         assert post(server) == 200
+
+
+def test_large_bodies_together_have_a_limit() -> None:
+    """Many clients send at the same time: eight bodies of the largest size fit, of the rest not a byte is kept."""
+    most, last = 10**6, b"x"
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % most
+    with in_thread(max_body_bytes=most) as server, ExitStack() as stack:
+        senders = [stack.enter_context(socket.create_connection(server.address, timeout=10)) for _ in range(12)]
+        for sender in senders:
+            sender.sendall(head + bytes(most - len(last)))
+        assert server.get("/v2/health/live").status == 200
+        time.sleep(0.3)  # until the server has read what came
+        answers = []
+        for sender in senders:
+            sender.sendall(last)
+            answers.append(b"".join(iter(partial(sender.recv, 65536), b"")))
+        refused = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503 ")]
+        assert 1 <= len(refused) <= 4
+        assert all(b"\r\nretry-after: 1\r\n" in answer for answer in refused)
+        assert sum(answer.startswith(b"HTTP/1.1 415 ") for answer in answers) == 12 - len(refused)
+        assert [post(server), server.send("POST", "/predict", bytes(most)).status] == [200, 415]  # all is given back
 
 
 def test_a_client_that_drips_its_headers_is_dropped() -> None:
