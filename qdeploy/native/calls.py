@@ -22,7 +22,6 @@ UNARY = {
     )
 }
 """Numbers of the functions in ``c/kernels_body.h``."""
-BINARY = {"add": 0, "sub": 1, "mul": 2, "div": 3}
 
 
 def _table(writer: Writer, op: Op) -> None:
@@ -48,8 +47,8 @@ def _binary(writer: Writer, op: Op) -> None:
     a = op.attributes
     loops = pair_loops(writer.layout, op)
     if not op.output.integer:
-        fields: dict[str, Any] = {"loops": loops, "function": BINARY[op.kind], **limits(op)}
-        _pair(writer, "binary_f32", "qd_binary_f32", fields, op)
+        fields: dict[str, Any] = {"loops": loops, **limits(op)}
+        _pair(writer, f"{op.kind}_f32", "qd_binary_f32", fields, op)
     elif op.kind == "add":
         fields = {"loops": loops, **{k: a[k] for k in ("ratio_a", "ratio_b", "fixed")}}
         _pair(writer, "add_u8", "qd_binary_u8", fields, op)

@@ -17,7 +17,7 @@ DOUBLES_BYTES = 2700
 """Arithmetic of float64, which the floating-point units do not have: the means of ``DOUBLES`` sum in it."""
 DOUBLES = {"mean_f32", "layernorm"}
 STRUCT_BYTES = {
-    "qd_binary_f32": 60,
+    "qd_binary_f32": 56,
     "qd_binary_u8": 76,
     "qd_conv_f32": 100,
     "qd_conv_u8": 116,
@@ -29,13 +29,14 @@ STRUCT_BYTES = {
 }
 """Of one constant of each type, with pointers of 32 bits."""
 KERNEL_BYTES = {
+    "add_f32": 298,
     "add_u8": 404,
-    "binary_f32": 1120,
     "conv_f32": 992,
     "conv_row_f32": 736,
     "conv_u8": 672,
     "depthwise_u8": 544,
     "dequantize": 34,
+    "div_f32": 298,
     "layernorm": 472,
     "matmul_f32": 260,
     "matmul_u8": 336,
@@ -43,6 +44,7 @@ KERNEL_BYTES = {
     "maxpool_u8": 162,
     "mean_f32": 434,
     "mean_u8": 264,
+    "mul_f32": 298,
     "mul_u8": 424,
     "qd_copy_run": 604,
     "qd_pick": 94,
@@ -52,6 +54,7 @@ KERNEL_BYTES = {
     "quantize": 100,
     "softmax": 628,
     "softmax_u8": 200,
+    "sub_f32": 298,
     "table": 20,
     "tables": 104,
     "unary_f32": 1064,

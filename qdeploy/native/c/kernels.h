@@ -128,7 +128,6 @@ typedef struct {
 
 typedef struct {
   qd_loops loops;
-  int32_t function; /* 0 add, 1 sub, 2 mul, 3 div */
   float low, high;
 } qd_binary_f32;
 
@@ -176,7 +175,10 @@ typedef struct {
   void (*maxpool_f32)(const qd_maxpool *p, const float *in, float *out);
   void (*quantize)(const float *in, uint8_t *out, int32_t n, float scale, int32_t zero);
   void (*dequantize)(const uint8_t *in, float *out, int32_t n, float scale, int32_t zero);
-  void (*binary_f32)(const qd_binary_f32 *p, const float *a, const float *b, float *out);
+  void (*add_f32)(const qd_binary_f32 *p, const float *a, const float *b, float *out);
+  void (*sub_f32)(const qd_binary_f32 *p, const float *a, const float *b, float *out);
+  void (*mul_f32)(const qd_binary_f32 *p, const float *a, const float *b, float *out);
+  void (*div_f32)(const qd_binary_f32 *p, const float *a, const float *b, float *out);
   void (*unary_f32)(int32_t function, const float *in, float *out, int32_t n, float low, float high);
   void (*softmax)(const float *in, float *out, int32_t rows, int32_t n);
   /* of codes: `powers` of how far each is below the largest, in whole numbers */
@@ -191,7 +193,8 @@ typedef struct {
 #define QD_USED(use)                                                                                              \
   use(conv_u8) use(depthwise_u8) use(conv_f32) use(conv_row_f32) use(table) use(tables) use(add_u8) use(mul_u8)   \
       use(matmul_u8) use(matmul_f32) use(mean_u8) use(mean_f32) use(maxpool_u8) use(maxpool_f32) use(quantize)    \
-          use(dequantize) use(binary_f32) use(unary_f32) use(softmax) use(softmax_u8) use(layernorm)
+          use(dequantize) use(add_f32) use(sub_f32) use(mul_f32) use(div_f32) use(unary_f32) use(softmax)         \
+              use(softmax_u8) use(layernorm)
 #endif
 #if defined(__GNUC__)
 #pragma GCC diagnostic push

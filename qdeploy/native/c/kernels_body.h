@@ -325,22 +325,26 @@ static void QD_(mul_u8)(const qd_binary_u8 *p, const uint8_t *a, const uint8_t *
 }
 #endif
 
-static void QD_(binary_f32)(const qd_binary_f32 *p, const float *a, const float *b, float *restrict out) {
-  const float low = p->low, high = p->high;
-  const float *x, *y;
+/* One function each: a model that only multiplies pays for no division. */
+#define QD_BINARY(name, body)                                                                                  \
+  static void QD_(name)(const qd_binary_f32 *p, const float *a, const float *b, float *restrict out) {         \
+    const float low = p->low, high = p->high;                                                                  \
+    const float *x, *y;                                                                                        \
+    QD_LOOPS(&p->loops, a, b, x, y, out, body)                                                                 \
+  }
 #define QD_PLUS(u, v, o) o = qd_clamp((u) + (v), low, high)
 #define QD_MINUS(u, v, o) o = qd_clamp((u) - (v), low, high)
 #define QD_TIMES(u, v, o) o = qd_clamp((u) * (v), low, high)
 #define QD_OVER(u, v, o) o = qd_clamp((u) / (v), low, high)
-  if (p->function == 0) QD_LOOPS(&p->loops, a, b, x, y, out, QD_PLUS)
-  else if (p->function == 1) QD_LOOPS(&p->loops, a, b, x, y, out, QD_MINUS)
-  else if (p->function == 2) QD_LOOPS(&p->loops, a, b, x, y, out, QD_TIMES)
-  else QD_LOOPS(&p->loops, a, b, x, y, out, QD_OVER)
+QD_BINARY(add_f32, QD_PLUS)
+QD_BINARY(sub_f32, QD_MINUS)
+QD_BINARY(mul_f32, QD_TIMES)
+QD_BINARY(div_f32, QD_OVER)
+#undef QD_BINARY
 #undef QD_PLUS
 #undef QD_MINUS
 #undef QD_TIMES
 #undef QD_OVER
-}
 #undef QD_LOOPS
 
 #ifndef QD_VNNI
