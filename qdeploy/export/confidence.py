@@ -157,7 +157,7 @@ def reference_of(logits_NK: Floats, temperature: float) -> Reference | None:
 
 
 def _histogram(values_N: Doubles) -> Histogram:
-    edges = np.unique(np.round(np.quantile(values_N, np.arange(1, BINS) / BINS, method="lower"), 4))
+    edges = np.unique(np.round(np.quantile(values_N, np.arange(1, BINS) / BINS, method="midpoint"), 4))
     edges = edges[edges > values_N.min()]  # below an edge there is something
     counts = np.bincount(np.searchsorted(edges, values_N, side="right"), minlength=len(edges) + 1)
     return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))

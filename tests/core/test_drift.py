@@ -19,6 +19,7 @@ from qdeploy.core.drift import (
     chi_square_tail,
     grouped,
     psi,
+    quantile_p,
     two_sample_p,
 )
 from qdeploy.core.errors import InputError
@@ -156,6 +157,25 @@ def test_answers_drawn_from_the_validation_images_hardly_ever_raise_an_alarm() -
     found = [verdict_on(made, [known[i] for i in rng.integers(0, 1000, 100)]) for _ in range(1000)]
     assert sum(v.differs for v in found) <= 1000 * FALSE_ALARMS + 4 * math.sqrt(1000 * FALSE_ALARMS)
     assert sum(max(part.psi for part in v.parts.values()) > 0.1 for v in found) > 300
+
+
+def test_few_validation_images_do_not_raise_the_rate() -> None:
+    """Their own quantiles are the edges of the groups, and another hundred would have set others."""
+    alarms = 0
+    for seed in range(1500):
+        logits = some_logits(1100, seed)
+        alarms += verdict_on(reference(logits[:100]), answers(logits[100:])).differs
+    assert alarms <= 1500 * FALSE_ALARMS + 3 * math.sqrt(1500 * FALSE_ALARMS)
+
+
+def test_groups_between_quantiles_are_judged_by_both_tests() -> None:
+    rng = np.random.default_rng(6)
+    for known, n in ((100, 100), (100, 5000), (300, 3000), (3000, 100)):
+        shares = rng.dirichlet(np.full(10, known / 10), 4000)
+        found = [quantile_p([known // 10] * 10, rng.multinomial(n, p).tolist()) for p in shares]
+        assert sum(p < 0.01 for p in found) <= 4000 * 0.01 + 4 * math.sqrt(4000 * 0.01)
+    assert quantile_p((100,), (50,)) == 1
+    assert quantile_p((50, 50), (10, 190)) < 1e-6
 
 
 @pytest.mark.slow
