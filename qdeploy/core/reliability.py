@@ -121,9 +121,15 @@ def auroc(inside: Doubles, outside: Doubles) -> float:
     return float((below + upto).mean() / (2 * len(outside)))
 
 
+def reached_by(scores_N: Doubles, share: float) -> float:
+    """Return the highest score that at least such a share of the images, in (0, 1), reach."""
+    n = len(scores_N)
+    return float(np.sort(scores_N)[n - max(1, math.ceil(share * n - 1e-9))])
+
+
 def fpr_at_95(inside: Doubles, outside: Doubles) -> float:
-    """Return the share of other images that pass a threshold which 95 % of the known kind pass."""
-    return float((outside >= np.quantile(inside, 0.05, method="lower")).mean())
+    """Return the share of other images that pass the highest threshold which 95 % of the known kind pass."""
+    return float((outside >= reached_by(inside, 0.95)).mean())
 
 
 def risk_coverage(scores_N: Doubles, right_N: NDArray[np.bool_]) -> tuple[Doubles, float]:

@@ -22,6 +22,7 @@ from qdeploy.core.reliability import (
     fit_temperature,
     likelihoods,
     log_softmax,
+    reached_by,
     reliability,
     scores_of,
 )
@@ -188,7 +189,7 @@ def _threshold(scores_N: Doubles, coverage: float) -> float:
     Raises:
         InputError: If all have the same.
     """
-    threshold = float(np.quantile(scores_N, 1 - coverage, method="lower"))
+    threshold = reached_by(scores_N, coverage)
     if not (scores_N < threshold).any():
         raise InputError(
             "no threshold can be set: the least score of the validation images is that of too many of them",

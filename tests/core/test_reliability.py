@@ -13,6 +13,7 @@ from qdeploy.core.reliability import (
     fit_temperature,
     fpr_at_95,
     likelihoods,
+    reached_by,
     reliability,
     risk_coverage,
     scores_of,
@@ -90,7 +91,16 @@ def test_auroc_and_fpr_are_shares_of_pairs() -> None:
     pairs = [(a > b) + 0.5 * (a == b) for a in inside for b in outside]
     assert auroc(inside, outside) == pytest.approx(sum(pairs) / len(pairs))
     assert auroc(np.array([1.0, 2.0]), np.array([0.0])) == 1.0
-    assert fpr_at_95(np.arange(100.0), np.array([3.0, 4.0, 5.0, 50.0])) == 0.75
+    assert fpr_at_95(np.arange(100.0), np.array([3.0, 4.0, 5.0, 50.0])) == 0.5  # 5 to 99 are 95 %
+
+
+def test_a_threshold_is_the_highest_that_the_share_reaches() -> None:
+    for n, share in ((200, 0.95), (100, 0.9), (30, 0.7), (7, 0.5), (10, 0.999), (10, 1e-12), (1, 0.5)):
+        scores = RNG.integers(0, 40, n).astype(float)
+        found = reached_by(scores, share)
+        assert (scores >= found).mean() >= share - 1e-9
+        assert all((scores >= other).mean() < share - 1e-9 for other in scores[scores > found])
+    assert (np.arange(200.0) < reached_by(np.arange(200.0), 0.95)).sum() == 10
 
 
 def test_the_risk_coverage_curve_by_hand() -> None:

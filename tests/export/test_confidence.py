@@ -12,6 +12,7 @@ from qdeploy.checks.verify import verify
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.files import read_json
+from qdeploy.core.reliability import scores_of
 from qdeploy.export import ExportConfig, recalibrate
 from qdeploy.export.confidence import Labelled, confidence_of, images_needed, require_threshold_images
 from qdeploy.export.graph.fp16 import to_fp16
@@ -67,6 +68,7 @@ def test_so_many_validation_images_keep_their_label_as_was_asked() -> None:
         assert found.test_coverage == pytest.approx(coverage, abs=0.03)
         assert found.test_top1_answered is not None
         assert found.test_top1_answered >= 100 * float((test.logits.argmax(1) == test.labels).mean()) - 0.5
+        assert (scores_of(val.logits, found.temperature) < found.threshold).sum() == round(1000 * (1 - coverage))
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, -1.0, 95.0, float("nan")])
