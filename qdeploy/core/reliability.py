@@ -68,13 +68,29 @@ def fit_temperature(logits_NK: Floats, labels_N: Integers) -> float:
 
 
 def bins_of(probabilities_NK: Doubles, labels_N: Integers, count: int = BINS) -> list[Bin]:
-    """Return the images in groups of equal size, from the least to the most confident answer."""
+    """Return the images in groups of equal size, from the least to the most confident answer.
+
+    Images of the same confidence count as right by the share of them that is: a data set that comes class by class
+    would else be parted by class.
+    """
     confidence, right = probabilities_NK.max(axis=1), probabilities_NK.argmax(axis=1) == labels_N
+    shared = _shared(right, _places(confidence), np.ones(len(right)))
     order = confidence.argsort(kind="stable")
     return [
-        Bin(confidence=float(confidence[i].mean()), accuracy=float(right[i].mean()), n=len(i))
+        Bin(confidence=float(confidence[i].mean()), accuracy=float(shared[i].mean()), n=len(i))
         for i in np.array_split(order, min(count, len(order)))
     ]
+
+
+def _places(values_N: Doubles) -> Integers:
+    """Return the place of each value among all that differ, from the least on."""
+    return np.unique(values_N, return_inverse=True)[1].astype(np.int64)
+
+
+def _shared(right_N: NDArray[np.bool_], places_N: Integers, weights_N: Doubles | Integers) -> Doubles:
+    """Return for each image the share of right answers among those of its place."""
+    weights = np.maximum(np.bincount(places_N, weights=weights_N), 1)
+    return np.asarray((np.bincount(places_N, weights=right_N * weights_N) / weights)[places_N])
 
 
 def reliability(logits_NK: Floats, labels_N: Integers, temperature: float = 1.0, seed: int = 0) -> Reliability:
@@ -95,11 +111,15 @@ def _ece_interval(p_NK: Doubles, labels_N: Integers, seed: int) -> tuple[float, 
     """Return the 2.5th and 97.5th percentile of the error over images drawn again."""
     n = len(p_NK)
     order = p_NK.max(axis=1).argsort(kind="stable")
-    gaps = (p_NK.max(axis=1) - (p_NK.argmax(axis=1) == labels_N))[order]
+    confidence, right = p_NK.max(axis=1)[order], (p_NK.argmax(axis=1) == labels_N)[order]
+    places = _places(confidence)
     starts = np.cumsum([0, *(len(part) for part in np.array_split(order, min(BINS, n))[:-1])])
     rng = np.random.default_rng(seed)
-    counts_RN = (np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(RESAMPLES))
-    errors = [float(np.abs(np.add.reduceat(counts * gaps, starts)).sum()) / n for counts in counts_RN]
+    errors = []
+    for _ in range(RESAMPLES):
+        counts = np.bincount(rng.integers(0, n, n), minlength=n)
+        gaps = confidence - _shared(right, places, counts)
+        errors.append(float(np.abs(np.add.reduceat(counts * gaps, starts)).sum()) / n)
     low, high = np.percentile(errors, (2.5, 97.5))
     return float(low), float(high)
 
@@ -135,8 +155,10 @@ def fpr_at_95(inside: Doubles, outside: Doubles) -> float:
 def risk_coverage(scores_N: Doubles, right_N: NDArray[np.bool_]) -> tuple[Doubles, float]:
     """Return the share of wrong answers among the 1, 2, ..., N images of the highest scores, and the curve's mean.
 
-    The mean is the area under the risk-coverage curve (Geifman and El-Yaniv, 2017): 0 is best.
+    The mean is the area under the risk-coverage curve (Geifman and El-Yaniv, 2017): 0 is best. Images of the same score
+    count as wrong by the share of them that is, which is the mean over all their orders.
     """
-    wrong = ~right_N[(-scores_N).argsort(kind="stable")]
+    order = (-scores_N).argsort(kind="stable")
+    wrong = _shared(~right_N, _places(scores_N), np.ones(len(order)))[order]
     risks = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
     return risks, float(risks.mean())

@@ -109,6 +109,24 @@ def test_the_risk_coverage_curve_by_hand() -> None:
     assert area == pytest.approx((0.5 + 1 / 3 + 0.5) / 4)
 
 
+def test_equal_answers_are_measured_alike_in_whichever_order_they_come() -> None:
+    """A folder a class gives its images class by class: first all that a model with one answer has right."""
+    labels = np.repeat(np.arange(10), 100)
+    logits = np.zeros((1000, 10), np.float32)  # 10 % is said, and 10 % are right
+    found = reliability(logits, labels)
+    assert found.ece == pytest.approx(0, abs=1e-9)
+    assert 0.01 < found.ece_ci95[1] < 0.03  # as far as 1,000 images can tell
+    right = logits.argmax(1) == labels
+    risks, area = risk_coverage(scores_of(logits, 1.0), right)
+    assert area == pytest.approx(0.9)
+    assert np.allclose(risks, 0.9)
+    scores = RNG.integers(0, 5, 60).astype(float)
+    right = scores + RNG.normal(size=60) > 1
+    orders = [RNG.permutation(60) for _ in range(4000)]
+    by_chance = [np.cumsum(~right[o][(-scores[o]).argsort(kind="stable")]) / np.arange(1, 61) for o in orders]
+    assert risk_coverage(scores, right)[0] == pytest.approx(np.mean(by_chance, axis=0), abs=0.03)
+
+
 def test_a_card_s_confidence_is_read_as_it_was_written() -> None:
     measured = Reliability(ece=0.01, ece_ci95=(0.0, 0.02), nll=0.3, brier=0.1)
     made = Confidence(
