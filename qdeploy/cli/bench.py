@@ -87,7 +87,7 @@ def bench_command(
     from qdeploy.bench.page import html_page
     from qdeploy.core.errors import InputError
     from qdeploy.core.files import write_rendered
-    from qdeploy.core.whole import is_special, require_writable
+    from qdeploy.core.whole import require_place
 
     config = BenchConfig(
         scenario=scenario,
@@ -105,10 +105,8 @@ def bench_command(
     if tolerance is not None and baseline is None:
         raise InputError("--tolerance belongs to --baseline; give both or none")
     earlier = read_baseline(baseline) if baseline else None
-    if html and not html.parent.is_dir():
-        raise InputError(f"cannot write {html}: there is no folder {html.parent}; make it or give another path")
-    if html and not is_special(html):
-        require_writable(html.parent)
+    if html:
+        require_place(html)
     paths, report_page = _model_files(artifacts or ())
     if earlier:
         require_comparable(earlier, paths, config)

@@ -51,12 +51,11 @@ def explain_command(
     from qdeploy.checks.explain.run import files_of
     from qdeploy.core.artifact import read_artifact
     from qdeploy.core.files import write_bytes
-    from qdeploy.core.whole import is_special, require_new, require_writable
+    from qdeploy.core.whole import require_new, require_place
     from qdeploy.runtime.inputs import expand
 
     require_new(out, force)
-    if not is_special(out):
-        require_writable(out.parent)
+    require_place(out)
     names = list(expand(images))
     files = files_of(model or [])
     if not model:

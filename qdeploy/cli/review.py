@@ -97,13 +97,12 @@ def _write_page(
     bar: Bar,
 ) -> None:
     from qdeploy.core.files import write_bytes
-    from qdeploy.core.whole import is_special, require_new, require_writable
+    from qdeploy.core.whole import require_new, require_place
     from qdeploy.data.review.collected import labels_of
     from qdeploy.data.review.page import review_page
 
     require_new(out, force)
-    if not is_special(out):
-        require_writable(out.parent)
+    require_place(out)
     if not images:
         raise InputError("there is no image to label", found="an empty folder")
     names = labels_of(images, more)

@@ -26,11 +26,10 @@ def csv_rows(file: Path | None, replace: bool, kind: type[Any]) -> Iterator[Call
     if file is None:
         yield None
         return
-    from qdeploy.core.whole import file_made_whole, is_special, require_new, require_writable
+    from qdeploy.core.whole import file_made_whole, require_new, require_place
 
     require_new(file, replace)
-    if not is_special(file):
-        require_writable(file.parent)
+    require_place(file)
     with file_made_whole(file) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", newline="")
         writer = csv.DictWriter(text, list(kind.__dataclass_fields__))

@@ -148,6 +148,19 @@ def require_writable(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}: no permission in {nearest}", fix="give another folder with `out`")
 
 
+def require_place(file: Path) -> None:
+    """Check that a file can be written: that its folder is there and may be written to.
+
+    Raises:
+        InputError: If not.
+    """
+    if is_special(file):
+        return
+    require_writable(file.parent)
+    if not file.parent.is_dir():
+        raise InputError(f"cannot write {file}: there is no folder {file.parent}", fix="make it, or give another path")
+
+
 def _part_of(target: Path) -> Path:
     """Return a new name to write under, once what killed writers of the same file or folder left is removed."""
     import shutil

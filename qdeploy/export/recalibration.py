@@ -14,6 +14,7 @@ from qdeploy.core.confidence import Confidence
 from qdeploy.core.errors import ArtifactError, DataError, InputError
 from qdeploy.core.files import read_json, sha256_of, write_bytes, write_json
 from qdeploy.core.progress import Note, StepProgress, no_progress, silent
+from qdeploy.core.whole import require_place
 from qdeploy.data.labelled import LabelledImages, labelled_images
 from qdeploy.export.confidence import (
     LEAST_IMAGES,
@@ -80,6 +81,7 @@ def recalibrate(
         )
     if out is not None and out.is_dir():
         raise InputError(f"cannot write to {out}: it is a folder", fix="give a file's name with `out`")
+    require_place(out or file)
     card = artifact.card
     with open_session(artifact) as session:
         val = _answers(session, artifact, data, "val", note, progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from qdeploy.core.errors import InputError
-from qdeploy.core.whole import flush_folder, is_special, open_alone, require_new
+from qdeploy.core.whole import flush_folder, is_special, open_alone, require_new, require_place
 from qdeploy.runtime.predict import Answer
 
 COLUMNS = ("image", "label", "index", "probability", "decode_ms", "preprocess_ms", "infer_ms", "error", "reason")
@@ -35,13 +35,14 @@ class AnswerCsv:
             abstains: Whether the model calls images unknown: then ``IF_ABSTAINING`` follows ``COLUMNS``.
 
         Raises:
-            InputError: If ``path`` is a folder, or a file that may not be replaced, or another process writes it.
+            InputError: If ``path`` is or needs a folder, may not be replaced, or another process writes it.
             OSError: If it cannot be written to.
         """
         if path.is_dir():
             raise InputError(f"cannot write the answers to {path}: it is a folder; give a file's name")
         special = is_special(path)
         require_new(path, replace)
+        require_place(path)
         self.path = path if special else Path(os.path.realpath(path))
         self.part = self.path if special else self.path.with_name(f"{self.path.name}.part")
         self.rows = 0

@@ -160,6 +160,25 @@ def test_a_csv_that_exists_is_replaced_only_if_told(words: list[str], empty_fold
     assert len(rows(file)) >= 3
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", str(EXAMPLES), "--csv"],
+        ["eval", "--csv"],
+        ["data", "--suspects", "--folds", "2", "--csv"],
+        ["explain", str(EXAMPLES), "--out"],
+        ["review", str(EXAMPLES), "--label", "bag", "--out"],
+        ["calibrate", str(SHIPPED / "model.int8.onnx"), "--data", "fashion-mnist-mini", "--out"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_in_no_folder_is_told_before_the_work(words: list[str], empty_folder: Path, capsys: Capture) -> None:
+    assert run([*words, "there/file"]) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot write there/file: there is no folder there; make it, or give another path" in complaint
+    assert not list(empty_folder.iterdir())
+
+
 def ask(to: IO[bytes], back: IO[bytes], name: str) -> str:
     """Write a name to a process that goes on, and read its answer."""
     to.write(name.encode() + b"\n")
