@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdeploy.cli.options import bytes_of
+
 if TYPE_CHECKING:
     from qdeploy.serve.collect_config import CollectConfig
 
 COLLECT = "Images to label"
-MB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class CollectOptions:
 
         given: dict[str, Any] = {
             "most_images": self.collect_images,
-            "most_bytes": None if self.collect_mb is None else int(self.collect_mb * MB),
+            "most_bytes": None if self.collect_mb is None else bytes_of(self.collect_mb, "collect_mb"),
             "below": self.collect_below,
             "share": self.collect_share,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import wraps
@@ -23,6 +24,8 @@ WHERE = "Where it runs"
 GOING_ON = "Folder, and going on"
 NEWEST = "newest"
 """What ``--resume`` means when nothing follows it."""
+
+MB = 2**20
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)]
 Formats = Annotated[
@@ -67,6 +70,17 @@ Settings = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+
+
+def bytes_of(mb: float, option: str) -> int:
+    """Return how many bytes so many MiB are.
+
+    Raises:
+        InputError: If that is infinite, or no number.
+    """
+    if not math.isfinite(mb):
+        raise InputError(f"`{option}` must be a number of MiB", found=mb)
+    return int(mb * MB)
 
 
 def split_names(text: str | None) -> tuple[str, ...] | None:

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from qdeploy.cli.collect_options import CollectOptions
-from qdeploy.cli.options import OUTPUT, SPEED, Abstain, Formats, split_names
+from qdeploy.cli.options import OUTPUT, SPEED, Abstain, Formats, bytes_of, split_names
 from qdeploy.cli.output import emit_json, extra_needed, note, quiet, say
 from qdeploy.cli.source_options import SourceOptions
 from qdeploy.core.errors import InputError
 
 ADDRESS = "Address"
 PATIENCE = "Limits"
-MB = 2**20
 
 
 def serve_command(
@@ -114,7 +113,7 @@ def serve_command(
         queue=queue,
         deadline_s=deadline,
         max_batch=max_batch,
-        max_body_bytes=int(max_body * MB),
+        max_body_bytes=bytes_of(max_body, "max_body"),
         drain_delay_s=drain_delay,
         formats=split_names(formats),
         abstain=abstain,
