@@ -32,7 +32,7 @@ from qdeploy.data.dataset import Split
 LEAST_IMAGES = 100
 """Validation images that a temperature takes: with fewer, noise decides."""
 MOST_IMAGES = 5000
-"""Validation images that are run: more move neither number."""
+"""Validation images that are run, if a threshold takes no more: others move neither number."""
 BELOW = 10
 """Validation images that must lie below a threshold, so that it does not hang on one of them."""
 NOISE_NATS = 1.29
@@ -58,11 +58,17 @@ class Diagram:
     after: tuple[Bin, ...]
 
 
-def confidence_images(split: Split) -> Split:
-    """Return the validation images that are run: all, or ``MOST_IMAGES`` drawn with a fixed seed."""
-    if len(split) <= MOST_IMAGES:
+def most_images(coverage: float | None) -> int:
+    """Return how many validation images are run at most."""
+    return MOST_IMAGES if coverage is None else max(MOST_IMAGES, images_needed(coverage))
+
+
+def confidence_images(split: Split, coverage: float | None = None) -> Split:
+    """Return the validation images that are run: all, or ``most_images`` drawn with a fixed seed."""
+    most = most_images(coverage)
+    if len(split) <= most:
         return split
-    return split.take(np.sort(np.random.default_rng(SEED).permutation(len(split))[:MOST_IMAGES]))
+    return split.take(np.sort(np.random.default_rng(SEED).permutation(len(split))[:most]))
 
 
 def require_coverage(coverage: float | None) -> None:
@@ -77,7 +83,7 @@ def require_coverage(coverage: float | None) -> None:
 
 def images_needed(coverage: float) -> int:
     """Return how many validation images a threshold takes."""
-    return math.ceil(BELOW / (1 - coverage) - 1e-9)
+    return math.ceil(BELOW / (1 - coverage) * (1 - 1e-9))
 
 
 def require_threshold_images(labels: Integers, classes: tuple[str, ...], coverage: float | None) -> None:

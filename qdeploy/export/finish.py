@@ -135,7 +135,7 @@ def finish(
 
 
 def _confidence(work: Work, answers: Answers, test: Labelled) -> tuple[Confidence, Diagram | None]:
-    images = confidence_images(work.dataset.splits["val"])
+    images = confidence_images(work.dataset.splits["val"], work.config.coverage)
     val = Labelled(logits=answers.logits(images.pixels), labels=images.labels)
     return confidence_of(val, test, work.dataset.classes, work.config.coverage)
 

@@ -113,7 +113,8 @@ def _begun(source: Source, dataset: Dataset, config: ExportConfig, note: Note, p
         note(text)
     if config.coverage is not None and dataset.generated:
         raise InputError("`coverage` takes labelled images, and there are none", fix="give `data`")
-    require_threshold_images(confidence_images(dataset.splits["val"]).labels, dataset.classes, config.coverage)
+    run = confidence_images(dataset.splits["val"], config.coverage)
+    require_threshold_images(run.labels, dataset.classes, config.coverage)
     return Work(
         dataset=dataset,
         name=f"{re.sub('[/:]', '-', source.model.name)}-{dataset.name}",

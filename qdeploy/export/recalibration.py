@@ -18,10 +18,10 @@ from qdeploy.core.whole import require_place
 from qdeploy.data.labelled import LabelledImages, labelled_images
 from qdeploy.export.confidence import (
     LEAST_IMAGES,
-    MOST_IMAGES,
     Diagram,
     Labelled,
     confidence_of,
+    most_images,
     require_coverage,
     require_threshold_images,
 )
@@ -84,7 +84,7 @@ def recalibrate(
     require_place(out or file)
     card = artifact.card
     with open_session(artifact) as session:
-        val = _answers(session, artifact, data, "val", note, progress)
+        val = _answers(session, artifact, data, "val", note, progress, most_images(coverage))
         _require_images(val, card.labels, coverage)
         test = _answers(session, artifact, data, "test", note, progress)
     confidence, diagram = confidence_of(val, test, card.labels, coverage)
@@ -101,29 +101,35 @@ def recalibrate(
 
 
 def _answers(
-    session: Session, artifact: Artifact, data: str, split: str, note: Note, progress: StepProgress
+    session: Session,
+    artifact: Artifact,
+    data: str,
+    split: str,
+    note: Note,
+    progress: StepProgress,
+    most: int | None = None,
 ) -> Labelled:
-    """Run a split's images, of the validation split at most ``MOST_IMAGES``."""
+    """Run a split's images; of more than ``most`` batches with so many."""
     card, told = artifact.card, progress(f"{split} images")
     images = labelled_images(data, split, card.preprocessing, card.labels, told)
     for text in images.notes if split == "val" else ():
         note(text)
-    most = MOST_IMAGES if split == "val" else images.count
     logits, labels = [], []
     for i, batch in enumerate(images.batches(RUN_BATCH)):
-        if _is_drawn(i, images, most):
+        if most is None or _is_drawn(i, images, most):
             logits.append(session.infer(batch.pixels)[0])
             labels.append(batch.labels)
-            told(len(labels) * RUN_BATCH, min(most, images.count))
+            told(len(labels) * RUN_BATCH, min(most or images.count, images.count))
     if not logits:
         raise DataError(f"{images.name} has no usable image in {images.split}")
     return Labelled(logits=np.concatenate(logits), labels=np.concatenate(labels))
 
 
 def _is_drawn(place: int, images: LabelledImages, most: int) -> bool:
-    """Tell whether a batch is run: so many, evenly spread over the split."""
-    share = most / images.count
-    return int((place + 1) * share) > int(place * share) if share < 1 else True
+    """Tell whether a batch is run: as many as hold so many images, evenly spread over the split."""
+    batches = -(-images.count // RUN_BATCH)
+    drawn = min(batches, -(-most // RUN_BATCH) + 1)  # the last may be a part of one
+    return (place + 1) * drawn // batches > place * drawn // batches
 
 
 def _require_images(val: Labelled, labels: tuple[str, ...], coverage: float | None) -> None:

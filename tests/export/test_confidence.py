@@ -13,8 +13,15 @@ from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.files import read_json
 from qdeploy.core.reliability import scores_of
+from qdeploy.data.dataset import Split
 from qdeploy.export import ExportConfig, recalibrate
-from qdeploy.export.confidence import Labelled, confidence_of, images_needed, require_threshold_images
+from qdeploy.export.confidence import (
+    Labelled,
+    confidence_images,
+    confidence_of,
+    images_needed,
+    require_threshold_images,
+)
 from qdeploy.export.graph.fp16 import to_fp16
 from qdeploy.export.graph.temperature import with_temperature, without_temperature
 from qdeploy.export.report.record import ExportReport
@@ -87,6 +94,22 @@ def test_too_few_images_are_told_with_how_many_it_takes() -> None:
     found, _ = confidence_of(labelled(99, 2.0), labelled(50, 2.0), CLASSES, None)
     assert found.temperature == 1
     assert "takes 100" in found.reason
+
+
+def test_of_many_validation_images_as_many_are_run_as_the_threshold_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert images_needed(0.99999) == 1_000_000
+    labels = np.arange(12_000) % 5
+    split = Split(pixels=np.zeros((12_000, 1, 1, 3), np.uint8), labels=labels, hashes=("",) * 12_000)
+    assert len(confidence_images(split)) == 5000
+    run = confidence_images(split, 0.999)
+    assert len(run) == 10_000
+    require_threshold_images(run.labels, CLASSES, 0.999)
+    monkeypatch.setattr("qdeploy.export.confidence.MOST_IMAGES", 100)
+    file, data = SHIPPED / "model.int8.onnx", "fashion-mnist-mini"
+    assert 100 <= recalibrate(file, data, out=tmp_path / "few.onnx").confidence.images < 120
+    assert 250 <= recalibrate(file, data, coverage=0.96, out=tmp_path / "more.onnx").confidence.images < 270
 
 
 def test_a_class_without_validation_images_is_told() -> None:
