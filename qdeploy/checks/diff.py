@@ -18,6 +18,7 @@ from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.card import Card
 from qdeploy.core.errors import DataError, MissingDependencyError
 from qdeploy.core.files import sha256_of
+from qdeploy.core.image_formats import formats_of_run
 from qdeploy.core.intervals import PairedDifference, mcnemar_p
 from qdeploy.core.metrics import Floats, Parity, measure, paired_difference
 from qdeploy.core.onnx_bytes import operator_counts
@@ -248,7 +249,8 @@ def _relation(a: Artifact, b: Artifact, different: set[str]) -> str:
 
 
 def _numbers(a: Artifact, b: Artifact, data: str, split: str, progress: Progress | None) -> Numbers:
-    labels, rules = a.card.labels, (a.card.preprocessing, b.card.preprocessing)
+    labels, formats = a.card.labels, formats_of_run(a.card.origin.training)  # others would be cut into other splits
+    rules = [x.card.preprocessing.taking(formats) for x in (a, b)]
     images = labelled_images(data, split, rules[0], labels, progress)
     first, answers, engine_a = _logits(a, images)
     if rules[0] != rules[1]:

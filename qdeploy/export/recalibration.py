@@ -13,6 +13,7 @@ from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.confidence import Confidence
 from qdeploy.core.errors import ArtifactError, DataError, InputError
 from qdeploy.core.files import read_json, sha256_of, write_bytes, write_json
+from qdeploy.core.image_formats import formats_of_run
 from qdeploy.core.progress import Note, StepProgress, no_progress, silent
 from qdeploy.core.whole import require_place
 from qdeploy.data.labelled import LabelledImages, labelled_images
@@ -111,7 +112,8 @@ def _answers(
 ) -> Labelled:
     """Run a split's images; of more than ``most`` batches with so many."""
     card, told = artifact.card, progress(f"{split} images")
-    images = labelled_images(data, split, card.preprocessing, card.labels, told)
+    rules = card.preprocessing.taking(formats_of_run(card.origin.training))  # others would be cut into other splits
+    images = labelled_images(data, split, rules, card.labels, told)
     for text in images.notes if split == "val" else ():
         note(text)
     logits, labels = [], []

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+from qdeploy.checks.diff import diff
 from qdeploy.checks.verify import verify
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.files import read_json
+from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.reliability import scores_of
+from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Split
 from qdeploy.export import ExportConfig, recalibrate
 from qdeploy.export.confidence import (
@@ -207,6 +212,27 @@ def test_a_file_is_calibrated_in_its_folder(exported: ExportReport, tmp_path: Pa
     again = recalibrate(folder / "model.fp32.onnx", "fashion-mnist-mini", out=tmp_path / "other.onnx")
     assert again.confidence.before_sha256 == before["model.fp32.onnx"].sha256
     assert again.confidence.threshold is None
+
+
+def test_the_images_are_those_of_the_training_s_formats(tmp_path: Path) -> None:
+    """With others among them a folder is cut otherwise, and half of the validation images were trained on."""
+    labels, rng = [f"class{k}" for k in range(10)], np.random.default_rng(0)
+    for label in labels:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(120):
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{i}.{'bmp' if i % 3 == 0 else 'png'}")
+
+    def change(card: dict[str, Any]) -> None:
+        card["labels"] = labels
+        card["origin"]["training"]["formats"] = "png"
+
+    file, data = reseal(SAME, tmp_path / "png.onnx", change), str(tmp_path / "data")
+    splits = load_dataset(data, Preprocessing().taking(["png"])).splits
+    assert recalibrate(file, data, out=tmp_path / "new.onnx").confidence.images == len(splits["val"])
+    numbers = diff(file, tmp_path / "new.onnx", data).numbers
+    assert numbers is not None
+    assert numbers.parity.n == len(splits["test"])
 
 
 def test_verify_finds_a_card_that_names_another_temperature(tmp_path: Path) -> None:
