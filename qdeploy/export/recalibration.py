@@ -13,6 +13,7 @@ from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.confidence import Confidence
 from qdeploy.core.errors import ArtifactError, DataError, InputError
 from qdeploy.core.files import read_json, sha256_of, write_bytes, write_json
+from qdeploy.core.html import join, tag
 from qdeploy.core.image_formats import formats_of_run
 from qdeploy.core.progress import Note, StepProgress, no_progress, silent
 from qdeploy.core.whole import require_place
@@ -29,6 +30,8 @@ from qdeploy.export.confidence import (
 from qdeploy.export.graph.parity import RUN_BATCH
 from qdeploy.export.graph.seal import sealed_bytes
 from qdeploy.export.graph.temperature import with_temperature
+from qdeploy.export.report.confidence import confidence_section
+from qdeploy.export.report.page import MEASURED_ON
 from qdeploy.runtime.session import Session, open_session
 
 
@@ -167,9 +170,13 @@ def _amend_report(file: Path, former_sha256: str, size_bytes: int, made: Recalib
     if not rows:
         return
     news = {"sha256": made.sha256, "size_bytes": size_bytes}
+    former = join(confidence_section(report["artifacts"]))
     for row in rows:
         row.update(news, confidence=made.confidence.to_dict(), diagram=made.diagram and asdict(made.diagram))
     write_json(path, report)
     page = file.parent / "report.html"
     if page.is_file():
-        write_bytes(page, page.read_bytes().replace(former_sha256.encode(), made.sha256.encode()))
+        text = page.read_text(encoding="utf-8").replace(former_sha256, made.sha256)
+        shown, rest = join(confidence_section(report["artifacts"])), tag("h2", MEASURED_ON)
+        text = text.replace(former, shown) if former else text.replace(rest, shown + rest)
+        write_bytes(page, text.encode())

@@ -14,7 +14,8 @@ from qdeploy.checks.diff import diff
 from qdeploy.checks.verify import verify
 from qdeploy.core.artifact import SHIPPED, read_artifact
 from qdeploy.core.errors import ArtifactError, InputError
-from qdeploy.core.files import read_json
+from qdeploy.core.files import read_json, write_json
+from qdeploy.core.html import join
 from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.reliability import scores_of
 from qdeploy.data.catalog import load_dataset
@@ -29,6 +30,7 @@ from qdeploy.export.confidence import (
 )
 from qdeploy.export.graph.fp16 import to_fp16
 from qdeploy.export.graph.temperature import with_temperature, without_temperature
+from qdeploy.export.report.confidence import confidence_section
 from qdeploy.export.report.record import ExportReport
 from qdeploy.native.simulate import simulate
 from qdeploy.native.source import program_of
@@ -209,6 +211,8 @@ def test_a_file_is_calibrated_in_its_folder(exported: ExportReport, tmp_path: Pa
     assert [c for c in checks.checks if c.ok is False] == []
     rows = read_json(folder / "report.json")["artifacts"]
     assert [r["sha256"] for r in rows] == [read_artifact(folder / Path(r["path"]).name).sha256 for r in rows]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert join(confidence_section(rows)) in page
     again = recalibrate(folder / "model.fp32.onnx", "fashion-mnist-mini", out=tmp_path / "other.onnx")
     assert again.confidence.before_sha256 == before["model.fp32.onnx"].sha256
     assert again.confidence.threshold is None
@@ -233,6 +237,22 @@ def test_the_images_are_those_of_the_training_s_formats(tmp_path: Path) -> None:
     numbers = diff(file, tmp_path / "new.onnx", data).numbers
     assert numbers is not None
     assert numbers.parity.n == len(splits["test"])
+
+
+def test_a_page_without_the_part_gets_it(exported: ExportReport, tmp_path: Path) -> None:
+    """An export without labelled images has none."""
+    shutil.copytree(exported.out, folder := tmp_path / "export")
+    report, page = folder / "report.json", folder / "report.html"
+    document = read_json(report)
+    part = join(confidence_section(document["artifacts"]))
+    page.write_text(page.read_text(encoding="utf-8").replace(part, ""), encoding="utf-8")
+    for row in document["artifacts"]:
+        row["confidence"] = row["diagram"] = None
+    write_json(report, document)
+    recalibrate(folder / "model.fp32.onnx", "fashion-mnist-mini")
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<h2>Confidence</h2>") == 1
+    assert text.endswith("</html>\n")
 
 
 def test_verify_finds_a_card_that_names_another_temperature(tmp_path: Path) -> None:

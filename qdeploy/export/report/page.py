@@ -34,6 +34,8 @@ SAME_RUNS = (
     "runs; a machine that changes its speed meanwhile does not touch it, but a quotient of two p50 by some per cent."
 )
 """Why the verdict's ratio is not the quotient of the medians."""
+MEASURED_ON = "Measured on"
+"""The heading of the last part, on the machine."""
 LOOKS = (
     "Beside an image is where fp32 and INT8 find their answers, computed by the files themselves: red raises the logit "
     "of the answer, blue lowers it, in one scale; a head that picks tokens has them framed."
@@ -65,7 +67,7 @@ def html_report(report: dict[str, Any], flips: Sequence[Flip] = (), confusion: C
         *step_section(report["steps"]),
         *layer_section(report["layers"]),
         *engine_section(report["engines"]),
-        tag("h2", "Measured on"),
+        tag("h2", MEASURED_ON),
         tag("p", _machine(report["environment"])),
         tag("p", "Everything as data: ", tag("a", "report.json", href="report.json")),
         raw("Where it comes from", json.dumps(_origin(report), indent=1), *_hashes(report["artifacts"])),
