@@ -190,19 +190,23 @@ def _measured(made: Confidence, test: Labelled) -> Confidence:
 
 
 def _threshold(scores_N: Doubles, coverage: float) -> float:
-    """Return the score that so many of the images reach.
+    """Return a score that so many of the images reach.
+
+    It lies in the middle between the last that does and the next that does not: a deployed file's rounding would else
+    decide of the former.
 
     Raises:
         InputError: If all have the same.
     """
-    threshold = reached_by(scores_N, coverage)
-    if not (scores_N < threshold).any():
+    least = reached_by(scores_N, coverage)
+    below_N = scores_N[scores_N < least]
+    if not len(below_N):
         raise InputError(
             "no threshold can be set: the least score of the validation images is that of too many of them",
-            found=f"{percent(float((scores_N == threshold).mean()))} with {threshold:.4g}",
+            found=f"{percent(float((scores_N == least).mean()))} with {least:.4g}",
             fix="a model whose logits are all equal knows nothing; leave out `coverage`",
         )
-    return threshold
+    return (least + float(below_N.max())) / 2
 
 
 def _temperature(val: Labelled, classes: tuple[str, ...]) -> tuple[float, str]:

@@ -20,6 +20,7 @@ from qdeploy.core.preprocessing import Preprocessing
 from qdeploy.core.reliability import scores_of
 from qdeploy.data.catalog import load_dataset
 from qdeploy.data.dataset import Split
+from qdeploy.data.labelled import labelled_images
 from qdeploy.export import ExportConfig, recalibrate
 from qdeploy.export.confidence import (
     Labelled,
@@ -34,6 +35,7 @@ from qdeploy.export.report.confidence import confidence_section
 from qdeploy.export.report.record import ExportReport
 from qdeploy.native.simulate import simulate
 from qdeploy.native.source import program_of
+from qdeploy.runtime.classifier import load
 from qdeploy.runtime.session import open_session
 from tests.confident import confident
 from tests.core.test_reliability import drawn, some_logits
@@ -83,6 +85,17 @@ def test_so_many_validation_images_keep_their_label_as_was_asked() -> None:
         assert found.test_top1_answered is not None
         assert found.test_top1_answered >= 100 * float((test.logits.argmax(1) == test.labels).mean()) - 0.5
         assert (scores_of(val.logits, found.temperature) < found.threshold).sum() == round(1000 * (1 - coverage))
+
+
+@pytest.mark.parametrize("file", ["model.fp32.onnx", "model.int8.onnx"])
+def test_the_file_itself_answers_so_many_of_the_validation_images(file: str, tmp_path: Path) -> None:
+    """Its answers are rounded otherwise than the scores that set the threshold: no image lies on it."""
+    for percent in (95, 90, 80):
+        recalibrate(SHIPPED / file, "fashion-mnist-mini", coverage=percent / 100, out=tmp_path / "model.onnx")
+        classifier = load(tmp_path / "model.onnx")
+        batches = labelled_images("fashion-mnist-mini", "val", Preprocessing(), classifier.card.labels).batches(1)
+        answered = sum(not classifier.classify(batch.pixels)[0].unknown for batch in batches)
+        assert answered == 5 * percent
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, -1.0, 95.0, float("nan")])
