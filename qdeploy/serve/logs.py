@@ -38,7 +38,8 @@ class Log:
             if left_out:
                 entry["left_out"] = left_out
             with suppress(OSError, ValueError):
-                print(json.dumps(entry), file=self._stream, flush=True)
+                self._stream.write(json.dumps(entry) + "\n")  # whole: other workers write there, too
+                self._stream.flush()
 
     def _budget(self, kind: Any) -> int | None:
         """Return how many lines were left out in the second before; None if this one is to be left out."""

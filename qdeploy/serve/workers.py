@@ -113,7 +113,8 @@ class Workers:
                         f"{len(self._deaths)} workers died within a minute, the last with exit code {worker.exitcode}",
                         fix="serve with one of the `workers` and read the log",
                     )
-                self._workers[number], _ = self._start(number)
+                self._workers[number], ready = self._start(number)
+                ready.close()  # nobody waits for it
 
     def _end(self) -> None:
         """Let every worker answer what is in flight; a second signal, or the time, ends them at once."""
@@ -172,7 +173,8 @@ def _work(
         service.others = lambda: _snapshots(folder, but=number)
         threading.Thread(target=_every, args=(SHARE_EVERY_S, stop, partial(share, service)), daemon=True).start()
         share(service)
-        ready.send(None)
+        with suppress(OSError):  # of a worker that replaces another nobody waits for it
+            ready.send(None)
 
     try:
         if number > 0:  # one worker looks after folders and cameras for all
@@ -183,8 +185,10 @@ def _work(
         stop.set()
         share(server.service)
     except QdeployError as error:
-        with suppress(OSError):
+        try:
             ready.send(str(error))
+        except OSError:  # nobody waits for it
+            Log(quiet=quiet, worker=number)("worker-failed", level="error", why=str(error))
         sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from qdeploy.core.errors import ArtifactError, InputError
 from qdeploy.core.machine import usable_cores
 from qdeploy.runtime.session import Rows, Session
 from qdeploy.serve import ServeConfig
+from qdeploy.serve.logs import Log
 from qdeploy.serve.memory import settle, settle_again
 from qdeploy.serve.models import Opened
 from tests.resealed import with_noise, with_reversed_labels
@@ -537,11 +539,9 @@ def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
         assert before["server"]["workers"] == 2
         assert before["memory"]["all_workers"]["resident_bytes"] > 1.5 * before["memory"]["resident_bytes"]
         assert running.send("POST", "/v2/repository/models/x/load").status in (400, 404)
-        children = subprocess.run(
-            ["pgrep", "-P", str(server.process.pid), "-f", "spawn_main"], capture_output=True, text=True
-        ).stdout.split()
+        children = worker_processes(server.process.pid)
         assert len(children) == 2
-        os.kill(int(children[0]), signal.SIGKILL)
+        os.kill(children[0], signal.SIGKILL)
         until("the dead worker is told of", lambda: server.events("worker-died"))
         until("another is ready", lambda: len(server.events("ready")) == 4)
         for _ in range(20):
@@ -549,6 +549,48 @@ def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
         assert server.end() == 0
         assert json.loads(report.read_text())["server"]["workers"] == 2
         until("no process is left", lambda: not any(Path(f"/proc/{c}").exists() for c in children))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
+def test_workers_that_die_at_the_same_time_are_each_replaced_once(tmp_path: Path) -> None:
+    with in_process(INT8, "--workers", 2, cwd=tmp_path) as server:
+        for child in worker_processes(server.process.pid):
+            os.kill(child, signal.SIGKILL)
+        until("others are ready", lambda: len(server.events("ready")) >= 5)
+        assert post(server.running) == 200
+        assert server.end() == 0
+        assert [e["exit_code"] for e in server.events("worker-died")] == [-signal.SIGKILL] * 2
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
+def test_why_a_worker_cannot_be_replaced_is_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    shutil.copy(INT8, path)
+    with in_process(path, "--workers", 2, cwd=tmp_path) as server:
+        path.write_bytes(b"no model")
+        os.kill(worker_processes(server.process.pid)[0], signal.SIGKILL)
+        until("it is told", lambda: server.events("worker-failed"))
+        assert "is not an ONNX file" in server.events("worker-failed")[0]["why"]
+
+
+def worker_processes(parent: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def test_a_line_of_the_log_is_written_at_once() -> None:
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            lines.append(text)
+            return len(text)
+
+    lines: list[str] = []
+    Log(Stream())("something", detail="more")
+    assert [json.loads(line)["event"] for line in lines] == ["something"]
+    assert lines[0].endswith("\n")
 
 
 @pytest.mark.slow
