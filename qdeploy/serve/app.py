@@ -25,6 +25,7 @@ from qdeploy.serve.oip_models import (
     index_document,
     model_document,
     repository_request,
+    require_own_files,
     server_document,
     statistics_document,
 )
@@ -191,6 +192,8 @@ class Application:
         if self._config.workers > 1:
             raise RefusedError(400, "bad-request", "each worker has its own models; change the files instead")
         chosen = list(models.versions(words[1]).values())
+        if words[2] == "load":
+            require_own_files(request)
         loop = asyncio.get_running_loop()
         for served in chosen:
             try:

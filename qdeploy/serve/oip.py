@@ -91,7 +91,9 @@ class InferTask(Task[Answer]):
         if identity is not None and not isinstance(identity, str):
             raise RefusedError(400, "bad-request", f"'id' must be a text, found a {type(identity).__name__}")
         self._id = identity
-        everything_binary = _parameters(request, "the request").get("binary_data_output", False) is True
+        everything_binary = _parameters(request, "the request").get("binary_data_output", False)
+        if not isinstance(everything_binary, bool):
+            raise _bad(f"'binary_data_output' must be true or false, found {_short(everything_binary)}")
         self._outputs = _outputs(request.get("outputs"), everything_binary)
         return self._pixels(_only_input(request), binary)
 

@@ -93,3 +93,20 @@ def repository_request(body: Document) -> bool:
     if not isinstance(ready, bool):
         raise RefusedError(400, "bad-request", f"'ready' must be true or false, found {ready!r:.40}")
     return ready
+
+
+def require_own_files(body: Document) -> None:
+    """Check that a request to load a model brings no files or configuration of its own.
+
+    Raises:
+        RefusedError: If it does: what is served is the file on the server's disk.
+    """
+    given = body.get("parameters") or {}
+    if not isinstance(given, dict):
+        raise RefusedError(400, "bad-request", f"'parameters' must be an object, found a {type(given).__name__}")
+    brought = [name for name in given if name == "config" or name.startswith("file:")]
+    if brought:
+        what = (
+            f"a model is loaded from its file on the server, which '{brought[0][:40]}' cannot replace; change the file"
+        )
+        raise RefusedError(400, "bad-request", what)

@@ -222,6 +222,9 @@ def test_load_and_unload(tmp_path: Path) -> None:
         assert server.get("/v2/models/m/ready").status == 503, "unloaded stays unloaded"
         assert server.send("POST", "/v2/repository/models/m/load", b"{}").status == 200
         assert server.send("POST", "/predict?model=m", BAG).status == 200
+        for parameters in ({"config": "{}"}, {"file:1/model.onnx": "AAAA"}, [1]):
+            reply = server.send("POST", "/v2/repository/models/m/load", json.dumps({"parameters": parameters}).encode())
+            assert (reply.status, reply.json["reason"]) == (400, "bad-request"), "it is not what would be served"
         damage(file)
         reply = server.send("POST", "/v2/repository/models/m/load")
         assert (reply.status, reply.json["reason"]) == (400, "load-failed")

@@ -278,6 +278,7 @@ BAD: dict[str, tuple[int, str, Any]] = {
     "classification 0": (400, "bad-request", wanting({"classification": 0})),
     "classification true": (400, "bad-request", wanting({"classification": True})),
     "binary_data a text": (400, "bad-request", wanting({"binary_data": "yes"})),
+    "binary_data_output a text": (400, "bad-request", {**request(), "parameters": {"binary_data_output": "yes"}}),
     "parameters a list": (400, "bad-request", {**request(), "parameters": []}),
     "id a number": (400, "bad-request", {**request(), "id": 7}),
     "no base64": (400, "bad-tensor", request(datatype="BYTES", shape=[1], data=["???"])),
