@@ -392,7 +392,7 @@ def _query(text: bytes) -> tuple[str | None, str | None, int | None]:
     if unknown:
         raise RefusedError(400, "bad-request", f"the query may have model, version, top, not '{min(unknown)[:40]}'")
     top = given.get("top", ["5"])[-1]
-    if top != "all" and not (top.isdecimal() and 1 <= int(top[:9]) <= 100_000):
+    if top != "all" and not (top.isdecimal() and len(top) < 10 and 1 <= int(top) <= 100_000):
         raise RefusedError(400, "bad-request", f"'top' must be a number of labels or all, found '{top[:40]}'")
     model, version = (given[name][-1] if name in given else None for name in ("model", "version"))
     return model, version, None if top == "all" else int(top)

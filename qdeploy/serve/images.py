@@ -171,19 +171,19 @@ def form_files(content_type: bytes, body: bytes, most: int) -> list[Part]:
         if len(parts[-1].data) > MAX_FILE_BYTES + 1:
             raise RefusedError(413, "too-large", f"a file of the form has more than {MAX_FILE_BYTES // 2**20} MiB")
 
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": begin,
-            "on_header_field": add_field,
-            "on_header_value": add_value,
-            "on_header_end": end_header,
-            "on_part_data": add_data,
-        },
-    )
     ended: list[bool] = []
-    parser.callbacks["on_end"] = lambda: ended.append(True)
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": begin,
+                "on_header_field": add_field,
+                "on_header_value": add_value,
+                "on_header_end": end_header,
+                "on_part_data": add_data,
+                "on_end": lambda: ended.append(True),
+            },
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:

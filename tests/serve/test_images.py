@@ -97,7 +97,7 @@ def test_the_query_chooses_model_and_number(server: Running) -> None:
     assert (reply.json["model"], reply.json["version"]) == ("float", "1")
     assert len(reply.json["predictions"]) == 2
     assert len(server.send("POST", "/predict", data).json["predictions"]) == 5
-    for query in ("top=0", "top=x", "top=-1", "labels=3", "top=99999999999999999999"):
+    for query in ("top=0", "top=x", "top=-1", "labels=3", "top=99999999999999999999", f"top=000000001{'0' * 5000}"):
         reply = server.send("POST", f"/predict?{query}", data)
         assert (reply.status, reply.json["reason"]) == (400, "bad-request"), query
     assert server.send("POST", "/predict?model=none", data).json["reason"] == "unknown-model"
@@ -128,8 +128,9 @@ def test_a_form_of_files(server: Running) -> None:
         (b"nonsense", "multipart/form-data; boundary=x"),
         (b"--x--\r\n", "multipart/form-data; boundary=x"),
         (form({f"{i}.png": b"x" for i in range(65)}, "x")[0], "multipart/form-data; boundary=x"),
+        (form({"a.png": b"x"}, "x" * 5000)[0], f"multipart/form-data; boundary={'x' * 5000}"),
     ],
-    ids=["no boundary", "empty", "cut off", "nonsense", "no file", "65 files"],
+    ids=["no boundary", "empty", "cut off", "nonsense", "no file", "65 files", "long boundary"],
 )
 def test_a_bad_form(server: Running, body: bytes, kind: str) -> None:
     reply = server.send("POST", "/predict", body, {"Content-Type": kind})
