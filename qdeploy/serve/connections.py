@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from asyncio import TimerHandle
 from typing import Any
 
@@ -12,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from qdeploy.serve.config import ServeConfig
 
 MAX_HEADER_BYTES = 64 * 1024
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
+"""A header by which curl and Java offer HTTP/2 and go on in HTTP/1.1 where the server does not take it up."""
 LAST_WORDS_S = 0.2
 """How long an idle connection stays open when the server stops: a request may be on its way."""
 
@@ -60,6 +63,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._in_headers:
             self._header_bytes += len(data)
+            data = _without_upgrade(data)
         super().data_received(data)  # most requests are complete then, and need no timer
         if self._timer is None and (self._header_bytes or not self._in_headers):
             c = self.together.config
@@ -133,6 +137,13 @@ class GuardedProtocol(HttpToolsProtocol):
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(b"".join((STATUS_LINE[status], head, body)))
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Return the beginning of a request without its offer of another protocol, for which the parser drops the body."""
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    return UPGRADE.sub(b"", head) + data[len(head) :] if b"pgrade" in head else data
 
 
 def raised_file_limit() -> int:

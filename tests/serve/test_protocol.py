@@ -383,6 +383,9 @@ def test_chunked_and_slow_and_pipelined_requests_are_answered(server: Running) -
     received = server.raw(whole + plain + plain, wait_s=2)
     assert received.count(b"HTTP/1.1 200 OK") == 3
     assert received.count(b'"predictions": [{"label"') == 3
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+    received = server.raw(plain.replace(b"\r\n\r\n", b"\r\n" + offer, 1) + plain, wait_s=2)
+    assert received.count(b"HTTP/1.1 200 OK") == 2, "as curl --http2 and Java send it"
     old = server.raw(plain.replace(b"HTTP/1.1", b"HTTP/1.0"), wait_s=2)
     assert b" 200 " in old
     assert b"connection: close" in old
