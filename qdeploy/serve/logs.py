@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from threading import Lock
 from typing import Any, TextIO
@@ -50,3 +52,23 @@ class Log:
             self._second, self._lines = second, {}
         self._lines[kind] = self._lines.get(kind, 0) + 1
         return left_out if self._lines[kind] <= MOST_PER_SECOND else None
+
+
+class _Passing(logging.Handler):
+    def __init__(self, event: Callable[..., None]) -> None:
+        super().__init__(logging.WARNING)
+        self._event = event
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._event("http", level=record.levelname.lower(), why=record.getMessage())
+
+
+@contextmanager
+def uvicorn_told(event: Callable[..., None]) -> Iterator[None]:
+    """Make events of what uvicorn logs meanwhile: as lines of its own it would stand between those of our log."""
+    logger, handler = logging.getLogger("uvicorn.error"), _Passing(event)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

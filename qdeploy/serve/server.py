@@ -16,7 +16,7 @@ from qdeploy.core.files import write_json
 from qdeploy.serve.app import Application
 from qdeploy.serve.config import MOST_CONNECTIONS, ServeConfig
 from qdeploy.serve.connections import Connections, raised_file_limit
-from qdeploy.serve.logs import Log
+from qdeploy.serve.logs import Log, uvicorn_told
 from qdeploy.serve.memory import settle
 from qdeploy.serve.models import Event
 from qdeploy.serve.report import machine, report
@@ -84,7 +84,8 @@ class Server:
         """Serve until SIGTERM, SIGINT or ``stop``; then answer what is in flight and write the report."""
         loop = _new_loop()
         try:
-            loop.run_until_complete(self._serve())
+            with uvicorn_told(self._event):
+                loop.run_until_complete(self._serve())
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:
             loop.close()

@@ -619,9 +619,10 @@ def test_the_log_is_json_and_a_closed_stream_stops_nothing(tmp_path: Path) -> No
     with in_process(INT8, "--log-requests", cwd=tmp_path) as server:
         post(server.running)
         server.running.send("POST", "/predict", b"secret bytes of an image")
+        server.running.raw(b"GARBAGE\r\n\r\n")
         server.end()
         lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    names = ["model-loaded", "ready", "request", "request", "stopping", "model-unloaded", "stopped"]
+    names = ["model-loaded", "ready", "request", "request", "http", "stopping", "model-unloaded", "stopped"]
     assert [e["event"] for e in lines] == names
     assert all({"time", "level", "event"} <= set(e) for e in lines)
     assert "secret bytes" not in json.dumps(lines)
