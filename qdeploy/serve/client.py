@@ -20,6 +20,7 @@ _IMAGE_REASONS = frozenset(
     {"empty", "too-large", "too-many-pixels", "unsupported-format", "unsupported-mode", "truncated", "damaged"}
     | {"not-finite", "out-of-memory"}
 )
+_PHASES = ("queue", "decode", "infer")
 
 
 class ServerError(QdeployError):
@@ -47,22 +48,25 @@ class Client:
         model: Name of the model that answers; by default the server's first.
 
     Raises:
-        InputError: If the address is no HTTP address.
+        InputError: If the address is no HTTP address, or the token cannot be sent.
     """
 
     def __init__(
         self, url: str, *, token: str | None = None, timeout_s: float = 30.0, model: str | None = None
     ) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
         try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
             self._host, self._port = parts.hostname, parts.port
+            (self._host or "").encode("idna")
         except ValueError as error:
             raise InputError(f"'{url}' is no HTTP address: {error}") from error
-        if parts.scheme not in ("http", "https") or not self._host:
+        if parts.scheme not in ("http", "https") or not self._host or not url.isprintable() or " " in url:
             raise InputError(f"'{url}' is no HTTP address", fix="give one such as http://127.0.0.1:8000")
+        if token and not (token.isascii() and token.isprintable()):
+            raise InputError("`token` must have printable ASCII characters only")
         self.url = url
         self._secure = parts.scheme == "https"
-        self._path = parts.path.rstrip("/")
+        self._path = quote(parts.path.rstrip("/"), safe="/%")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout_s = timeout_s
         self._model = model
@@ -101,10 +105,10 @@ class Client:
                 text = str(error).removeprefix("image: ")
                 raise ImageError(text, error.reason) from error  # type: ignore[arg-type]
             raise
-        ranked = sorted(answer["predictions"], key=lambda r: r["index"])
-        labels, probabilities = tuple(r["label"] for r in ranked), [r["probability"] for r in ranked]
-        prediction = Prediction(labels, probabilities, answer.get("score"), answer.get("unknown", False))
-        return prediction, answer["latency_ms"]
+        try:
+            return _prediction(answer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerError(f"{self.url} is no qdeploy server: its answer has no predictions", 200) from error
 
     def ready(self) -> bool:
         """Return whether the server answers and all its models are loaded."""
@@ -174,6 +178,17 @@ class Client:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             fix = "is `qdeploy serve` running there?"
             raise ServerError(f"no answer from {self.url}: {why or type(error).__name__}", fix=fix) from error
+
+
+def _prediction(answer: Any) -> tuple[Prediction, dict[str, float]]:
+    """Return what a server's answer says; a KeyError, TypeError or ValueError if it is none."""
+    ranked = sorted(answer["predictions"], key=lambda r: r["index"])
+    if not ranked:
+        raise ValueError("no labels")
+    labels, probabilities = tuple(str(r["label"]) for r in ranked), [float(r["probability"]) for r in ranked]
+    score, unknown = answer.get("score"), answer.get("unknown", False) is True
+    times = {phase: float(answer["latency_ms"][phase]) for phase in _PHASES}
+    return Prediction(labels, probabilities, None if score is None else float(score), unknown), times
 
 
 def _file_bytes(image: Image) -> bytes:

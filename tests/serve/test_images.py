@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +212,49 @@ def test_the_clients_errors(server: Running, client: Client, tmp_path: Path) -> 
     with pytest.raises(ServerError, match="is `qdeploy serve` running there"):
         Client("http://127.0.0.1:9")(EXAMPLES[0])
     assert not Client("http://127.0.0.1:9", timeout_s=1).ready()
-    for url in ("ftp://x", "http://", "http://x:port", ""):
+    odd = ("http://[::1", "http://a..b", f"http://{'a' * 64}", "http://a b", "http://a/b c", "http://a\nb")
+    for url in ("ftp://x", "http://", "http://x:port", "", *odd):
         with pytest.raises(InputError, match="no HTTP address"):
             Client(url)
+    for token in ("\u00fc" * 16, "\u20ac" * 16, f"{'a' * 16}\nX: y"):
+        with pytest.raises(InputError, match="`token`"):
+            Client(server.url, token=token)
+    with Client(f"{server.url}/\u00fc") as other, pytest.raises(ServerError, match="found POST"):
+        other(EXAMPLES[0])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"predictions": 5, "latency_ms": {}}',
+        b'{"predictions": [], "latency_ms": {"queue": 0, "decode": 0, "infer": 0}}',
+        b'{"predictions": [{"label": "a", "index": 0, "probability": "much"}]}',
+        b'{"predictions": [{"label": "a", "index": 0, "probability": 1.0}], "latency_ms": {}}',
+    ],
+)
+def test_another_server_is_told_from_ours(answer: bytes) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with (
+            Client(f"http://127.0.0.1:{other.server_port}") as client,
+            pytest.raises(ServerError, match="is no qdeploy server"),
+        ):
+            client(EXAMPLES[0])
+        other.shutdown()
 
 
 def test_the_client_survives_a_server_that_was_started_again(tmp_path: Path) -> None:
