@@ -40,6 +40,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 OPEN_TO_ALL = ("/", "/v2/health/live", "/v2/health/ready", "/page/")
 """Paths that need no token: the page asks for it, and load balancers have none."""
+DOCUMENTS = ("/v2/health/live", "/v2/health/ready", "/v2", "/v2/", "/report", "/metrics", "/openapi.json")
 DEFECT = b'{"error": "this is a defect of the server; its log has more", "reason": "defect"}'
 DROPPED = 4
 """Up to so many times the largest body is read before it is refused."""
@@ -115,7 +116,8 @@ class Application:
         if path.startswith("/v2/repository/"):
             _allow(method, POST)
             return await self._repository(path, headers, receive)
-        _allow(method, GET)
+        if path in DOCUMENTS or page_file(path) is not None:
+            _allow(method, GET)
         return self._document(path)
 
     def _document(self, path: str) -> Answer:
