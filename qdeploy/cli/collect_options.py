@@ -61,7 +61,7 @@ class CollectOptions:
 
         given: dict[str, Any] = {
             "most_images": self.collect_images,
-            "most_bytes": None if self.collect_mb is None else bytes_of(self.collect_mb, "collect_mb"),
+            "most_bytes": None if self.collect_mb is None else bytes_of(self.collect_mb, "collect_mb", 0.01, 10**6),
             "below": self.collect_below,
             "share": self.collect_share,
         }

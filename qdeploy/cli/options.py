@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import wraps
@@ -72,14 +71,14 @@ Settings = Annotated[
 ]
 
 
-def bytes_of(mb: float, option: str) -> int:
+def bytes_of(mb: float, option: str, least: float, most: int) -> int:
     """Return how many bytes so many MiB are.
 
     Raises:
-        InputError: If that is infinite, or no number.
+        InputError: If there are fewer than ``least`` MiB, more than ``most``, or the number is none.
     """
-    if not math.isfinite(mb):
-        raise InputError(f"`{option}` must be a number of MiB", found=mb)
+    if not least <= mb <= most:
+        raise InputError(f"`{option}` must be between {least} and {most} MiB", found=mb)
     return int(mb * MB)
 
 

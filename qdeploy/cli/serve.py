@@ -15,6 +15,7 @@ from qdeploy.core.errors import InputError
 
 ADDRESS = "Address"
 PATIENCE = "Limits"
+MOST_TOKEN_BYTES = 64 * 1024
 
 
 def serve_command(
@@ -113,7 +114,7 @@ def serve_command(
         queue=queue,
         deadline_s=deadline,
         max_batch=max_batch,
-        max_body_bytes=bytes_of(max_body, "max_body"),
+        max_body_bytes=bytes_of(max_body, "max_body", 0.001, 2048),
         drain_delay_s=drain_delay,
         formats=split_names(formats),
         abstain=abstain,
@@ -142,6 +143,7 @@ def _tell_json(url: str) -> None:
 def _secret(path: Path) -> str:
     """Return the first line of a file."""
     try:
-        return path.read_text().partition("\n")[0].strip()
+        with path.open("rb") as stream:
+            return stream.read(MOST_TOKEN_BYTES).decode().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the token file {path} cannot be read: {error}") from error

@@ -149,13 +149,15 @@ def require_writable(folder: Path) -> None:
 
 
 def require_place(file: Path) -> None:
-    """Check that a file can be written: that its folder is there and may be written to.
+    """Check that a file can be written: that it is no folder, and its own folder is there and may be written to.
 
     Raises:
         InputError: If not.
     """
     if is_special(file):
         return
+    if file.is_dir():
+        raise InputError(f"cannot write {file}: it is a folder", fix="give a file's name")
     require_writable(file.parent)
     if not file.parent.is_dir():
         raise InputError(f"cannot write {file}: there is no folder {file.parent}", fix="make it, or give another path")

@@ -83,8 +83,6 @@ def recalibrate(
         raise ArtifactError(
             f"{file} is an engine file, whose graph is fixed", fix="calibrate the ONNX file it was built from"
         )
-    if out is not None and out.is_dir():
-        raise InputError(f"cannot write to {out}: it is a folder", fix="give a file's name with `out`")
     require_place(out or file)
     card = artifact.card
     with open_session(artifact) as session:

@@ -10,6 +10,7 @@ from qdeploy.core.drift import LEAST_ANSWERS, WINDOW
 from qdeploy.core.errors import InputError
 from qdeploy.core.image_formats import chosen_formats
 from qdeploy.core.machine import usable_cores
+from qdeploy.core.whole import require_place
 from qdeploy.serve.collect_config import CollectConfig
 from qdeploy.serve.sources.config import SourcesConfig
 
@@ -92,7 +93,8 @@ class ServeConfig:
             ("max_body_bytes", 1024, 2**31),
         ):
             if not low <= getattr(self, name) <= high:
-                raise InputError(f"`{name}` must be between {low} and {high}", found=getattr(self, name))
+                option = name.removesuffix("_s")
+                raise InputError(f"`{option}` must be between {low} and {high}", found=getattr(self, name))
         if self.drift_window and not LEAST_ANSWERS <= self.drift_window <= MOST_WINDOW:
             raise InputError(
                 f"`drift_window` must be 0 or between {LEAST_ANSWERS} and {MOST_WINDOW}", found=self.drift_window
@@ -117,6 +119,8 @@ class ServeConfig:
                 f"other machines reach {self.host}, and everybody there could use the server",
                 fix="give a `token`, and put a proxy with TLS in front",
             )
+        if self.report is not None:
+            require_place(self.report)
 
     @property
     def local(self) -> bool:

@@ -165,10 +165,10 @@ def bound(config: ServeConfig) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a name that cannot be one
         if listener is not None:
             listener.close()
-        why = error.strerror or str(error)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(
             f"cannot listen on {config.host}, port {config.port}: {why}", fix="give another `port` or `host`"
         ) from error

@@ -203,8 +203,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--collect-images", "3"], "give the folder with --collect"),
         (["--collect", str(tmp_path), "--collect-below", "2"], "--collect-below must be between 0 and 1, found 2"),
         (["--collect", str(tmp_path), "--collect-mb", "0"], "--collect-mb must be between 0.01"),
-        (["--collect", str(tmp_path), "--collect-mb", "nan"], "--collect-mb must be a number of MiB, found nan"),
-        (["--max-body", "inf"], "--max-body must be a number of MiB, found inf"),
+        (
+            ["--collect", str(tmp_path), "--collect-mb", "nan"],
+            "--collect-mb must be between 0.01 and 1000000 MiB, found",
+        ),
     ):
         assert run(["serve", *words]) == 2
         assert said in capsys.readouterr().err

@@ -472,6 +472,32 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-body", "inf"], "--max-body must be between 0.001 and 2048 MiB"),
+        (["--max-body", "nan"], "--max-body must be between 0.001 and 2048 MiB"),
+        (["--max-body", "0"], "--max-body must be between 0.001 and 2048 MiB"),
+        (["--deadline", "nan"], "--deadline must be between"),
+        (["--drain-delay", "-1"], "--drain-delay must be between"),
+        (["--token-file", "/dev/zero"], "--token must have at least 16 printable"),
+        (["--token-file", "none"], "token file none cannot be read"),
+        (["--host", "a..b", "--token", "0123456789abcdef"], "cannot listen on a..b"),
+        (["--report", "none/report.json"], "there is no folder none"),
+        (["--report", "."], "it is a folder"),
+        (["--report", "/proc/none/report.json"], "there is no folder"),
+    ],
+)
+def test_an_option_that_cannot_be_is_said_in_one_line_before_anything_is_served(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["serve", str(INT8), "--port", "0", *options]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("qdeploy: ")
+    assert said in last
+
+
 def test_threads_never_exceed_the_cores() -> None:
     cores = usable_cores()
     for threads in range(1, cores + 1):
