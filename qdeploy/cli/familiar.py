@@ -10,6 +10,7 @@ OURS = {
     "--learning-rate": "--lr",
     "--lr0": "--lr",
     "--weights": "--model",
+    "--from": "--weights",
     "--output": "--out",
     "-o": "--out",
     "--imgsz": "--set input_size",

@@ -98,6 +98,7 @@ def test_what_is_given_twice_or_not_at_all(capsys: Capture) -> None:
 
 
 def test_words_of_other_programs_are_taken_as_ours(capsys: Capture) -> None:
+    assert in_our_words(["train", "--from", "runs/a"], PROGRAM, "train") == ["train", "--weights", "runs/a"]
     words = ["train", "--imgsz", "32", "--batch=8", "--learning-rate", "0.1", "-o", "x", "--", "--batch"]
     ours = ["train", "--set", "input_size=32", "--batch-size=8", "--lr", "0.1", "--out", "x", "--", "--batch"]
     assert in_our_words(words, PROGRAM, "train") == ours
