@@ -271,6 +271,7 @@ def test_without_paho_one_line_says_what_to_install(tmp_path: Path) -> None:
     [
         *("http://pw-word@host", "mqtt://", "mqtt:host", "mqtt://u:pw-word@host:port", "mqtt://host/a/+/b"),
         *("mqtt://host/a%23", "mqtt://u:pw-word@host/$SYS/x", "mqtt://host/a?b", "mqtt://[::1", "mqtt://..a"),
+        *("mqtt://host/a%0Ab", "mqtt://host/a%00", "mqtt://host/\udcff"),
     ],
 )
 def test_what_is_no_broker_is_one_line(url: str, tmp_path: Path) -> None:

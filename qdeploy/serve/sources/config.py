@@ -48,9 +48,10 @@ class Broker:
         if parts.scheme not in _PORTS or not host:
             raise InputError("`mqtt` must be a URL such as mqtt://host:1883/topic, or mqtts:// for TLS")
         topic = unquote(parts.path).strip("/") or "qdeploy"
-        if parts.query or parts.fragment or set(topic) & set("+#\0") or topic.startswith("$") or len(topic) > 1000:
+        odd = set(topic) & set("+#") or not topic.isprintable()
+        if parts.query or parts.fragment or odd or topic.startswith("$") or len(topic) > 1000:
             raise InputError(
-                "the topic of `mqtt` must have no '+', '#' or '?' and not begin with '$'", found=topic[:80]
+                "the topic of `mqtt` must be printable, without '+', '#', '?', and not begin with '$'", found=topic[:80]
             )
         return cls(
             host=host,
