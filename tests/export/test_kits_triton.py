@@ -27,6 +27,7 @@ from qdeploy.core.engine_file import EngineHeader, pack
 from qdeploy.export import write_kits
 from qdeploy.export.kits.triton import base_name, model_name
 from qdeploy.export.report.record import ExportReport
+from qdeploy.serve.models import NAME
 
 pytestmark = pytest.mark.xdist_group("triton")
 SERVER = "QDEPLOY_TRITONSERVER"
@@ -142,6 +143,8 @@ def test_an_export_s_name_becomes_one_of_a_model(int8_file: Path) -> None:
     card = read_artifact(int8_file).card
     assert base_name(replace(card, name="nano-my photos/été")) == "nano-my-photos-t"
     assert base_name(replace(card, name="猫")) == "model"
+    for name in ("_try", "-_-", "x" * 300, "猫_2"):
+        assert NAME.fullmatch(base_name(replace(card, name=name))), "the kit for Docker serves it by this name"
 
 
 def pictures() -> Iterator[Image.Image]:

@@ -55,8 +55,8 @@ def write_model(models: Path, artifact: Artifact) -> None:
 
 
 def base_name(card: Card) -> str:
-    """Return the export's name as far as the name of a model may be it."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", card.name).strip("-") or "model"
+    """Return the export's name as far as the name of a model may be it, for Triton and for ``qdeploy serve``."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", card.name).strip("-_")[:128] or "model"
 
 
 def model_name(artifact: Artifact) -> str:
