@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -129,16 +130,24 @@ def test_ray_serve_gives_our_answers(url: str, kit: Path, tmp_path: Path) -> Non
             assert set(found["latency_ms"]) == {"decode", "infer"}
 
 
+def of_floats() -> bytes:
+    """Return a TIFF whose pixels have no known range."""
+    stream = io.BytesIO()
+    Image.new("F", (8, 8)).save(stream, "TIFF")
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("body", "status", "reason"),
     [
         (b"", 400, "empty"),
         (b"hello", 415, "unsupported-format"),
         ((EXAMPLES / "bag.png").read_bytes()[:200], 400, "truncated"),
+        (of_floats(), 400, "unsupported-mode"),
         (bytes(33 * 2**20), 413, "too-large"),
         (None, 405, "method"),
     ],
-    ids=["empty", "text", "cut", "large", "get"],
+    ids=["empty", "text", "cut", "floats", "large", "get"],
 )
 def test_ray_serve_refuses_what_is_no_image(url: str, body: bytes | None, status: int, reason: str) -> None:
     found = ask(url, body)

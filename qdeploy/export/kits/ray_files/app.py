@@ -23,7 +23,6 @@ STATUS = {
     "too-large": 413,
     "too-many-pixels": 413,
     "unsupported-format": 415,
-    "unsupported-mode": 415,
     "not-finite": 500,
     "out-of-memory": 500,
 }
