@@ -99,11 +99,14 @@ def predict_command(
     The exit code is 2 if an image cannot be read; the others are classified.
     """
     if url is not None:
-        if formats is not None or not abstain:
+        own = {
+            **{"formats": formats, "engine": engine, "threads": threads, "batch_size": batch_size},
+            **{"no_abstain": not abstain or None, "ray": ray or None, "ray_address": ray_address},
+        }
+        if given := [name for name, value in own.items() if value is not None]:
             from qdeploy.core.errors import InputError
 
-            what = "the `formats`" if formats is not None else "what is unknown (`no_abstain`)"
-            raise InputError(f"with `url` the server chooses {what}", fix="start it so")
+            raise InputError(f"with `url` the server decides, not `{given[0]}`", fix="start it so, or leave that out")
         return _by_server(images, url, token, model, workers, top, json, csv, force)
     if engine in (None, "ort"):
         start_onnxruntime()

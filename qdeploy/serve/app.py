@@ -38,7 +38,7 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-OPEN_TO_ALL = ("/", "/v2/health/live", "/v2/health/ready", "/page/")
+OPEN_TO_ALL = ("/", "/favicon.ico", "/v2/health/live", "/v2/health/ready")
 """Paths that need no token: the page asks for it, and load balancers have none."""
 DOCUMENTS = ("/v2/health/live", "/v2/health/ready", "/v2", "/v2/", "/report", "/metrics", "/openapi.json")
 DEFECT = b'{"error": "this is a defect of the server; its log has more", "reason": "defect"}'
@@ -58,7 +58,7 @@ class Application:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._config = service.config
-        self._secret = f"Bearer {self._config.token}".encode() if self._config.token else None
+        self._secret = self._config.token.encode() if self._config.token else None
         self._held = HeldBodies(HELD * self._config.max_body_bytes)
         self._finished: deque[Task[Answer]] = deque()
         self._told = False
@@ -337,7 +337,8 @@ class Application:
 
     def _authorize(self, headers: Header) -> None:
         assert self._secret is not None
-        if not hmac.compare_digest(headers.get(b"authorization", b""), self._secret):
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._secret):
             what = "this server asks for a token; send it as 'Authorization: Bearer TOKEN'"
             raise RefusedError(401, "unauthorized", what, ((b"www-authenticate", b"Bearer"),))
 

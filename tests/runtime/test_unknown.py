@@ -111,6 +111,10 @@ def test_csv_has_a_column_for_each(model: Path, tmp_path: Path) -> None:
     assert "would_be" not in (tmp_path / "b.csv").read_text()
 
 
-def test_a_server_decides_for_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["predict", IMAGES[0], "--url", "http://127.0.0.1:9", "--no-abstain"]) == 2
-    assert "the server chooses what is unknown" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "option",
+    ["--no-abstain", "--ray", "--formats png", "--engine ort", "--threads 1", "--batch-size 2", "--ray-address auto"],
+)
+def test_a_server_decides_for_itself(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", IMAGES[0], "--url", "http://127.0.0.1:9", *option.split()]) == 2
+    assert f"with --url the server decides, not {option.split()[0]};" in capsys.readouterr().err
