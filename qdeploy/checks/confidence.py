@@ -127,6 +127,16 @@ class Answers:
         )
 
 
+def require_others(folder: Path) -> None:
+    """Check that there are images of other things, before all others are run.
+
+    Raises:
+        InputError: If not.
+    """
+    if str(folder) == STDIN or not folder.exists():
+        raise InputError(f"there is no folder {folder} of images of other things", fix="give one with `unknown`")
+
+
 def measure_others(folder: Path, card: Card, session: Session, abstain: bool, inside_NK: Floats) -> Others:
     """Let a model see images that show none of its classes.
 
@@ -138,11 +148,8 @@ def measure_others(folder: Path, card: Card, session: Session, abstain: bool, in
         inside_NK: Its logits of the data set's images.
 
     Raises:
-        InputError: If there is no such folder.
         DataError: If it holds no readable image.
     """
-    if str(folder) == STDIN or not folder.exists():
-        raise InputError(f"there is no folder {folder} of images of other things", fix="give one with `unknown`")
     pixels, left_out, logits = [], 0, []
     for name in expand([str(folder)]):
         try:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.checks.confidence import Answers, Trust, measure_others
+from qdeploy.checks.confidence import Answers, Trust, measure_others, require_others
 from qdeploy.core.artifact import Artifact, read_artifact
 from qdeploy.core.budget import AccuracyBudget, Flips, Shown
 from qdeploy.core.card import Card
@@ -186,12 +186,15 @@ def evaluate(
         each: Called with every image's answer.
 
     Raises:
-        InputError: If the file to compare with has other labels or another preprocessing.
+        InputError: If the file to compare with has other labels or another preprocessing, or there is no folder of
+            images of other things.
         DataError: If the data set has no usable image, or a class that the artifact has not.
     """
     config = config or EvalConfig()
     artifact = read_artifact(path)
     card = artifact.card
+    if config.unknown is not None:
+        require_others(config.unknown)
     trained_on = formats_of_run(card.origin.training)
     rules = card.preprocessing.taking(config.formats or trained_on)
     images = labelled_images(config.data, config.split, rules, card.labels, progress)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qdeploy.checks.confidence import told_apart
-from qdeploy.checks.evaluate import EvalConfig, Evaluation, evaluate
+from qdeploy.checks.evaluate import EvalConfig, Evaluation, Scored, evaluate
 from qdeploy.cli.main import run
 from qdeploy.core.artifact import SHIPPED
 from qdeploy.core.errors import DataError, InputError
@@ -95,8 +95,10 @@ def test_the_command_says_it(model: Path, others: Path, capsys: pytest.CaptureFi
 
 
 def test_a_folder_without_images_is_refused(model: Path, tmp_path: Path) -> None:
+    answered: list[Scored] = []
     with pytest.raises(InputError, match="there is no folder"):
-        evaluate(model, EvalConfig(unknown=tmp_path / "nowhere"))
+        evaluate(model, EvalConfig(unknown=tmp_path / "nowhere"), each=answered.append)
+    assert not answered  # it is told before the long part
     (tmp_path / "none.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="no image that can be read"):
         evaluate(model, EvalConfig(unknown=tmp_path))
